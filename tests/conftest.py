@@ -1,0 +1,24 @@
+"""Eight virtual CPU devices, a compilation cache, shape annotations checked at run time."""
+
+import os
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "videomar_jax_test_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+install_import_hook("videomar_jax", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _parsed_flags():
+    """Grain's worker processes refuse to start before absl has parsed its flags."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

@@ -1,0 +1,1 @@
+"""The masked autoregressive transformer, its attention, its diffusion head: pure Flax NNX."""

@@ -1,0 +1,1 @@
+"""Schedules, the decode loops, and what stands around them to turn an image into a video."""

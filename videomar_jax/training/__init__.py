@@ -1,0 +1,1 @@
+"""The loss, the step, the state and the loop around them."""
