@@ -1,0 +1,159 @@
+"""The curriculum: from images to short clips to long and large ones, one row of data for each stage.
+
+The weights depend neither on the number of frames nor on the resolution, so a stage only changes the data and the
+learning rate; one run goes through all of them and counts its steps through, stage i covering
+
+    start_i <= step < start_i + steps_i,     start_0 = 0,   start_{i+1} = start_i + steps_i.
+
+Learning rate of step s, with the peak of the stage that s lies in, W warm-up steps and N steps in all:
+
+    lr(s) = peak(s) * min(1, s / W) * decay(s)
+    decay(s) = 1                                                              constant
+    decay(s) = f + (1 - f) * (1 + cos(pi * max(0, s - W) / (N - W))) / 2      cosine, f = final fraction
+
+The run warms up once: a later stage goes on with an optimizer that knows the scale of its gradients.
+"""
+
+import bisect
+import dataclasses
+import difflib
+import itertools
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from videomar_jax.types import Array, Float, Int
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One row: what a sample is, how many are in a batch, for how long and how fast.
+
+    Attributes:
+      name: how the stage is called in logs; unique in a curriculum.
+      num_frames: pixel frames F of a clip, 1 for images.
+      height: pixel rows Hp of a clip.
+      width: pixel columns Wp of a clip.
+      batch_size: clips in the global batch, over all processes and devices.
+      steps: updates made in this stage.
+      learning_rate: the peak in this stage, as the optimizer takes it.
+    """
+
+    name: str
+    num_frames: int
+    height: int
+    width: int
+    batch_size: int
+    steps: int
+    learning_rate: float
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ValueError(f"A curriculum stage needs a name that can be read in the logs, got {self.name!r}.")
+        for field in ("num_frames", "height", "width", "batch_size", "steps"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"Stage '{self.name}': {field} must be a whole number of at least 1, got {value!r}.")
+        rate = self.learning_rate
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not (math.isfinite(rate) and rate > 0):
+            raise ValueError(f"Stage '{self.name}': learning_rate must be a positive number, got {rate!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """The stages of a run, in order."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self):
+        if not self.stages:
+            raise ValueError("A curriculum needs at least one stage.")
+        names = [stage.name for stage in self.stages]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"Each stage of a curriculum needs a name of its own; used more than once: {twice}.")
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Curriculum":
+        """Builds a curriculum from plain rows, whose keys are the attributes of `Stage`.
+
+        Raises:
+          ValueError: a row lacks a key, has one that no stage knows, or a value that cannot be.
+        """
+        return cls(tuple(_stage(index, row) for index, row in enumerate(rows)))
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """For each stage the step at which it is over; the last one is `total_steps`."""
+        return tuple(itertools.accumulate(stage.steps for stage in self.stages))
+
+    @property
+    def total_steps(self) -> int:
+        return self.boundaries[-1]
+
+    def start_of(self, stage_index: int) -> int:
+        """The first step of a stage; ValueError where there is no such stage."""
+        if not 0 <= stage_index < len(self.stages):
+            raise ValueError(f"There is no stage {stage_index}: the curriculum has {len(self.stages)}, from 0 on.")
+        return (0, *self.boundaries)[stage_index]
+
+    def at(self, step: int) -> tuple[int, int]:
+        """(stage index, step within that stage) of a step; ValueError unless 0 <= step < total_steps."""
+        if not 0 <= step < self.total_steps:
+            raise ValueError(f"Step {step} lies outside the curriculum, whose steps are 0 to {self.total_steps - 1}.")
+        index = bisect.bisect_right(self.boundaries, step)
+        return index, step - self.start_of(index)
+
+
+def learning_rates(
+    curriculum: Curriculum, *, warmup_steps: int, schedule: str, final_fraction: float
+) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
+    """The learning rate as a function of the step, to be used under `jit` or not; see the module for the formula.
+
+    Args:
+      warmup_steps: updates from rate 0 to the full rate, at the start of the run only; 0 for none.
+      schedule: "constant" or "cosine".
+      final_fraction: what remains of a stage's peak after the last step, within [0, 1]; used by "cosine" only.
+
+    Returns:
+      step -> rate, float32. A step behind the last one has the rate of the end.
+    """
+    total = curriculum.total_steps
+    if schedule not in SCHEDULES:
+        raise ValueError(f"Unknown learning-rate schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
+    if not 0 <= warmup_steps < total:
+        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0 and less than the {total} steps of the run.")
+    if not 0.0 <= final_fraction <= 1.0:
+        raise ValueError(f"final_fraction={final_fraction} must lie between 0 and 1.")
+    peaks = tuple(float(stage.learning_rate) for stage in curriculum.stages)
+    last_steps = curriculum.boundaries[:-1]
+
+    def rate(step: int | Int[Array, ""]) -> Float[Array, ""]:
+        step = jnp.asarray(step)
+        peak = jnp.asarray(peaks, jnp.float32)[jnp.sum(step >= jnp.asarray(last_steps, step.dtype), dtype=jnp.int32)]
+        warm = jnp.minimum(1.0, step / max(warmup_steps, 1)) if warmup_steps else 1.0
+        if schedule == "constant":
+            return jnp.asarray(peak * warm, jnp.float32)
+        done = jnp.clip((step - warmup_steps) / (total - warmup_steps), 0.0, 1.0)
+        decay = final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        return jnp.asarray(peak * warm * decay, jnp.float32)
+
+    return rate
+
+
+def _stage(index: int, row: Mapping[str, Any]) -> Stage:
+    known = [field.name for field in dataclasses.fields(Stage)]
+    place = f"Curriculum row {index} ('{row['name']}')" if "name" in row else f"Curriculum row {index}"
+    for key in row:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"the keys are {', '.join(known)}."
+            raise ValueError(f"{place} has an unknown key '{key}': {hint}")
+    if missing := [key for key in known if key not in row]:
+        raise ValueError(f"{place} lacks {', '.join(missing)}.")
+    rate = row["learning_rate"]
+    return Stage(**{**row, "learning_rate": float(rate) if type(rate) is int else rate})
