@@ -1,0 +1,95 @@
+"""The head: a small residual MLP that denoises one token, told by AdaLN the time and the transformer's output z (MAR).
+
+    y = SiLU( time_mlp(t) + cond_embed(z) ),   u = input_proj(x)
+    u = u + gate * linear2( SiLU( linear1( LN(u) * (1 + scale) + shift ) ) )        for each residual block,
+                                                                                    (shift, scale, gate) = linear(y)
+    out = linear( LN(u) * (1 + scale) + shift ),                                    (shift, scale) = linear(y)
+
+Tokens do not see each other here: all of them, of all samples, are rows.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.diffusion import output_values
+from videomar_jax.models.transformer import layer_norm
+from videomar_jax.types import Array, Float
+
+FEATURES = 256
+"""Width of the sinusoidal time features."""
+
+
+def time_features(t: Array, table_steps: int = 1000) -> Float[Array, "... 256"]:
+    """[cos(t f), sin(t f)] with f_i = 10000^(-i/128). Integer steps are read from a float64 table (float32 powers of
+    a frequency, times 999, would be off by 1e-4); the flow head's t in [0, 1] stands for the step 1000 t."""
+    frequency = np.exp(-math.log(10000) * np.arange(FEATURES // 2) / (FEATURES // 2))
+    if jnp.issubdtype(t.dtype, jnp.integer):
+        angle = np.arange(table_steps)[:, None] * frequency
+        return jnp.asarray(np.concatenate([np.cos(angle), np.sin(angle)], axis=-1), jnp.float32)[t]
+    angle = 1000 * t[..., None] * jnp.asarray(frequency, jnp.float32)
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def dense(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, std: float | None = None) -> nnx.Linear:
+    """A linear layer with bias: Xavier uniform, or normal with the given standard deviation (0 for zeros)."""
+    init = nnx.initializers.xavier_uniform() if std is None else nnx.initializers.normal(std)
+    return nnx.Linear(inputs, outputs, dtype=config.dtype, kernel_init=init, rngs=rngs)
+
+
+class ResidualBlock(nnx.Module):
+    """One AdaLN residual block of the head."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        width = config.head_width
+        self.norm = layer_norm(width, 1e-6, rngs)
+        self.linear1 = dense(width, width, config, rngs)
+        self.linear2 = dense(width, width, config, rngs)
+        self.modulation = dense(width, 3 * width, config, rngs, modulation_std(config))
+
+    def __call__(self, u: Array, y: Array) -> Array:
+        shift, scale, gate = jnp.split(self.modulation(y), 3, axis=-1)
+        h = self.linear1(self.norm(u) * (1 + scale) + shift)
+        return u + gate * self.linear2(jax.nn.silu(h))
+
+
+def modulation_std(config: ModelConfig) -> float:
+    """Zero as published, or small so that gradients reach everything from the first step."""
+    return 0.0 if config.head_zero_init else 0.3 / math.sqrt(config.head_width)
+
+
+class DiffusionHead(nnx.Module):
+    """Noisy token, time and z to the process's output for that token."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        width = config.head_width
+        self.time1 = dense(FEATURES, width, config, rngs, 0.02)
+        self.time2 = dense(width, width, config, rngs, 0.02)
+        self.cond_embed = dense(config.width, width, config, rngs)
+        self.input_proj = dense(config.token_dim, width, config, rngs)
+        self.blocks = jax.vmap(lambda keys: ResidualBlock(config, rngs=keys))(rngs.split(config.head_depth))
+        self.final_norm = layer_norm(width, 1e-6, rngs, affine=False)
+        self.final_modulation = dense(width, 2 * width, config, rngs, modulation_std(config))
+        self.final = dense(width, output_values(config), config, rngs, 0.0 if config.head_zero_init else 0.02)
+
+    def condition(self, z: Float[Array, "... D"]) -> Float[Array, "... W"]:
+        """The part of the condition that stays the same over the sampling steps."""
+        return self.cond_embed(z)
+
+    def time_embedding(self, t: Array) -> Float[Array, "... W"]:
+        """Time features through the two-layer MLP."""
+        return self.time2(jax.nn.silu(self.time1(time_features(t))))
+
+    def denoise(self, x: Float[Array, "... P"], t: Array, condition: Float[Array, "... W"]) -> Float[Array, "... O"]:
+        """The output for noisy rows `x` at times `t` (integer steps, or [0, 1] for flow), broadcast over rows."""
+        y = jax.nn.silu(self.time_embedding(t) + condition)
+        u, _ = jax.lax.scan(lambda u, block: (block(u, y), None), self.input_proj(x), self.blocks)
+        shift, scale = jnp.split(self.final_modulation(y), 2, axis=-1)
+        return self.final(self.final_norm(u) * (1 + scale) + shift)
+
+    def __call__(self, x: Float[Array, "... P"], t: Array, z: Float[Array, "... D"]) -> Float[Array, "... O"]:
+        return self.denoise(x, t, self.condition(z))

@@ -1,0 +1,119 @@
+"""The block and the stack.
+
+With the rows (shift1, scale1, gate1, shift2, scale2, gate2) of a block's learned table, the same for all tokens:
+
+    x = x + gate1 * SelfAttention( LN1(x) * (1 + scale1) + shift1 )
+    x = x + CrossAttention( x, text )
+    x = x + gate2 * FF( LN2(x) * (1 + scale2) + shift2 ),     FF: D → 4D, GELU (tanh), 4D → D
+
+The layers' parameters are stacked on a leading axis and applied with `jax.lax.scan`: one block is traced and compiled
+whatever the depth. The residual stream and all statistics are float32; matmuls run in the compute dtype.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from videomar_jax.models.attention import CrossAttention, KVCache, Mix, SelfAttention, TextKV, linear
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.rope import Rotation
+from videomar_jax.types import Array, Bool, Float, Key
+
+Stream = Float[Array, "B T S D"]
+
+
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs, affine: bool = True) -> nnx.LayerNorm:
+    """Layer norm in float32 with the exact (two-pass) variance."""
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, dtype=jnp.float32, use_bias=affine, use_scale=affine, use_fast_variance=False, rngs=rngs
+    )
+
+
+def table_init(key: Key, config: ModelConfig) -> Float[Array, "6 D"]:
+    """Normal / sqrt(D); the two gate rows start at `gate_init` when it is given."""
+    table = jax.random.normal(key, (6, config.width)) / jnp.sqrt(config.width)
+    return table if config.gate_init is None else table.at[jnp.array([2, 5])].set(config.gate_init)
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers without bias around a tanh-approximated GELU."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.up = linear(config.width, config.mlp_ratio * config.width, config, rngs)
+        self.down = linear(config.mlp_ratio * config.width, config.width, config, rngs)
+
+    def __call__(self, x: Stream) -> Stream:
+        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+
+
+class Block(nnx.Module):
+    """One layer: attention over frames, attention to text, feed-forward."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.scale_shift_table = nnx.Param(table_init(rngs.params(), config))
+        self.norm1 = layer_norm(config.width, 1e-5, rngs)
+        self.self_attention = SelfAttention(config, rngs=rngs)
+        self.cross_attention = CrossAttention(config, rngs=rngs)
+        self.norm2 = layer_norm(config.width, 1e-5, rngs)
+        self.feed_forward = FeedForward(config, rngs=rngs)
+
+    def __call__(
+        self, x: Stream, text: TextKV, text_mask: Bool[Array, "B K"] | None, rotation: Rotation, mix: Mix
+    ) -> tuple[Stream, KVCache]:
+        """Returns the stream and this layer's keys and values of the frames in `x`."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.scale_shift_table[...]
+        with jax.named_scope("self_attention"):
+            attended, kv = self.self_attention(self.norm1(x) * (1 + scale1) + shift1, rotation, mix)
+            x = x + gate1 * attended
+        with jax.named_scope("cross_attention"):
+            x = x + self.cross_attention(x, text, text_mask)
+        with jax.named_scope("feed_forward"):
+            x = x + gate2 * self.feed_forward(self.norm2(x) * (1 + scale2) + shift2)
+        return x, kv
+
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Transformer(nnx.Module):
+    """`depth` blocks applied with one scan, and the final norm."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.blocks = jax.vmap(lambda keys: Block(config, rngs=keys))(rngs.split(config.depth))
+        self.norm = layer_norm(config.width, 1e-6, rngs)
+
+    def text_keys_values(self, context: Float[Array, "B K D"]) -> TextKV:
+        """Keys and values of the text for every layer, [depth, B, K, n, d]."""
+        return jax.vmap(lambda block: block.cross_attention.keys_values(context))(self.blocks)
+
+    def __call__(
+        self, x: Stream, text: Float[Array, "B K D"] | TextKV, text_mask: Bool[Array, "B K"] | None, rotation: Rotation,
+        mix: functools.partial, *, cache: KVCache | None = None, keep_kv: bool = False,
+    ) -> tuple[Stream, KVCache | None]:  # fmt: skip
+        """Runs all layers and the final norm.
+
+        Args:
+            text: the projected context, or its keys and values for every layer (`text_keys_values`).
+            mix: which frames see which; with `cache` it takes this layer's slice as the argument `cache`.
+            cache: [depth, B, T, S, n, d] of finished frames.
+            keep_kv: also return the keys and values of the frames in `x`, [depth, B, T, S, n, d].
+        """
+
+        def body(x, layer):
+            block, layer_text, layer_cache = layer
+            text_kv = block.cross_attention.keys_values(text) if layer_text is None else layer_text
+            layer_mix = mix if layer_cache is None else functools.partial(mix, cache=layer_cache)
+            x, kv = block(x, text_kv, text_mask, rotation, layer_mix)
+            return x, (kv if keep_kv else None)
+
+        if self.config.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
+        layer_text = text if isinstance(text, TextKV) else None
+        x, kv = jax.lax.scan(body, x.astype(jnp.float32), (self.blocks, layer_text, cache))
+        return self.norm(x), kv
