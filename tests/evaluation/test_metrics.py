@@ -1,0 +1,98 @@
+import inspect
+
+import numpy as np
+import pytest
+
+from videomar_jax.evaluation import metrics
+
+
+def _pair(shape, seed=0, noise=20):
+    rng = np.random.default_rng(seed)
+    reference = rng.integers(0, 256, shape, dtype=np.uint8)
+    video = np.clip(reference + rng.normal(0, noise, shape), 0, 255).astype(np.uint8)
+    return video, reference
+
+
+def _ssim_direct(x, y, size):
+    """SSIM of two [Hp, Wp] planes from the textbook moments of every window, one window after the other."""
+    offset = np.arange(size) - (size - 1) / 2
+    weights = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    values = []
+    for i in range(x.shape[0] - size + 1):
+        for j in range(x.shape[1] - size + 1):
+            a, b = x[i : i + size, j : j + size].astype(float), y[i : i + size, j : j + size].astype(float)
+            mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+            var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
+            covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+            c1, c2 = 2.55**2, 7.65**2
+            top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+            values.append(top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)))
+    return np.mean(values)
+
+
+def test_psnr_of_known_errors():
+    reference = np.full((2, 2, 4, 6, 3), 100, np.uint8)
+    video = reference.copy()
+    video[0, 0] += 10
+    video[1, :, 0, 0, 0] = 255
+    per_frame = metrics.psnr_per_frame(video, reference)
+    one_value = 10 * np.log10(255**2 / (155**2 / (4 * 6 * 3)))
+    np.testing.assert_allclose(per_frame, [[20 * np.log10(25.5), 100.0], [one_value, one_value]])
+    np.testing.assert_allclose(metrics.psnr(video, reference), [(20 * np.log10(25.5) + 100) / 2, one_value])
+
+
+def test_psnr_does_not_wrap_around_in_uint8():
+    black, white = np.zeros((1, 1, 2, 2, 3), np.uint8), np.full((1, 1, 2, 2, 3), 255, np.uint8)
+    assert metrics.psnr(black, white) == metrics.psnr(white, black) == 0.0
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(13, 15, 11), (11, 12, 11), (8, 16, 7), (5, 9, 5), (1, 3, 1)])
+def test_ssim_equals_the_direct_computation(height, width, size):
+    video, reference = _pair((1, 2, height, width, 3))
+    found = metrics.ssim_per_frame(video, reference)
+    for frame in range(2):
+        planes = [_ssim_direct(video[0, frame, ..., c], reference[0, frame, ..., c], size) for c in range(3)]
+        np.testing.assert_allclose(found[0, frame], np.mean(planes), rtol=1e-9)
+    np.testing.assert_allclose(metrics.ssim(video, reference), found.mean(axis=1))
+
+
+def test_ssim_is_symmetric_one_for_equal_clips_and_falls_with_noise():
+    video, reference = _pair((2, 2, 16, 16, 3))
+    np.testing.assert_allclose(metrics.ssim(reference, reference), 1.0)
+    np.testing.assert_allclose(metrics.ssim(video, reference), metrics.ssim(reference, video))
+    worse, _ = _pair((2, 2, 16, 16, 3), noise=60)
+    assert (metrics.ssim(worse, reference) < metrics.ssim(video, reference)).all()
+
+
+def test_clips_are_scored_independently():
+    video, reference = _pair((3, 2, 12, 12, 3))
+    for score in (metrics.psnr, metrics.ssim):
+        alone = [score(video[i : i + 1], reference[i : i + 1])[0] for i in range(3)]
+        np.testing.assert_array_equal(score(video, reference), alone)
+
+
+def test_copy_first_repeats_each_clips_own_first_frame():
+    _, reference = _pair((3, 4, 5, 6, 3))
+    baseline = metrics.copy_first(reference)
+    for clip in range(3):
+        for frame in range(4):
+            np.testing.assert_array_equal(baseline[clip, frame], reference[clip, 0])
+    baseline[:] = 0
+    assert reference.any(), "the baseline must not share memory with the reference"
+
+
+@pytest.mark.parametrize("score", [metrics.psnr_per_frame, metrics.ssim_per_frame])
+@pytest.mark.parametrize(
+    ("video", "says"),
+    [
+        (np.zeros((1, 2, 8, 9, 3), np.uint8), "same shape"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "video must be"),
+        (np.zeros((1, 0, 8, 8, 3), np.uint8), "at least 1"),
+        (np.zeros((1, 2, 8, 8, 3), np.float32), "uint8"),
+    ],
+)
+def test_clips_that_cannot_be_compared_are_refused(score, video, says):
+    reference = np.zeros((1, 2, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match=says):
+        inspect.unwrap(score)(video, reference)  # without the annotations' own check
