@@ -267,7 +267,8 @@ def test_load_image_applies_the_exif_rotation(tmp_path, orientation):
     # How the camera stored it: the inverse of what each orientation tells the viewer to do.
     stored = {
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.swapaxes(0, 1), 6: np.rot90(upright, 1), 7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, -1),
+        5: upright.swapaxes(0, 1), 6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, -1),
     }[orientation]  # fmt: skip
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -108,9 +108,9 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "Hs Ws 3"]:
     """One picture of several videos: a labelled row for each, its frames from left to right.
 
-    Each video is [F, Hp, Wp, 3]; rows may differ in length and size. `columns` shows that many evenly spaced frames, first and last among them, in
-    place of all. `scale` is a whole number, or under 1 to shrink; by default the short side of the smallest frame
-    comes out at 64 pixels or a little more, and at no more than 256.
+    Each video is [F, Hp, Wp, 3]; rows may differ in length and size. `columns` shows that many evenly spaced frames,
+    first and last among them, in place of all. `scale` is a whole number, or under 1 to shrink; by default the short
+    side of the smallest frame comes out at 64 pixels or a little more, and at no more than 256.
     """
     if not videos:
         raise ValueError("A contact sheet needs at least one (label, video).")

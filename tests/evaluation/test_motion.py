@@ -100,7 +100,7 @@ def test_an_object_lost_on_the_way_fails_from_there_on():
 
 def test_centroid_error_is_the_distance_in_pixels():
     centres = np.array([(12.0, 12.0), (14.0, 14.0)])
-    error = motion.centroid_error(_disc(centres + (3.0, -4.0)), _disc(centres))
+    error = motion.centroid_error(_disc(centres + np.array([3.0, -4.0])), _disc(centres))
     np.testing.assert_allclose(error, [[5.0, 5.0]], atol=0.05)
 
 
