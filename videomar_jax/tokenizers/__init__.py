@@ -1,1 +1,25 @@
-"""Video to continuous latents and back."""
+"""Video to continuous latents and back. Importing the package makes every kind known to `load_tokenizer`."""
+
+from videomar_jax.tokenizers.base import (
+    Tokenizer,
+    fingerprint,
+    latent_shape,
+    load_tokenizer,
+    pixel_frames,
+    save_tokenizer,
+    to_pixels,
+    to_video,
+)
+from videomar_jax.tokenizers.pca import PCATokenizer
+
+__all__ = [
+    "PCATokenizer",
+    "Tokenizer",
+    "fingerprint",
+    "latent_shape",
+    "load_tokenizer",
+    "pixel_frames",
+    "save_tokenizer",
+    "to_pixels",
+    "to_video",
+]
