@@ -1,0 +1,200 @@
+import logging
+
+import numpy as np
+import pytest
+
+from videomar_jax.data.pipeline import batches, fixed_clips
+from videomar_jax.data.sources import ClipShape, ClipSource
+from videomar_jax.data.videos import VideoFolder
+
+SHAPE = ClipShape(num_frames=5, height=16, width=16)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def windows(source, numbers, *, draws=1, shape=SHAPE):
+    return [numbers(source.read(i, rng(100 * i + d), shape)["video"]) for i in range(len(source)) for d in range(draws)]
+
+
+@pytest.fixture
+def folder(tmp_path, write_video):
+    """A 40-frame, 10 fps clip of each kind; a table of captions."""
+    for name in ("b.webm", "a.mp4", "sub/c.GIF", "sub/d.avi"):
+        write_video(tmp_path / name)
+    (tmp_path / "notes.md").write_text("no video")
+    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,a first clip\nsub/d.avi,a last clip\n")
+    return tmp_path
+
+
+def test_clips_come_in_sorted_order_with_their_captions(folder):
+    source = VideoFolder(folder, fps=10.0, split="train")
+    assert isinstance(source, ClipSource) and source.fps == 10 and source.skipped == []
+    clips = [source.read(index, rng(), SHAPE) for index in range(len(source))]
+    assert [clip["caption"] for clip in clips] == ["a first clip", "", "", "a last clip"]
+    assert all(clip["video"].shape == (5, 16, 16, 3) and clip["video"].dtype == np.uint8 for clip in clips)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+@pytest.mark.parametrize("fps", [3.7, 10.0, 30.0])
+@pytest.mark.parametrize("holdout", [0.2, 0.5])
+def test_no_frame_is_in_both_splits(folder, numbers, cache_bytes, fps, holdout):
+    settings = {"fps": fps, "holdout": holdout, "cache_bytes": cache_bytes}
+    shape = ClipShape(num_frames=2, height=16, width=16)
+    seen = {}
+    for split, draws in (("train", 40), ("test", 1)):
+        found = windows(VideoFolder(folder, split=split, **settings), numbers, draws=draws, shape=shape)
+        seen[split] = {number for window in found for number in window}
+    cut = round(40 * (1 - holdout))
+    assert max(seen["train"]) < cut <= min(seen["test"]), "training sees held-out frames"
+    if fps >= 10:
+        assert min(seen["train"]) == 0 and max(seen["train"]) == cut - 1 and {cut, 39} <= seen["test"]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**26])
+@pytest.mark.parametrize("fps, stride", [(10.0, 1), (5.0, 2), (2.5, 4)])
+def test_windows_have_the_frame_rate_asked_for(folder, numbers, fps, stride, cache_bytes):
+    source = VideoFolder(folder, fps=fps, split="train", cache_bytes=cache_bytes)
+    starts = set()
+    for index, window in enumerate(windows(source, numbers, draws=12)):
+        assert np.diff(window).tolist() == [stride] * 4, f"clip {index // 12}"
+        starts.add(window[0])
+    assert len(starts) > 5 and {start % stride for start in starts} == set(range(stride))
+
+
+def test_train_windows_follow_the_generator_and_nothing_else(folder):
+    source, again = (VideoFolder(folder, fps=10.0, split="train", cache_bytes=size) for size in (0, 2**26))
+    wide = ClipShape(num_frames=3, height=20, width=16)
+    for seed in range(5):
+        first = source.read(1, rng(seed), wide)["video"]
+        for _ in range(2):  # decoded, then kept
+            np.testing.assert_array_equal(first, again.read(1, rng(seed), wide)["video"])
+        again.read(1, rng(), SHAPE)  # another size in between
+
+
+def test_test_windows_are_evenly_spread_and_fixed(folder, numbers):
+    source = VideoFolder(folder, fps=10.0, split="test", holdout=0.5)
+    assert len(source) == 4 * 4
+    found = windows(source, numbers)
+    assert [window[0] for window in found[:4]] == [20, 25, 30, 35]
+    assert found == windows(source, numbers, draws=2)[::2] == windows(source, numbers, draws=2)[1::2]
+    assert len(VideoFolder(folder, fps=10.0, split="test", holdout=0.5, min_frames=10)) == 4 * 2
+    assert len(VideoFolder(folder, fps=10.0, split="test", holdout=0.5, min_frames=20)) == 4
+
+
+def test_the_whole_clip_at_random_or_evenly_spread(folder, numbers):
+    random = VideoFolder(folder, fps=10.0, split="all")
+    assert len(random) == 4 and max(max(window) for window in windows(random, numbers, draws=40)) > 36
+    spread = VideoFolder(folder, fps=10.0, split="all", crop="center")
+    assert [window[0] for window in windows(spread, numbers)[:4]] == [0, 12, 23, 35]
+
+
+def test_crops(tmp_path):
+    import av
+
+    columns = np.broadcast_to(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (32, 64, 3)).copy()
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "bgr0"
+        for _ in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(columns, format="rgb24")))
+        container.mux(stream.encode())
+    shape = ClipShape(num_frames=2, height=32, width=32)
+
+    def lefts(split, crop):
+        source = VideoFolder(tmp_path, fps=10.0, split=split, crop=crop)
+        return {int(source.read(0, rng(seed), shape)["video"][0, 0, 0, 0]) // 4 for seed in range(60)}
+
+    assert lefts("train", "center") == lefts("test", "center") == lefts("test", "random") == {16}
+    assert len(lefts("train", "random")) > 15
+
+
+def test_broken_files_are_skipped_with_a_warning_each(folder, write_video, caplog):
+    whole = (folder / "a.mp4").read_bytes()
+    (folder / "broken.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    write_video(folder / "short.mp4", 5)
+    with caplog.at_level(logging.WARNING):
+        source = VideoFolder(folder, fps=10.0, split="train", min_frames=5)
+    assert len(source) == 4
+    reasons = {path.name: reason for path, reason in source.skipped}
+    assert list(reasons) == ["broken.mp4", "empty.mp4", "short.mp4"]
+    assert "decoded" in reasons["broken.mp4"] and "empty" in reasons["empty.mp4"]
+    assert "4 frames at 10 fps in its train part, 5 asked" in reasons["short.mp4"]
+    assert all(any(name in record.getMessage() for record in caplog.records) for name in reasons)
+    with pytest.raises(ValueError, match=r"3 of 7 videos(.|\n)*broken.mp4(.|\n)*empty.mp4(.|\n)*short.mp4"):
+        VideoFolder(folder, fps=10.0, split="train", min_frames=5, skip_broken=False)
+
+
+def test_folders_without_a_usable_clip_are_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        VideoFolder(tmp_path / "nowhere", fps=10.0, split="train")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no videos under .*\.mp4"):
+        VideoFolder(tmp_path, fps=10.0, split="train")
+    with pytest.raises(NotADirectoryError, match=r"notes.txt is a file"):
+        VideoFolder(tmp_path / "notes.txt", fps=10.0, split="train")
+    for number in range(12):
+        (tmp_path / f"{number:02}.mp4").write_bytes(b"junk" * number)
+    with pytest.raises(ValueError, match=r"12 of 12(.|\n)*00.mp4: the file is empty(.|\n)*and 2 more"):
+        VideoFolder(tmp_path, fps=10.0, split="train")
+
+
+def test_a_caption_for_a_missing_clip_is_an_error(folder):
+    (folder / "captions.csv").write_text("file,caption\nlost.mp4,x\n")
+    with pytest.raises(FileNotFoundError, match=r"captions.csv, line 2: 'lost.mp4'"):
+        VideoFolder(folder, fps=10.0, split="train")
+
+
+def test_a_clip_shorter_than_asked_says_so_and_the_way_out(folder):
+    source = VideoFolder(folder, fps=10.0, split="test")
+    with pytest.raises(ValueError, match=r"a.mp4: 8 frames at 10 fps in its test part, 9 asked.*min_frames=9"):
+        source.read(0, rng(), ClipShape(num_frames=9, height=16, width=16))
+    with pytest.raises(IndexError, match="16 clips"):
+        source.read(16, rng(), SHAPE)
+
+
+def test_damage_met_while_reading_names_the_file(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", 40)
+    source = VideoFolder(tmp_path, fps=10.0, split="all", crop="center", cache_bytes=0)
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"mdat") + 4
+    size = int.from_bytes(raw[start - 8 : start - 4], "big") - 8
+    raw[start + size // 2 : start + size] = b"\xff" * (size - size // 2)
+    path.write_bytes(raw)
+    assert source.read(0, rng(), SHAPE)["video"].shape == (5, 16, 16, 3), "the undamaged beginning stays readable"
+    with pytest.raises(ValueError, match=r"a.mp4: (damaged|cannot be decoded).*re-encode"):
+        for index in range(4):
+            source.read(index, rng(), ClipShape(num_frames=20, height=16, width=16))
+
+
+@pytest.mark.parametrize("settings, name", [
+    ({"fps": 0.0}, "fps"),
+    ({"split": "validation"}, "split|Literal"),
+    ({"crop": "left"}, "crop|Literal"),
+    ({"holdout": 1.0}, "holdout"),
+    ({"holdout": -0.1}, "holdout"),
+    ({"holdout": 0.0, "split": "test"}, "holdout"),
+    ({"min_frames": 0}, "min_frames"),
+])  # fmt: skip
+def test_settings_out_of_range_are_named(tmp_path, settings, name):
+    with pytest.raises((ValueError, TypeError), match=name):
+        VideoFolder(tmp_path, **({"fps": 10.0, "split": "train"} | settings))
+
+
+def test_videos_through_the_pipeline_resume_exactly(folder):
+    def take(count, **settings):
+        source = VideoFolder(folder, fps=5.0, split="train")
+        iterator = batches(source, shape=SHAPE, batch_size=3, seed=1, **settings)
+        found = [next(iterator) for _ in range(count)]
+        iterator.close()
+        return found
+
+    whole = take(6)  # 18 clips: four epochs
+    for later, resumed in zip(whole[3:], take(3, start_step=3, num_threads=0), strict=True):
+        np.testing.assert_array_equal(later["video"], resumed["video"])
+        assert later["caption"] == resumed["caption"]
+    source = VideoFolder(folder, fps=5.0, split="train")
+    first, again = (fixed_clips(source, [2, 0], shape=SHAPE) for _ in range(2))
+    np.testing.assert_array_equal(first["video"], again["video"])

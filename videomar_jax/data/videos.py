@@ -1,0 +1,238 @@
+"""A folder of video files as a source of captioned clips.
+
+Each clip's duration is divided at (1 - holdout): frames presented before that belong to "train", the rest to "test".
+A split reads its own frames only, so no resampling rounds a held-out frame into training. A window is `num_frames`
+times 1/fps apart; each takes the frame nearest to it, is scaled to cover the asked size and cropped.
+
+    train   one index per clip, a random window                              crop as asked
+    test    up to 4 evenly spread windows per clip, one index each           centre crop
+    all     the whole duration; as train if crop is random, as test if not   crop as asked
+"""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from videomar_jax.data.captions import read_captions
+from videomar_jax.data.decode import frames_between, grid, nearest, probe, read_video, to_rgb
+from videomar_jax.data.sources import Clip, ClipShape, check_index
+from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
+from videomar_jax.types import UInt8
+
+__all__ = ["EXTENSIONS", "VideoFolder", "read_video"]
+
+EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+_WINDOWS = 4
+_SMALL = 1000
+"""Clips of more frames than this are never kept decoded."""
+
+_log = logging.getLogger(__name__)
+Frames = list[tuple[float, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """The part of a video that belongs to the split: its first and last presentation time, and what lies between."""
+
+    path: Path
+    first: float
+    last: float
+    rate: float
+    frames: int
+    rows: int
+    columns: int
+
+
+class VideoFolder:
+    """Clips of the video files under a folder, in sorted order.
+
+    captions: a .csv or .jsonl table; None looks for one in the folder (see `captions`).
+    holdout: the share of each clip's duration kept for "test", in [0, 1).
+    min_frames: leaves out files with fewer frames, at `fps`, in this split; "test" spreads no more windows over a clip
+        than it holds stretches of this length.
+    skip_broken: False makes an unusable file an error.
+    cache_bytes: memory for decoded, scaled frames of short clips; kept in order of arrival until it is full.
+
+    All files are looked at here. `skipped` lists those that cannot be used, with the reason. Raises FileNotFoundError
+    for a missing or empty folder and ValueError for settings out of range or where no file is usable.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        captions: str | Path | None = None,
+        fps: float,
+        split: Literal["train", "test", "all"],
+        holdout: float = 0.2,
+        crop: Literal["random", "center"] = "random",
+        min_frames: int = 1,
+        skip_broken: bool = True,
+        cache_bytes: int = 2**29,
+    ):
+        _check(fps, split, holdout, crop, min_frames)
+        self.fps = float(fps)
+        self.split = split
+        self._holdout = 0.0 if split == "all" else holdout
+        self._random_crop = crop == "random" and split != "test"
+        self._random_window = split == "train" or (split == "all" and crop == "random")
+        self._min_frames = min_frames
+        folder = Path(path)
+        files = _find(folder)
+        self._captions = read_captions(folder, files, None if captions is None else Path(captions))
+        pieces, self.skipped = self._usable(files)
+        if self.skipped and (not pieces or not skip_broken):
+            raise ValueError(_hopeless(folder, self.skipped, len(files)))
+        for _, reason in self.skipped:
+            _log.warning("skipped %s", reason)
+        self._windows = [(piece, number, count) for piece in pieces for number, count in self._spread(piece)]
+        self._cache = _Cache(cache_bytes)
+
+    def __len__(self) -> int:
+        """Usable clips where windows are random, else windows."""
+        return len(self._windows)
+
+    def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
+        """One window of a clip. Raises ValueError, naming the file, for a clip shorter than asked or a damaged one."""
+        check_index(index, len(self))
+        piece, number, count = self._windows[index]
+        steps = self._room(piece, shape.num_frames)
+        step = rng.integers(steps + 1) if self._random_window else round(steps * number / max(count - 1, 1))
+        times = piece.first + step / self._step_rate(piece) + np.arange(shape.num_frames) / self.fps
+        video = self._frames(piece, times.tolist(), shape.height, shape.width)
+        if self._random_crop:
+            video = crop_random(video, shape.height, shape.width, rng)
+        else:
+            video = crop_center(video, shape.height, shape.width)
+        return Clip(video=video, caption=self._captions[piece.path])
+
+    def _usable(self, files: list[Path]) -> tuple[list[_Piece], list[tuple[Path, str]]]:
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            found = list(pool.map(self._inspect, files))
+        pieces = [piece for piece in found if isinstance(piece, _Piece)]
+        return pieces, [(file, reason) for file, reason in zip(files, found, strict=True) if isinstance(reason, str)]
+
+    def _inspect(self, path: Path) -> _Piece | str:
+        """The part of the file that belongs to this split, or why it cannot be used."""
+        try:
+            info = probe(path)
+        except ValueError as error:
+            return str(error)
+        duration = info.times[-1] - info.times[0] + 1 / info.fps
+        in_train = info.times < info.times[0] + (1 - self._holdout) * duration
+        times = info.times[~in_train if self.split == "test" else in_train]
+        count = len(grid(times[0], times[-1], self.fps)) if len(times) else 0
+        if count < self._min_frames:
+            return self._too_short(path, count, self._min_frames)
+        return _Piece(
+            path=path,
+            first=float(times[0]),
+            last=float(times[-1]),
+            rate=info.fps,
+            frames=len(times),
+            rows=info.height,
+            columns=info.width,
+        )
+
+    def _spread(self, piece: _Piece) -> list[tuple[int, int]]:
+        """(number, of how many) for every window of a clip."""
+        stretches = len(grid(piece.first, piece.last, self.fps)) // self._min_frames
+        count = 1 if self._random_window else min(_WINDOWS, stretches)
+        return [(number, count) for number in range(count)]
+
+    def _room(self, piece: _Piece, num_frames: int) -> int:
+        """How many steps after the first frame a window of `num_frames` may start."""
+        count = len(grid(piece.first, piece.last, self.fps))
+        if count < num_frames:
+            reason = self._too_short(piece.path, count, num_frames)
+            raise ValueError(f"{reason}, or pass min_frames={num_frames} to skip it")
+        slack = piece.last - piece.first - (num_frames - 1) / self.fps
+        return max(int(slack * self._step_rate(piece) + 1e-6), 0)
+
+    def _step_rate(self, piece: _Piece) -> float:
+        """Windows start at source frames (or finer, 1 / fps apart): from halfway between, rounding may stutter."""
+        return max(piece.rate, self.fps)
+
+    def _too_short(self, path: Path, count: int, asked: int) -> str:
+        part = "" if self.split == "all" else f" in its {self.split} part"
+        return (
+            f"{path}: {count} frames at {self.fps:g} fps{part}, {asked} asked; "
+            f"ask for shorter clips, a higher fps, another holdout"
+        )
+
+    def _frames(self, piece: _Piece, times: list[float], height: int, width: int) -> UInt8[np.ndarray, "F h w 3"]:
+        """The frames nearest to `times`, scaled to cover height x width."""
+        key = (piece.path, height, width)
+        kept = self._cache.get(key)
+        if kept is None:
+            rows, columns = cover_size(piece.rows, piece.columns, height, width)
+            whole = piece.frames <= _SMALL and self._cache.fits(piece.frames * rows * columns * 3)
+            start = piece.first if whole else times[0]
+            timed = frames_between(piece.path, piece.first, piece.last, start=start)
+            if not whole:
+                picked = np.stack([to_rgb(frame) for frame in nearest(timed, times)])
+                return resize_cover(picked, height, width)
+            kept = [(time, resize_cover(to_rgb(frame)[None], height, width)[0]) for time, frame in timed]
+            self._cache.put(key, kept)
+        return np.stack(nearest(kept, times))
+
+
+class _Cache:
+    """Decoded clips of one frame size. Clips are read in random order, so the first to arrive are as good as any."""
+
+    def __init__(self, budget: int):
+        self._budget, self._used = budget, 0
+        self._clips: dict[tuple[Path, int, int], Frames] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[Path, int, int]) -> Frames | None:
+        with self._lock:
+            if self._clips and next(iter(self._clips))[1:] != key[1:]:  # the curriculum moved on to another size
+                self._clips, self._used = {}, 0
+            return self._clips.get(key)
+
+    def fits(self, size: int) -> bool:
+        return self._used + size <= self._budget
+
+    def put(self, key: tuple[Path, int, int], frames: Frames) -> None:
+        size = sum(frame.nbytes for _, frame in frames)
+        with self._lock:
+            if key not in self._clips and self.fits(size):
+                self._clips[key] = frames
+                self._used += size
+
+
+def _check(fps: float, split: str, holdout: float, crop: str, min_frames: int) -> None:
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"split must be train, test or all, got {split!r}")
+    if crop not in ("random", "center"):
+        raise ValueError(f"crop must be random or center, got {crop!r}")
+    if not 0 <= holdout < 1 or (split == "test" and holdout == 0):
+        raise ValueError(f'holdout must be in [0, 1), and above 0 for split "test", got {holdout}')
+    if min_frames < 1:
+        raise ValueError(f"min_frames must be >= 1, got {min_frames}")
+
+
+def _find(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise FileNotFoundError(f"video folder {folder} does not exist")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name the folder that holds it")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    if not files:
+        raise FileNotFoundError(f"no videos under {folder}: looked for *{', *'.join(EXTENSIONS)}")
+    return files
+
+
+def _hopeless(folder: Path, skipped: list[tuple[Path, str]], total: int) -> str:
+    reasons = [f"  {reason}" for _, reason in skipped[:10]]
+    rest = [f"  and {len(skipped) - 10} more"] if len(skipped) > 10 else []
+    way_out = "repair or remove them, or pass skip_broken=True" if len(skipped) < total else "none is left"
+    return "\n".join([f"{len(skipped)} of {total} videos under {folder} cannot be used ({way_out}):", *reasons, *rest])
