@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "videomar_jax_test_cache"))
@@ -22,3 +23,20 @@ def _parsed_flags():
     """Grain's worker processes refuse to start before absl has parsed its flags."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+GOLDEN = Path(__file__).parent / "golden"
+FULL_GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Finds a recorded file, such as "videomar/loss.safetensors": the full set where it is at hand, else our subset."""
+
+    def find(name: str) -> Path:
+        for folder in (FULL_GOLDEN, GOLDEN):
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"the recorded file {name} is not part of the subset in tests/golden")
+
+    return find

@@ -14,6 +14,7 @@ from einops import rearrange
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.linear import linear
 from videomar_jax.models.rope import Rotation, rotate
 from videomar_jax.types import Array, Bool, Float
 
@@ -41,12 +42,23 @@ def attend(
     """
     if kernel == "auto":
         kernel = "cudnn" if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 else "xla"
-    mask = None
-    if key_mask is not None:
-        # cuDNN wants a mask of the full query length; XLA broadcasts it.
-        length = q.shape[1] if kernel == "cudnn" else 1
-        mask = jnp.broadcast_to(key_mask[:, None, None, :], (*key_mask.shape[:1], 1, length, k.shape[1]))
+    if kernel == "xla":
+        return softmax_attention(q, k, v, key_mask)
+    mask = None if key_mask is None else jnp.broadcast_to(key_mask[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
+
+
+def softmax_attention(q, k, v, key_mask):
+    """Plain attention, scores and softmax in float32. Dividing by the sum after the product with the values spares a
+    pass over the scores, and in the backward pass turns a sum over keys into one over channels."""
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # B n N d
+    scores = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32)
+    if key_mask is not None:
+        scores = jnp.where(key_mask[:, None, None, :], scores, -1e30)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    summed = jnp.einsum("bnqk,bnkd->bnqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return jnp.swapaxes(summed / total, 1, 2).astype(v.dtype)
 
 
 def flat(x: Heads) -> Float[Array, "B N n d"]:
@@ -55,7 +67,7 @@ def flat(x: Heads) -> Float[Array, "B N n d"]:
 
 
 def frame_causal(q: Heads, k: Heads, v: Heads, *, kernel: str = "auto") -> Heads:
-    """Frame t sees all tokens of the frames up to and including t (paper: temporal causality, spatial bidirectionality)."""
+    """Frame t sees all tokens of frames up to t: causal in time, bidirectional in space (paper, section 3.1)."""
     out = [attend(q[:, t], flat(k[:, : t + 1]), flat(v[:, : t + 1]), kernel=kernel) for t in range(q.shape[1])]
     return jnp.stack(out, axis=1)
 
@@ -85,10 +97,6 @@ def cached(q: Heads, k: Heads, v: Heads, *, cache: KVCache, visible: Bool[Array,
     return attend(flat(q), keys, values, key_mask=mask, kernel=kernel).reshape(q.shape)
 
 
-def linear(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, use_bias: bool = False) -> nnx.Linear:
-    """Xavier-uniform linear layer in the compute dtype; the block's layers have no bias."""
-    init = nnx.initializers.xavier_uniform()
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=config.dtype, kernel_init=init, rngs=rngs)
 
 
 def qk_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:

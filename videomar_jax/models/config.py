@@ -47,11 +47,12 @@ class ModelConfig:
     # Computation
     dtype: Literal["float32", "bfloat16"] = "float32"  # matmuls; statistics, softmax and diffusion stay float32
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass computes again
+    unroll: int = 1  # layers per turn of the layer loop; more is faster for a small model on CPU, and compiles slower
     attention: Literal["auto", "xla", "cudnn"] = "auto"
 
     def __post_init__(self):
         for field in ("latent_channels", "patch_size", "width", "depth", "num_heads", "mlp_ratio", "text_tokens",
-                      "text_width", "head_width", "head_depth"):  # fmt: skip
+                      "text_width", "head_width", "head_depth", "unroll"):  # fmt: skip
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field} must be at least 1, not {getattr(self, field)}.")
         for field in dataclasses.fields(self):
@@ -104,7 +105,7 @@ PRESETS: dict[str, ModelConfig] = {
     "videomar_1p4b": ModelConfig(),
     "quickstart": ModelConfig(
         width=128, depth=4, num_heads=4, text_tokens=8, text_width=64, head="flow", head_width=128,
-        flow_time="logit_normal", qk_norm_gain=1.7, head_zero_init=False, pooled_text=True, regression=True,
+        flow_time="logit_normal", qk_norm_gain=1.7, head_zero_init=False, pooled_text=True, regression=True, unroll=4,
     ),
     "tiny": ModelConfig(
         latent_channels=4, width=32, depth=2, num_heads=2, text_tokens=6, text_width=16, head="flow", head_width=32,

@@ -89,7 +89,7 @@ def kept_steps(respacing: str | int, steps: int = 1000) -> list[int]:
         wanted = int(text.removeprefix("ddim"))
         strides = [s for s in range(1, steps) if len(range(0, steps, s)) == wanted]
         if not strides or wanted < 2:
-            raise ValueError(f"No whole stride over {steps} steps keeps exactly {wanted} of them; try {wanted} plainly.")
+            raise ValueError(f"No whole stride over {steps} steps keeps exactly {wanted}; try plain {wanted!r}.")
         return list(range(0, steps, strides[0]))
     counts = [int(part) for part in text.split(",")]
     kept, start = set(), 0

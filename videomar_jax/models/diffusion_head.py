@@ -17,7 +17,7 @@ from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion import output_values
-from videomar_jax.models.transformer import layer_norm
+from videomar_jax.models.linear import Linear, layer_norm, linear
 from videomar_jax.types import Array, Float
 
 FEATURES = 256
@@ -35,10 +35,9 @@ def time_features(t: Array, table_steps: int = 1000) -> Float[Array, "... 256"]:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def dense(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, std: float | None = None) -> nnx.Linear:
-    """A linear layer with bias: Xavier uniform, or normal with the given standard deviation (0 for zeros)."""
-    init = nnx.initializers.xavier_uniform() if std is None else nnx.initializers.normal(std)
-    return nnx.Linear(inputs, outputs, dtype=config.dtype, kernel_init=init, rngs=rngs)
+def dense(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, std: float | None = None) -> Linear:
+    """The head's linear layers have a bias."""
+    return linear(inputs, outputs, config, rngs, use_bias=True, std=std)
 
 
 class ResidualBlock(nnx.Module):

@@ -16,19 +16,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videomar_jax.models.attention import CrossAttention, KVCache, Mix, SelfAttention, TextKV, linear
+from videomar_jax.models.attention import CrossAttention, KVCache, Mix, SelfAttention, TextKV
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.linear import layer_norm, linear
 from videomar_jax.models.rope import Rotation
 from videomar_jax.types import Array, Bool, Float, Key
 
 Stream = Float[Array, "B T S D"]
-
-
-def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs, affine: bool = True) -> nnx.LayerNorm:
-    """Layer norm in float32 with the exact (two-pass) variance."""
-    return nnx.LayerNorm(
-        width, epsilon=epsilon, dtype=jnp.float32, use_bias=affine, use_scale=affine, use_fast_variance=False, rngs=rngs
-    )
 
 
 def table_init(key: Key, config: ModelConfig) -> Float[Array, "6 D"]:
@@ -115,5 +109,6 @@ class Transformer(nnx.Module):
         if self.config.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         layer_text = text if isinstance(text, TextKV) else None
-        x, kv = jax.lax.scan(body, x.astype(jnp.float32), (self.blocks, layer_text, cache))
+        layers = (self.blocks, layer_text, cache)
+        x, kv = jax.lax.scan(body, x.astype(jnp.float32), layers, unroll=min(self.config.unroll, self.config.depth))
         return self.norm(x), kv

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from videomar_jax.models import attention
-from videomar_jax.models.attention import KVCache, TextKV, linear
+from videomar_jax.models.attention import KVCache, TextKV
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion_head import DiffusionHead
+from videomar_jax.models.linear import linear
 from videomar_jax.models.patchify import positions
 from videomar_jax.models.rope import PositionScale, rotation
 from videomar_jax.models.transformer import Transformer

@@ -60,12 +60,12 @@ class DecodeState(NamedTuple):
 
 
 def draw_frame(keys: Array, number: Array, tokens: int, width: int, head_steps: int) -> FrameDraws:
-    """The draws of frame `number`; sample i of a batch uses `keys[i]` alone, so its video does not depend on the rest."""
+    """The draws of frame `number`; sample i uses `keys[i]` alone, so its video does not depend on its batch."""
 
     def one(key):
         order, start, steps = jax.random.split(jax.random.fold_in(key, number), 3)
-        noise = jax.random.normal(start, (tokens, width))
-        return FrameDraws(jax.random.permutation(order, tokens), noise, jax.random.normal(steps, (head_steps, tokens, width)))
+        step_noise = jax.random.normal(steps, (head_steps, tokens, width))
+        return FrameDraws(jax.random.permutation(order, tokens), jax.random.normal(start, (tokens, width)), step_noise)
 
     draws = jax.vmap(one)(keys)
     return draws._replace(step_noise=jnp.moveaxis(draws.step_noise, 0, 1))
@@ -135,8 +135,8 @@ class Decoder(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("frames", "guided", "grid"))
 def start_decoding(
-    model: VideoMAR, given: Float[Array, "B G S P"], text: TextFeatures, text_mask: TextMask, scale: PositionScale | None,
-    *, frames: int, guided: bool, grid: tuple[int, int],
+    model: VideoMAR, given: Float[Array, "B G S P"], text: TextFeatures, text_mask: TextMask,
+    scale: PositionScale | None, *, frames: int, guided: bool, grid: tuple[int, int],
 ) -> tuple[Context, DecodeState]:  # fmt: skip
     """Text keys and values, and a cache that holds all given frames but the last (which the first step remembers)."""
     batch, num_given, tokens, _ = given.shape
@@ -182,7 +182,7 @@ def _prepare(model, given, text, text_mask, num_frames, config, keys, scale):
     """Checks the request and builds everything that does not change from frame to frame."""
     num_given, size = given.shape[1], model.config.patch_size
     if not 1 <= num_given < num_frames:
-        raise ValueError(f"Cannot make {num_frames} latent frames from {num_given} given ones: ask for more than given.")
+        raise ValueError(f"Cannot make {num_frames} latent frames from {num_given} given ones; ask for more.")
     grid = (given.shape[2] // size, given.shape[3] // size)
     head_plan = make_process(model.config).plan(config.head_steps)
     plan = reveal_plan(grid[0] * grid[1], config)
@@ -198,8 +198,8 @@ def _prepare(model, given, text, text_mask, num_frames, config, keys, scale):
 
 def generate(
     model: VideoMAR, given: Latents, text: TextFeatures, text_mask: TextMask, *, num_frames: int,
-    config: SamplingConfig, keys: Key | None = None, draws: FrameDraws | None = None, scale: PositionScale | None = None,
-    trace: bool = False,
+    config: SamplingConfig, keys: Key | None = None, draws: FrameDraws | None = None,
+    scale: PositionScale | None = None, trace: bool = False,
 ) -> Latents | tuple[Latents, FrameTrace]:  # fmt: skip
     """Continues videos: `given` latent frames come back untouched, the rest is drawn. One program for the whole video.
 

@@ -73,7 +73,7 @@ def mask_lengths(tokens: int, steps: int) -> np.ndarray:
 
 
 def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
-    """What each step reveals and its guidance; steps that would reveal nothing (more steps than tokens) are left out."""
+    """What each step reveals and its guidance; steps that reveal nothing (more steps than tokens) are left out."""
     lengths = mask_lengths(tokens, config.steps)
     hidden_before = np.append(tokens, lengths[:-1])
     hidden_after = np.append(lengths[:-1], 0)

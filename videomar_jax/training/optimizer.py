@@ -1,0 +1,109 @@
+"""AdamW as MAR uses it, or Muon for matrices; gradients clipped by their global norm.
+
+AdamW: betas (0.9, 0.95), eps 1e-8, decoupled decay 0.02 on everything outside the head that is not a bias or a norm
+scale (so mask token, null context and the scale-shift tables decay). Muon (Jordan et al. 2024, `optax.contrib.muon`)
+orthogonalises the momentum of every linear layer; the rest is left to Adam at a rate of its own. Layers are stacked on
+a leading axis, so what a parameter is gets decided by its name, never by its rank.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The update rule; the peak learning rate belongs to each curriculum stage.
+
+    Raises:
+        ValueError: a value outside its range, by name.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.02
+    clip_norm: float = 3.0
+    adam_ratio: float = 0.2  # with muon: Adam's learning rate for the rest, as a fraction of the stage's
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_fraction: float = 0.0  # cosine: the learning rate at the end over its peak
+    ema_decay: float = 0.9999
+    ema_warmup: bool = False  # ours: decay min(ema_decay, (1 + n) / (20 + n)) at step n, for short runs
+
+    def __post_init__(self):
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"optimizer.name is {self.name!r}; it may be 'adamw' or 'muon'.")
+        for field in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"optimizer.{field} must lie in [0, 1), not {getattr(self, field)}.")
+        for field in ("epsilon", "clip_norm", "adam_ratio"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"optimizer.{field} must be positive, not {getattr(self, field)}.")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError("optimizer.weight_decay and optimizer.warmup_steps must not be negative.")
+
+
+def names(path: tuple) -> tuple[str, ...]:
+    """The keys on the way to a parameter."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def decays(path: tuple[str, ...]) -> bool:
+    """Whether weight decay applies to the parameter with this name (MAR's rule)."""
+    return path[0] != "head" and path[-1] not in ("bias", "scale")
+
+
+def is_matrix(path: tuple[str, ...]) -> bool:
+    """Whether the parameter is the kernel of a linear layer that Muon updates; the outermost layers are Adam's."""
+    return path[-1] == "kernel" and path[-2] not in ("z_proj", "input_proj", "final", "regression")
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Scales gradients by min(1, limit / (norm + 1e-6)), PyTorch's rule to the last digit."""
+
+    def update(updates, state, params=None):
+        factor = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * factor, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def make_optimizer(config: OptimizerConfig, learning_rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """The chain: clip, then AdamW or Muon at `learning_rate(step)`."""
+
+    def decay_mask(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: decays(names(path)), params)
+
+    if config.name == "adamw":
+        update = optax.adamw(
+            learning_rate, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
+        )
+    else:
+        update = contrib.muon(
+            learning_rate, weight_decay=config.weight_decay, weight_decay_mask=decay_mask, adam_b1=config.beta1,
+            adam_b2=config.beta2, adam_weight_decay=config.weight_decay,
+            adam_learning_rate=lambda step: config.adam_ratio * learning_rate(step),
+            muon_weight_dimension_numbers=matrix_axes,
+        )  # fmt: skip
+    return optax.chain(clip_by_global_norm(config.clip_norm), update)
+
+
+def matrix_axes(params: Any) -> Any:
+    """For each parameter the axes of its matrix (behind the stacking axis), or None where Adam updates it."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: contrib.MuonDimensionNumbers(p.ndim - 2, p.ndim - 1) if is_matrix(names(path)) else None, params
+    )
+
+
+def ema_decay(config: OptimizerConfig, step: jax.Array) -> jax.Array:
+    """The decay of the averaged weights at a step."""
+    if not config.ema_warmup:
+        return jnp.asarray(config.ema_decay)
+    return jnp.minimum(config.ema_decay, (1.0 + step) / (20.0 + step))
