@@ -97,6 +97,11 @@ class VideoFolder:
         """Usable clips where windows are random, else windows."""
         return len(self._windows)
 
+    def name(self, index: int) -> str:
+        """The file, without folder and ending, that clip number `index` is cut from."""
+        check_index(index, len(self))
+        return self._windows[index][0].path.stem
+
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
         """One window of a clip. Raises ValueError, naming the file, for a clip shorter than asked or a damaged one."""
         check_index(index, len(self))

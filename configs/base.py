@@ -1,0 +1,124 @@
+"""Every knob once. The other files here are small changes of this one.
+
+A value of None means: what the model preset, the data or the paper says. Override on the command line, for instance
+`--config.optimizer.name=adamw --config.curriculum.0.steps=200`; a misspelt name is answered with the nearest one.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The paper's model on the embedded shapes; not a run by itself (see quickstart.py, stage1.py)."""
+    if variant:
+        raise ValueError(f"base.py has no variant {variant!r}.")
+    config = ConfigDict()
+    config.seed = 0  # of parameters, data order and all draws
+
+    # The model: a preset, and what differs from it.
+    config.model = ConfigDict()
+    config.model.preset = "videomar_1p4b"  # videomar_1p4b | quickstart | tiny
+    config.model.latent_channels = placeholder(int)  # latent channels; must equal the tokenizer's
+    config.model.patch_size = placeholder(int)  # latent pixels per token side
+    config.model.width = placeholder(int)
+    config.model.depth = placeholder(int)
+    config.model.num_heads = placeholder(int)
+    config.model.mlp_ratio = placeholder(int)
+    config.model.rope_split = placeholder(tuple)  # head channels for (frame, row, column)
+    config.model.rope_base = placeholder(float)
+    config.model.qk_norm_gain = placeholder(float)  # initial gain of query and key norms
+    config.model.gate_init = placeholder(float)  # initial residual gates
+    config.model.text_tokens = placeholder(int)  # text length; must equal the text encoder's
+    config.model.text_width = placeholder(int)  # text feature width; must equal the text encoder's
+    config.model.text_mask = placeholder(bool)  # hide padded text
+    config.model.null_text_mask = placeholder(str)  # prompt | ones
+    config.model.pooled_text = placeholder(bool)  # mean text vector added to every token
+    config.model.head = placeholder(str)  # ddpm | flow
+    config.model.head_width = placeholder(int)
+    config.model.head_depth = placeholder(int)
+    config.model.head_zero_init = placeholder(bool)
+    config.model.flow_time = placeholder(str)  # uniform | logit_normal
+    config.model.regression = placeholder(bool)  # linear read-out of z, for loss.regression_weight
+    config.model.dtype = placeholder(str)  # float32 | bfloat16, of matrix products
+    config.model.remat = placeholder(str)  # none | full | dots
+    config.model.unroll = placeholder(int)  # layers per turn of the layer loop
+    config.model.attention = placeholder(str)  # auto | xla | cudnn
+
+    # Clips
+    config.data = ConfigDict()
+    config.data.kind = "shapes"  # shapes (drawn on demand) | videos (a folder)
+    config.data.path = ""  # videos: the folder
+    config.data.captions = ""  # videos: a captions.csv or .jsonl elsewhere; "" looks in the folder
+    config.data.fps = 12.0  # videos: frames per second that clips are resampled to
+    config.data.holdout = 0.2  # videos: last share of each clip that training never sees
+    config.data.length = 100_000  # shapes: distinct training clips
+    config.data.threads = 2  # reader threads
+
+    # Video to latents
+    config.tokenizer = ConfigDict()
+    config.tokenizer.kind = "pca"  # pca (fitted on the training clips)
+    config.tokenizer.patch = 4  # spatial stride
+    config.tokenizer.temporal_stride = 2
+    config.tokenizer.channels = 16
+    config.tokenizer.patches = "plain"  # plain | haar
+    config.tokenizer.whitening = 0.5  # 0 plain PCA scale … 1 unit variance in every channel
+    config.tokenizer.fit_clips = 400
+
+    # Captions to features
+    config.text = ConfigDict()
+    config.text.kind = "hashed"  # hashed (needs no download)
+    config.text.tokens = 8
+    config.text.width = 64
+
+    # The objective (paper, section 3.2)
+    config.loss = ConfigDict()
+    config.loss.frames = "one"  # one random next frame per clip, the paper's | all next frames at once
+    config.loss.normaliser = "mask"  # mask: all hidden tokens, as published | loss_mask: supervised tokens
+    config.loss.mask_rate_min = 0.7
+    config.loss.text_dropout = 0.1
+    config.loss.draws_per_token = 4  # diffusion batch multiplier
+    config.loss.regression_weight = 0.0
+
+    # The update rule; learning rates stand in the curriculum
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # adamw | muon
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.95
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.weight_decay = 0.02
+    config.optimizer.clip_norm = 3.0
+    config.optimizer.adam_ratio = 0.2  # muon: learning rate of what Adam updates, over the stage's
+    config.optimizer.warmup_steps = 100
+    config.optimizer.schedule = "constant"  # constant | cosine over all stages
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.ema_decay = 0.9999
+    config.optimizer.ema_warmup = False
+
+    # Rows: name, num_frames, height, width, batch_size, steps, learning_rate
+    config.curriculum = ()
+
+    # Around the steps
+    config.run = ConfigDict()
+    config.run.log_every = 10
+    config.run.checkpoint_every = 100  # and at every stage's end
+    config.run.keep_checkpoints = 2
+    config.run.sample_every = 0  # strips of generated clips; 0: at every stage's end only
+    config.run.progress_seconds = 15.0  # between two lines of progress
+    config.run.tensorboard = True
+
+    # How videos are drawn, in training and by default afterwards (paper, section 3.3)
+    config.sampling = ConfigDict()
+    config.sampling.steps = 64  # reveal steps of a frame
+    config.sampling.head_steps = "100"  # diffusion steps of the head
+    config.sampling.guidance = 3.0
+    config.sampling.guidance_schedule = "linear"  # linear | constant
+    config.sampling.temperature = 1.0
+    config.sampling.temperature_law = "constant"  # constant | paper | linear
+    config.sampling.clip = 2.0  # largest latent value
+    config.sampling.clip_first = False
+
+    # What is measured at the end
+    config.evaluation = ConfigDict()
+    config.evaluation.clips = 64  # held-out clips
+    config.evaluation.batch_size = 16
+    return config

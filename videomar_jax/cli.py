@@ -1,0 +1,57 @@
+"""What the entry points share: flags that explain themselves, logging, and errors in one line.
+
+Every expected fault (a wrong flag, file, size or weight) is a ValueError, an OSError or the like whose text says what
+to do; it ends the program with that text and code 2. Anything else is our bug and keeps its traceback, as does
+everything with `--traceback`.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+INTERRUPTED = 75
+"""Exit code of a run that was asked to stop and saved its state: start the same command again (EX_TEMPFAIL)."""
+
+flags.DEFINE_bool("traceback", False, "Show the Python traceback of every error.")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved, as the text says."""
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs an entry point's `main(argv)`."""
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, ValueError, TypeError, KeyError, OSError) as error:
+        _fail(f"{error}\nSee {argv[0]} --help.", 2)
+    if len(rest) > 1:
+        _fail(f"Unexpected argument {rest[1]!r}: options are written --name=value. See {argv[0]} --help.", 2)
+    return rest
+
+
+def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    absl_logging.set_verbosity(absl_logging.INFO)
+    for noisy in ("jax", "orbax", "absl", "grain", "tensorboardX"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main(argv)
+    except Interrupted as stop:
+        _fail(str(stop), INTERRUPTED)
+    except (ValueError, OSError, FloatingPointError, NotImplementedError) as error:
+        if flags.FLAGS.traceback:
+            raise
+        _fail(f"Error: {error}", 2)
+
+
+def _fail(text: str, code: int) -> None:
+    print(text, file=sys.stderr, flush=True)
+    sys.exit(code)

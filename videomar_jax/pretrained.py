@@ -1,0 +1,124 @@
+"""A trained model as a folder: what it needs besides its parameters, and how all of it is read.
+
+    DIR/model/model.json     the model's config, how it samples by default, and the clips it was trained on
+    DIR/model/tokenizer/     the tokenizer           DIR/model/text_encoder/   the text encoder
+    DIR/checkpoints/STEP/    parameters and their average (`training.checkpoint`)
+
+DIR is a run's workdir or a converted checkpoint; `load_pretrained` takes it, or one of its checkpoints/STEP.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
+from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.training.state import abstract_model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What belongs to a model besides its parameters.
+
+    num_frames, height and width are the pixel sizes of the last stage it was trained on, fps its frame rate.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    sampling: SamplingConfig
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A model with its parameters, ready to sample."""
+
+    model: VideoMAR
+    card: ModelCard
+    step: int
+
+
+_PLAIN = ("num_frames", "height", "width", "fps")
+
+
+def save_card(card: ModelCard, directory: str | os.PathLike) -> None:
+    """Writes DIR/model; replaces what stands there only once everything new is written."""
+    folder = Path(directory) / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(card.tokenizer, folder / "tokenizer")
+    save_text_encoder(card.text_encoder, folder / "text_encoder")
+    plain = {name: getattr(card, name) for name in _PLAIN}
+    text = json.dumps(
+        {"model": card.config.to_dict(), "sampling": dataclasses.asdict(card.sampling), **plain}, indent=2
+    )
+    part = folder / "model.json.part"
+    part.write_text(text + "\n", encoding="utf-8")
+    os.replace(part, folder / "model.json")
+
+
+def load_card(directory: str | os.PathLike) -> ModelCard:
+    """Reads DIR/model.
+
+    Raises:
+        FileNotFoundError: there is no model in this folder.
+        ValueError: its files are broken.
+    """
+    folder = Path(directory) / "model"
+    file = folder / "model.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{directory} holds no model ({file} is missing): give the workdir of a training run or a converted "
+            f"checkpoint."
+        )
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config = ModelConfig.from_dict(values["model"])
+        sampling = SamplingConfig(**values["sampling"])
+        plain = {name: values[name] for name in _PLAIN}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is broken: {error!r}.") from error
+    return ModelCard(
+        config=config, tokenizer=load_tokenizer(folder / "tokenizer"), sampling=sampling, **plain,
+        text_encoder=load_text_encoder(folder / "text_encoder"),
+    )  # fmt: skip
+
+
+def load_pretrained(path: str | os.PathLike, *, weights: str = "ema") -> Pretrained:
+    """Reads a model from a run's folder (its newest checkpoint) or from one of its checkpoints/STEP.
+
+    Args:
+        weights: "ema", the averaged parameters, or "params", those of the last step.
+    Raises:
+        FileNotFoundError, ValueError: what is missing or does not fit, and where.
+    """
+    if weights not in ("ema", "params"):
+        raise ValueError(f"weights is {weights!r}; it may be 'ema' or 'params'.")
+    folder, step = _split(Path(path))
+    card = load_card(folder)
+    graph, shapes = abstract_model(card.config)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"{folder / 'checkpoints'} holds no complete checkpoint yet.")
+        state, _ = checkpoints.restore(step, {weights: shapes})
+    return Pretrained(model=nnx.merge(graph, jax.tree.map(jax.numpy.asarray, state[weights])), card=card, step=step)
+
+
+def _split(path: Path) -> tuple[Path, int | None]:
+    """(folder, step) of a path to a run or to one of its checkpoints."""
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        return path.parent.parent, int(path.name)
+    return (path.parent if path.name == "checkpoints" else path), None

@@ -1,0 +1,283 @@
+"""A whole run: check, prepare, train through the curriculum, generate held-out clips, report.
+
+    WORKDIR/config.json      the config the run was started with; a run of another config refuses to continue here
+    WORKDIR/model/           tokenizer, text encoder, model config (`pretrained`)
+    WORKDIR/checkpoints/     WORKDIR/metrics.jsonl     WORKDIR/tensorboard/     WORKDIR/samples/
+    WORKDIR/report.json      WORKDIR/report.md         WORKDIR/report/          scores and pictures at the end
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from videomar_jax.cli import Interrupted
+from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.shapes import Shapes
+from videomar_jax.data.sources import ClipShape, ClipSource
+from videomar_jax.evaluation import motion
+from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
+from videomar_jax.experiment import Experiment, stage_shape
+from videomar_jax.media import contact_sheet, write_gif, write_mp4, write_png
+from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.pretrained import ModelCard, load_card, load_pretrained, save_card
+from videomar_jax.sampling.image_to_video import image_to_video, reconstruct
+from videomar_jax.training.loop import Parts, check_parts, train
+from videomar_jax.training.state import Params, abstract_model
+from videomar_jax.types import UInt8
+
+_log = logging.getLogger(__name__)
+FREE = ("run", "evaluation", "sampling")
+"""Sections that may change between two starts of a run: they do not touch the parameters."""
+
+
+def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains (or goes on training) in `workdir` and reports; returns the report.
+
+    Args:
+        config: the config as plain values, kept beside the run and compared when it is started again.
+    Raises:
+        ValueError: the workdir holds another run or other files, or parts do not fit together.
+        Interrupted: the run was asked to stop and saved its state.
+    """
+    workdir = Path(workdir).expanduser()
+    claim(workdir, config)
+    seconds: dict[str, float] = {}
+    with _phase(seconds, "prepare"):
+        last = experiment.final_stage
+        source = experiment.source("train", min_frames=max(s.num_frames for s in experiment.recipe.curriculum.stages))
+        held_out = experiment.source("test", min_frames=last.num_frames)
+        card = _card(experiment, source, workdir)
+        parts = Parts(source=source, tokenizer=card.tokenizer, text_encoder=card.text_encoder,
+                      threads=experiment.data.threads)  # fmt: skip
+        check_parts(experiment.recipe, parts)
+        clips = min(experiment.evaluation.clips, len(held_out))
+        shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
+    sampler = Sampler(card, experiment.evaluation.batch_size)
+    outcome = train(experiment.recipe, parts, workdir, preview=lambda ema: sampler.preview(ema, shown))
+    seconds |= outcome.seconds
+    if not outcome.finished:
+        raise Interrupted(
+            f"Stopped at step {int(outcome.state.step)} of {experiment.recipe.curriculum.total_steps}; the state is "
+            f"saved in {workdir / 'checkpoints'}. The same command goes on from there."
+        )
+    with _phase(seconds, "evaluate"):
+        sampler.use(outcome.state.ema)
+        report, pictures = evaluate(experiment, sampler, held_out, workdir / "report")
+    report |= {"seconds": seconds, "seconds_total": sum(seconds.values())}
+    write_report(workdir, report, {f"report/{file}": caption for file, caption in pictures.items()})
+    _log.info("report: %s", workdir / "report.md")
+    return report
+
+
+def evaluate_checkpoint(experiment: Experiment, workdir: Path, checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """Scores a checkpoint's averaged weights on the experiment's held-out clips into `workdir`."""
+    if (workdir / "report.json").exists():
+        raise ValueError(f"{workdir} already holds a report; choose another --output.")
+    pretrained = load_pretrained(checkpoint)
+    sampler = Sampler(pretrained.card, experiment.evaluation.batch_size, pretrained.model)
+    held_out = experiment.source("test", min_frames=experiment.final_stage.num_frames)
+    report, pictures = evaluate(experiment, sampler, held_out, workdir / "report")
+    report["step"] = pretrained.step
+    write_report(workdir, report, {f"report/{file}": caption for file, caption in pictures.items()})
+    return report
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of a run with this config.
+
+    Raises:
+        ValueError: it holds another config's run (the differing keys are named), or files of something else.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise ValueError(f"{workdir} is not empty and holds no run; choose an empty or new --workdir.")
+        workdir.mkdir(parents=True, exist_ok=True)
+    else:
+        before = _flat(json.loads(file.read_text(encoding="utf-8")))
+        now = _flat(json.loads(json.dumps(config)))
+        changed = [
+            f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
+            for key in sorted(before | now)
+            if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run of another config; it differs in {', '.join(changed[:5])}"
+                + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+                + ". Choose another --workdir, or start with the config of that run to continue it."
+            )
+    part = file.with_name("config.json.part")
+    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+class Sampler:
+    """Generates clips with one set of parameters, in batches of one size so that each shape compiles once."""
+
+    def __init__(self, card: ModelCard, batch_size: int, model: VideoMAR | None = None):
+        self.card, self._size, self._model = card, batch_size, model
+        self._graph = abstract_model(card.config)[0]
+
+    def use(self, params: Params) -> None:
+        """Samples with these parameters from now on."""
+        self._model = nnx.merge(self._graph, params)
+
+    def __call__(
+        self, given: UInt8[np.ndarray, "N G Hp Wp 3"], prompts: Sequence[str], num_frames: int
+    ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
+        """Continues `given` to `num_frames` frames; sample i is drawn with seed i."""
+        videos = []
+        for start in range(0, len(given), self._size):
+            chosen = np.arange(start, start + self._size) % len(given)  # a short last batch is filled up and cut
+            made = image_to_video(
+                self._model, self.card.tokenizer, self.card.text_encoder, given[chosen],
+                [prompts[i] for i in chosen], num_frames=num_frames, config=self.card.sampling, seeds=list(chosen),
+            )  # fmt: skip
+            videos.append(made[: len(given) - start])
+        return np.concatenate(videos)
+
+    def reconstruct(self, video: UInt8[np.ndarray, "N F Hp Wp 3"]) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
+        """The tokenizer's own encode and decode."""
+        return np.concatenate(
+            [reconstruct(self.card.tokenizer, video[i : i + self._size]) for i in range(0, len(video), self._size)]
+        )
+
+    def preview(self, params: Params, clips: Mapping[str, Any], rows: int = 4) -> UInt8[np.ndarray, "Hs Ws 3"]:
+        """A contact sheet of held-out clips, truth above generated."""
+        self.use(params)
+        video = clips["video"]
+        made = self(video[:, :1], clips["caption"], video.shape[1])
+        case = Case(name="", title="", reference=video, prompts=clips["caption"])
+        return contact_sheet(sheet_rows(case, made, rows))
+
+
+def evaluate(
+    experiment: Experiment, sampler: Sampler, held_out: ClipSource, folder: Path
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Scores every case; returns the report, and the pictures written into `folder` with their captions."""
+    cases = (_shape_cases if isinstance(held_out, Shapes) else _footage_cases)(experiment, held_out)
+    report: dict[str, Any] = {"cases": {}}
+    pictures: dict[str, str] = {}
+    for case in cases:
+        scores, generated = score(case, sampler, sampler.reconstruct)
+        report["cases"][case.name] = scores
+        _log.info("%s: %s", case.title, ", ".join(f"{key} {value:.3g}" for key, value in scores.items()))
+        write_png(folder / f"{case.name}.png", contact_sheet(sheet_rows(case, generated)), overwrite=True)
+        write_gif(folder / f"{case.name}.gif", _tiles(case.reference, generated), held_out.fps, scale=3, overwrite=True)
+        write_mp4(folder / f"{case.name}.mp4", _tiles(case.reference, generated), held_out.fps, min_side=256,
+                  overwrite=True)  # fmt: skip
+        pictures |= {f"{case.name}.png": case.title, f"{case.name}.gif": f"{case.title}: truth above, generated below"}
+    main = report["cases"]["held_out"]
+    return main | _shape_summary(report["cases"]) | report, pictures
+
+
+def _shape_cases(experiment: Experiment, held_out: Shapes) -> list[Case]:
+    """Held-out clips; triples never trained on; one first frame with four captions; captions of other clips; one
+    latent frame more than trained; a canvas 1.5 times larger."""
+    shape, count, seed = stage_shape(experiment.final_stage), experiment.evaluation.clips, experiment.recipe.seed
+    stride, patch = experiment.tokenizer_config.temporal_stride, experiment.tokenizer_config.patch
+    longer = dataclasses.replace(shape, num_frames=shape.num_frames + stride)
+    larger = ClipShape(num_frames=shape.num_frames, height=shape.height * 3 // 2 // patch * patch,
+                       width=shape.width * 3 // 2 // patch * patch)  # fmt: skip
+
+    def case(name: str, title: str, clips: Mapping[str, Any], prompts: Sequence[str] | None = None) -> Case:
+        directions = [motion.direction_of(caption) for caption in clips["caption"]]
+        return Case(name=name, title=title, reference=clips["video"], prompts=prompts or clips["caption"],
+                    directions=directions)  # fmt: skip
+
+    clips = fixed_clips(held_out, range(count), shape=shape)
+    shuffled = [clips["caption"][i] for i in np.random.default_rng(seed).permutation(count)]
+    groups = [clip for i in range(-(-count // 4)) for clip in held_out.counterfactuals(i, shape)]
+    unseen = dataclasses.replace(held_out, split="unseen")
+    fewer = range(-(-count // 2))
+    return [
+        case("held_out", "Held-out clips", clips),
+        case("unseen_triples", "Colour, shape and direction never seen together",
+             fixed_clips(unseen, range(count), shape=shape)),
+        case("counterfactual", "One first frame, four captions",
+             {"video": np.stack([c["video"] for c in groups]), "caption": [c["caption"] for c in groups]}),
+        case("shuffled_captions", "Control: captions of other clips", clips, shuffled),
+        case("longer", f"One latent frame beyond training: {longer.num_frames} frames",
+             fixed_clips(held_out, fewer, shape=longer)),
+        case("larger", f"A larger canvas: {larger.height}x{larger.width}", fixed_clips(held_out, fewer, shape=larger)),
+    ]  # fmt: skip
+
+
+def _footage_cases(experiment: Experiment, held_out: ClipSource) -> list[Case]:
+    """All held-out windows, and those of each clip apart."""
+    shape = stage_shape(experiment.final_stage)
+    count = min(experiment.evaluation.clips, len(held_out))
+    clips = fixed_clips(held_out, range(count), shape=shape)
+    cases = [Case(name="held_out", title="Held-out footage", reference=clips["video"], prompts=clips["caption"])]
+    names = [held_out.name(i) for i in range(count)]
+    for name in dict.fromkeys(names):
+        mine = [i for i in range(count) if names[i] == name]
+        cases.append(Case(name=name, title=f"Held-out part of {name}", reference=clips["video"][mine],
+                          prompts=[clips["caption"][i] for i in mine]))  # fmt: skip
+    return cases
+
+
+def _shape_summary(cases: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The scores that have a name of their own in report.json."""
+    wanted = {
+        "unseen_triples_direction_accuracy": "unseen_triples",
+        "counterfactual_accuracy": "counterfactual",
+        "shuffled_caption_accuracy": "shuffled_captions",
+    }
+    return {key: cases[name]["direction_accuracy"] for key, name in wanted.items() if name in cases}
+
+
+def _tiles(reference: np.ndarray, generated: np.ndarray, columns: int = 8) -> np.ndarray:
+    """One clip [F, …]: true clips side by side above generated ones, a thin gap between."""
+    rows = []
+    for clips in (reference, generated):
+        padded = np.pad(clips[:columns], ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+        rows.append(np.concatenate(list(padded), axis=2))
+    return np.concatenate(rows, axis=1)
+
+
+def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelCard:
+    """The run's model card: read where it exists (the tokenizer is fitted once), else made."""
+    last = experiment.final_stage
+    if (workdir / "model" / "model.json").exists():
+        tokenizer = load_card(workdir).tokenizer
+    else:
+        _log.info("fitting the tokenizer on %d clips", experiment.tokenizer_config.fit_clips)
+        tokenizer = experiment.fit_tokenizer(source)
+    card = ModelCard(
+        config=experiment.recipe.model, tokenizer=tokenizer, text_encoder=experiment.text_encoder(),
+        sampling=experiment.sampling, num_frames=last.num_frames, height=last.height, width=last.width, fps=source.fps,
+    )  # fmt: skip
+    save_card(card, workdir)
+    return card
+
+
+@contextmanager
+def _phase(seconds: dict[str, float], name: str):
+    start = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - start
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested values as {"a.b": value}."""
+    if isinstance(values, Mapping):
+        items = values.items()
+    elif isinstance(values, list):
+        items = enumerate(values)
+    else:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

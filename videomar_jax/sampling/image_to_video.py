@@ -1,0 +1,54 @@
+"""Pixels in, pixels out: tokenizer, text encoder and `generate` put together."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomar_jax.models.rope import PositionScale
+from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.sampling.decode import generate
+from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.text_encoders import TextEncoder
+from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels, to_video
+from videomar_jax.types import Latents, UInt8
+
+
+@jax.jit
+def _encode(tokenizer: Tokenizer, video: UInt8[jax.Array, "B F Hp Wp 3"]) -> Latents:
+    return tokenizer.encode(to_pixels(video))
+
+
+@jax.jit
+def _decode(tokenizer: Tokenizer, latents: Latents) -> UInt8[jax.Array, "B F Hp Wp 3"]:
+    return to_video(tokenizer.decode(latents))
+
+
+def reconstruct(tokenizer: Tokenizer, video: UInt8[np.ndarray, "B F Hp Wp 3"]) -> UInt8[np.ndarray, "B F Hp Wp 3"]:
+    """Encode and decode: the best that any model over these latents can do."""
+    return np.asarray(_decode(tokenizer, _encode(tokenizer, jnp.asarray(video))))
+
+
+def image_to_video(
+    model: VideoMAR, tokenizer: Tokenizer, text_encoder: TextEncoder, given: UInt8[np.ndarray, "B G Hp Wp 3"],
+    prompts: Sequence[str], *, num_frames: int, config: SamplingConfig, seeds: Sequence[int],
+    scale: PositionScale | None = None,
+) -> UInt8[np.ndarray, "B F Hp Wp 3"]:  # fmt: skip
+    """Continues images (G = 1) or clips (G = 1 + stride * k frames) to `num_frames` pixel frames.
+
+    Args:
+        given: frames 0..255; they come back as they are.
+        prompts, seeds: one for each sample; a sample depends on its own alone, not on its batch.
+    Raises:
+        ValueError: sizes that the tokenizer cannot cut, or fewer frames asked for than given.
+    """
+    if not len(given) == len(prompts) == len(seeds):
+        raise ValueError(f"{len(given)} images, {len(prompts)} prompts and {len(seeds)} seeds: give one of each.")
+    frames, _, _ = latent_shape(tokenizer, num_frames, *given.shape[2:4])
+    latents = _encode(tokenizer, jnp.asarray(given))
+    text, mask = text_encoder.encode(list(prompts))
+    keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
+    video = generate(model, latents, jnp.asarray(text), jnp.asarray(mask), num_frames=frames, config=config, keys=keys,
+                     scale=scale)  # fmt: skip
+    return np.concatenate([given, np.asarray(_decode(tokenizer, video))[:, given.shape[1] :]], axis=1)
