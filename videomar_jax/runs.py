@@ -29,7 +29,7 @@ from videomar_jax.experiment import Experiment, stage_shape
 from videomar_jax.media import contact_sheet, write_gif, write_mp4, write_png
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained import ModelCard, load_card, load_pretrained, save_card
-from videomar_jax.sampling.image_to_video import image_to_video, reconstruct
+from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.training.loop import Parts, check_parts, train
 from videomar_jax.training.state import Params, abstract_model
 from videomar_jax.types import UInt8
@@ -61,8 +61,12 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
         check_parts(experiment.recipe, parts)
         clips = min(experiment.evaluation.clips, len(held_out))
         shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
-    sampler = Sampler(card, experiment.evaluation.batch_size)
-    outcome = train(experiment.recipe, parts, workdir, preview=lambda ema: sampler.preview(ema, shown))
+    graph, _ = abstract_model(card.config)
+
+    def sampler(params: Params) -> VideoSampler:
+        return video_sampler(card, nnx.merge(graph, params), experiment.evaluation.batch_size)
+
+    outcome = train(experiment.recipe, parts, workdir, preview=lambda ema: preview(sampler(ema), shown))
     seconds |= outcome.seconds
     if not outcome.finished:
         raise Interrupted(
@@ -70,8 +74,7 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
             f"saved in {workdir / 'checkpoints'}. The same command goes on from there."
         )
     with _phase(seconds, "evaluate"):
-        sampler.use(outcome.state.ema)
-        report, pictures = evaluate(experiment, sampler, held_out, workdir / "report")
+        report, pictures = evaluate(experiment, sampler(outcome.state.ema), held_out, workdir / "report")
     report |= {"seconds": seconds, "seconds_total": sum(seconds.values())}
     write_report(workdir, report, {f"report/{file}": caption for file, caption in pictures.items()})
     _log.info("report: %s", workdir / "report.md")
@@ -83,12 +86,17 @@ def evaluate_checkpoint(experiment: Experiment, workdir: Path, checkpoint: str |
     if (workdir / "report.json").exists():
         raise ValueError(f"{workdir} already holds a report; choose another --output.")
     pretrained = load_pretrained(checkpoint)
-    sampler = Sampler(pretrained.card, experiment.evaluation.batch_size, pretrained.model)
+    sampler = video_sampler(pretrained.card, pretrained.model, experiment.evaluation.batch_size)
     held_out = experiment.source("test", min_frames=experiment.final_stage.num_frames)
     report, pictures = evaluate(experiment, sampler, held_out, workdir / "report")
     report["step"] = pretrained.step
     write_report(workdir, report, {f"report/{file}": caption for file, caption in pictures.items()})
     return report
+
+
+def video_sampler(card: ModelCard, model: VideoMAR, batch_size: int) -> VideoSampler:
+    """A sampler with what the card says."""
+    return VideoSampler(model, card.tokenizer, card.text_encoder, card.sampling, batch_size)
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -121,48 +129,16 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     os.replace(part, file)
 
 
-class Sampler:
-    """Generates clips with one set of parameters, in batches of one size so that each shape compiles once."""
-
-    def __init__(self, card: ModelCard, batch_size: int, model: VideoMAR | None = None):
-        self.card, self._size, self._model = card, batch_size, model
-        self._graph = abstract_model(card.config)[0]
-
-    def use(self, params: Params) -> None:
-        """Samples with these parameters from now on."""
-        self._model = nnx.merge(self._graph, params)
-
-    def __call__(
-        self, given: UInt8[np.ndarray, "N G Hp Wp 3"], prompts: Sequence[str], num_frames: int
-    ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
-        """Continues `given` to `num_frames` frames; sample i is drawn with seed i."""
-        videos = []
-        for start in range(0, len(given), self._size):
-            chosen = np.arange(start, start + self._size) % len(given)  # a short last batch is filled up and cut
-            made = image_to_video(
-                self._model, self.card.tokenizer, self.card.text_encoder, given[chosen],
-                [prompts[i] for i in chosen], num_frames=num_frames, config=self.card.sampling, seeds=list(chosen),
-            )  # fmt: skip
-            videos.append(made[: len(given) - start])
-        return np.concatenate(videos)
-
-    def reconstruct(self, video: UInt8[np.ndarray, "N F Hp Wp 3"]) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
-        """The tokenizer's own encode and decode."""
-        return np.concatenate(
-            [reconstruct(self.card.tokenizer, video[i : i + self._size]) for i in range(0, len(video), self._size)]
-        )
-
-    def preview(self, params: Params, clips: Mapping[str, Any], rows: int = 4) -> UInt8[np.ndarray, "Hs Ws 3"]:
-        """A contact sheet of held-out clips, truth above generated."""
-        self.use(params)
-        video = clips["video"]
-        made = self(video[:, :1], clips["caption"], video.shape[1])
-        case = Case(name="", title="", reference=video, prompts=clips["caption"])
-        return contact_sheet(sheet_rows(case, made, rows))
+def preview(sampler: VideoSampler, clips: Mapping[str, Any], rows: int = 4) -> UInt8[np.ndarray, "Hs Ws 3"]:
+    """A contact sheet of held-out clips, truth above generated."""
+    video = clips["video"]
+    made = sampler(video[:, :1], clips["caption"], video.shape[1])
+    case = Case(name="", title="", reference=video, prompts=clips["caption"])
+    return contact_sheet(sheet_rows(case, made, rows))
 
 
 def evaluate(
-    experiment: Experiment, sampler: Sampler, held_out: ClipSource, folder: Path
+    experiment: Experiment, sampler: VideoSampler, held_out: ClipSource, folder: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores every case; returns the report, and the pictures written into `folder` with their captions."""
     cases = (_shape_cases if isinstance(held_out, Shapes) else _footage_cases)(experiment, held_out)

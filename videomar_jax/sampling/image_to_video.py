@@ -1,5 +1,6 @@
 """Pixels in, pixels out: tokenizer, text encoder and `generate` put together."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -25,11 +26,6 @@ def _decode(tokenizer: Tokenizer, latents: Latents) -> UInt8[jax.Array, "B F Hp 
     return to_video(tokenizer.decode(latents))
 
 
-def reconstruct(tokenizer: Tokenizer, video: UInt8[np.ndarray, "B F Hp Wp 3"]) -> UInt8[np.ndarray, "B F Hp Wp 3"]:
-    """Encode and decode: the best that any model over these latents can do."""
-    return np.asarray(_decode(tokenizer, _encode(tokenizer, jnp.asarray(video))))
-
-
 def image_to_video(
     model: VideoMAR, tokenizer: Tokenizer, text_encoder: TextEncoder, given: UInt8[np.ndarray, "B G Hp Wp 3"],
     prompts: Sequence[str], *, num_frames: int, config: SamplingConfig, seeds: Sequence[int],
@@ -52,3 +48,35 @@ def image_to_video(
     video = generate(model, latents, jnp.asarray(text), jnp.asarray(mask), num_frames=frames, config=config, keys=keys,
                      scale=scale)  # fmt: skip
     return np.concatenate([given, np.asarray(_decode(tokenizer, video))[:, given.shape[1] :]], axis=1)
+
+
+@dataclasses.dataclass
+class VideoSampler:
+    """`image_to_video` for any number of samples, in batches of one size so that each clip shape compiles once."""
+
+    model: VideoMAR
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    config: SamplingConfig
+    batch_size: int
+
+    def __call__(
+        self, given: UInt8[np.ndarray, "N G Hp Wp 3"], prompts: Sequence[str], num_frames: int,
+        seeds: Sequence[int] | None = None,
+    ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:  # fmt: skip
+        """Continues `given` to `num_frames` frames; without seeds, sample i is drawn with seed i."""
+        seeds = range(len(given)) if seeds is None else seeds
+        videos = []
+        for start in range(0, len(given), self.batch_size):
+            chosen = np.arange(start, start + self.batch_size) % len(given)  # a short last batch is filled up and cut
+            made = image_to_video(
+                self.model, self.tokenizer, self.text_encoder, given[chosen], [prompts[i] for i in chosen],
+                num_frames=num_frames, config=self.config, seeds=[seeds[i] for i in chosen],
+            )  # fmt: skip
+            videos.append(made[: len(given) - start])
+        return np.concatenate(videos)
+
+    def reconstruct(self, video: UInt8[np.ndarray, "N F Hp Wp 3"]) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
+        """Encode and decode: the best that any model over these latents can do."""
+        batches = (jnp.asarray(video[i : i + self.batch_size]) for i in range(0, len(video), self.batch_size))
+        return np.concatenate([np.asarray(_decode(self.tokenizer, _encode(self.tokenizer, b))) for b in batches])
