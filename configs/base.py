@@ -114,7 +114,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.guidance_schedule = "linear"  # linear | constant
     config.sampling.temperature = 1.0
     config.sampling.temperature_law = "constant"  # constant | paper | linear
-    config.sampling.clip = 2.0  # largest latent value
+    config.sampling.clip = 2.0  # largest latent value; 0: tokens are left as drawn
     config.sampling.clip_first = False
 
     # What is measured at the end

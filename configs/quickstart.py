@@ -35,12 +35,12 @@ def get_config(variant: str = "") -> ConfigDict:
         name="muon", schedule="cosine", final_fraction=0.03, weight_decay=0.01, clip_norm=1.0, ema_decay=0.99,
         ema_warmup=True, warmup_steps=100,
     )  # fmt: skip
-    config.sampling.update(steps=4, head_steps="4", guidance=1.0, clip=4.0)
+    config.sampling.update(steps=4, head_steps="4", guidance=1.0, clip=0.0)
     rate = 1e-2
     config.curriculum = (
         dict(name="16px_3f", num_frames=3, height=16, width=16, batch_size=32, steps=400, learning_rate=rate),
-        dict(name="24px_5f", num_frames=5, height=24, width=24, batch_size=16, steps=300, learning_rate=rate),
-        dict(name="32px_9f", num_frames=9, height=32, width=32, batch_size=8, steps=300, learning_rate=rate),
+        dict(name="24px_5f", num_frames=5, height=24, width=24, batch_size=16, steps=250, learning_rate=rate),
+        dict(name="32px_9f", num_frames=9, height=32, width=32, batch_size=8, steps=250, learning_rate=rate),
     )
     if variant == "videos":
         config.data.kind = "videos"

@@ -106,6 +106,7 @@ PRESETS: dict[str, ModelConfig] = {
     "quickstart": ModelConfig(
         width=128, depth=4, num_heads=4, text_tokens=8, text_width=64, head="flow", head_width=128,
         flow_time="logit_normal", qk_norm_gain=1.7, head_zero_init=False, pooled_text=True, regression=True, unroll=4,
+        rope_split=(8, 12, 12), rope_base=60.0,
     ),
     "tiny": ModelConfig(
         latent_channels=4, width=32, depth=2, num_heads=2, text_tokens=6, text_width=16, head="flow", head_width=32,

@@ -29,7 +29,7 @@ class SamplingConfig:
     guidance_schedule: Literal["linear", "constant"] = "linear"
     temperature: float = 1.0
     temperature_law: Literal["constant", "paper", "linear"] = "constant"
-    clip: float | None = 2.0  # largest latent value; None leaves tokens as drawn
+    clip: float = 2.0  # largest latent value, from the second generated frame on; 0 leaves tokens as drawn
     clip_first: bool = False  # clip the first generated frame as well
 
     def __post_init__(self):
@@ -45,8 +45,8 @@ class SamplingConfig:
             raise ValueError(
                 f"sampling.temperature_law is {self.temperature_law!r}; use 'constant', 'paper' or 'linear'."
             )
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"sampling.clip must be positive or None, not {self.clip}.")
+        if self.clip < 0:
+            raise ValueError(f"sampling.clip must not be negative, but is {self.clip}; 0 turns it off.")
 
     @property
     def guided(self) -> bool:
@@ -98,7 +98,7 @@ def temperatures(generated: int, config: SamplingConfig) -> np.ndarray:
 
 def clip_bounds(generated: int, config: SamplingConfig) -> np.ndarray:
     """The largest absolute token value of each generated frame, float32 [G]; infinite where nothing is clipped."""
-    bounds = np.full(generated, np.inf if config.clip is None else config.clip, np.float32)
+    bounds = np.full(generated, config.clip or np.inf, np.float32)
     if not config.clip_first:
         bounds[:1] = np.inf
     return bounds
