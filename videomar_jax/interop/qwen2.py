@@ -25,7 +25,8 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from videomar_jax.interop.qwen2_folder import Tensor, fingerprint, open_tensors, read_config, read_tokenizer
+from videomar_jax.interop.files import TensorFile, open_tensors
+from videomar_jax.interop.qwen2_folder import fingerprint, read_config, read_tokenizer, weights_path
 from videomar_jax.text_encoders import base
 from videomar_jax.text_encoders.qwen2 import Qwen2Options, Qwen2TextEncoder, Source
 from videomar_jax.text_encoders.qwen2_model import Qwen2, Qwen2Config
@@ -48,7 +49,7 @@ LAYER = {
 }
 """Keys of one layer, behind "layers.N.". Kernels are transposed: PyTorch stores [outputs, inputs]."""
 LEFT_ASIDE = re.compile(r"(model\.)?visual\..*|(language_model\.)?lm_head\.weight|.*\brotary_emb\.inv_freq")
-DTYPES = {"F32": jnp.float32, "BF16": jnp.bfloat16, "F16": jnp.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 _LISTED = 20
 
 
@@ -124,21 +125,21 @@ def load_model(folder: Path, config: Qwen2Config, mesh: Mesh | None = None) -> Q
     """The decoder with the parameters of the folder's safetensors files, in their type."""
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0))))
     shapes = dict(nnx.to_flat_state(abstract))
-    tensors = open_tensors(folder)
-    slots = plan({path: leaf.shape for path, leaf in shapes.items()}, config, tensors, str(folder))
-    arrays = {path: _fill(slot, tensors, _placement(slot, mesh)) for path, slot in slots.items()}
-    logging.info("read %d tensors of %s", sum(len(slot.names) for slot in slots.values()), folder)
+    with open_tensors(weights_path(folder)) as tensors:
+        slots = plan({path: leaf.shape for path, leaf in shapes.items()}, config, tensors)
+        arrays = {path: _fill(slot, tensors, _placement(slot, mesh)) for path, slot in slots.items()}
+    logging.info("read %d tensors of %s", sum(len(slot.names) for slot in slots.values()), tensors.path)
     return nnx.merge(graph, nnx.from_flat_state({path: leaf.replace(arrays[path]) for path, leaf in shapes.items()}))
 
 
 def plan(
-    shapes: Mapping[tuple[str, ...], tuple[int, ...]], config: Qwen2Config, tensors: Mapping[str, Tensor], place: str
+    shapes: Mapping[tuple[str, ...], tuple[int, ...]], config: Qwen2Config, tensors: TensorFile
 ) -> dict[tuple[str, ...], Slot]:
     """Which tensors fill which parameter; ValueError with every fault."""
     prefixes = [prefix for prefix in PREFIXES if f"{prefix}embed_tokens.weight" in tensors]
     if len(prefixes) != 1:
         tried = ", ".join(f"{prefix}embed_tokens.weight" for prefix in PREFIXES)
-        raise ValueError(f"{place} must hold one language model, found {len(prefixes)} (looked for {tried})")
+        raise ValueError(f"{tensors.path} must hold one language model, found {len(prefixes)} (looked for {tried})")
     keys = {ours: theirs for table in (TOP, LAYER) for theirs, ours in table.items()}
     slots = {}
     for path, shape in shapes.items():
@@ -147,26 +148,31 @@ def plan(
         layers = [f"layers.{i}." for i in range(config.depth)] if stacked else [""]
         names = tuple(f"{prefixes[0]}{layer}{key}" for layer in layers)
         slots[path] = Slot(shape, names, stacked, path[-1] == "kernel")
-    _check(slots, tensors, place)
+    _check(slots, tensors)
     return slots
 
 
-def _check(slots: Mapping[tuple[str, ...], Slot], tensors: Mapping[str, Tensor], place: str) -> None:
+def _check(slots: Mapping[tuple[str, ...], Slot], tensors: TensorFile) -> None:
     known = {name for slot in slots.values() for name in slot.names}
     unknown = [name for name in tensors if name not in known and not LEFT_ASIDE.fullmatch(name)]
+    shapes, dtypes = tensors.shapes, tensors.dtypes
     missing, misfit = [], []
     for slot in slots.values():
         found = [name for name in slot.names if name in tensors]
         missing += [name for name in slot.names if name not in tensors]
         for name in found:
-            shape, dtype = tensors[name].shape, tensors[name].dtype
+            shape, dtype, expected = shapes[name], str(dtypes[name]), str(dtypes[found[0]])
             if shape != slot.tensor_shape:
                 misfit.append(f"{name} has shape {shape}, expected {slot.tensor_shape}")
-            if dtype not in DTYPES or dtype != tensors[found[0]].dtype:
-                misfit.append(f"{name} is of type {dtype}, expected {tensors[found[0]].dtype} of {', '.join(DTYPES)}")
+            if dtype not in DTYPES:
+                misfit.append(f"{name} is of type {dtype}, expected one of {', '.join(DTYPES)}")
+            elif dtype != expected:
+                misfit.append(f"{name} is of type {dtype}, but {found[0]} is of type {expected}")
     faults = {"missing": missing, "unknown": unknown, "of wrong shape or type": misfit}
     if any(faults.values()):
-        raise ValueError(f"{place} does not fit its config.json" + "".join(map(_listing, faults, faults.values())))
+        raise ValueError(
+            f"{tensors.path} does not fit its config.json" + "".join(map(_listing, faults, faults.values()))
+        )
 
 
 def _listing(title: str, names: list[str]) -> str:
@@ -187,15 +193,15 @@ def _placement(slot: Slot, mesh: Mesh | None) -> Sharding | None:
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def _fill(slot: Slot, tensors: Mapping[str, Tensor], sharding: Sharding | None) -> jax.Array:
+def _fill(slot: Slot, tensors: TensorFile, sharding: Sharding | None) -> jax.Array:
     if not slot.stacked:
-        value = tensors[slot.names[0]].read()
+        value = tensors[slot.names[0]]
         return jax.device_put(value.T if slot.transposed else value, sharding)
-    dtype = DTYPES[tensors[slot.names[0]].dtype]
+    dtype = tensors.dtypes[slot.names[0]]
     stack = jax.jit(lambda: jnp.zeros(slot.shape, dtype), out_shardings=sharding)()
     for i, name in enumerate(slot.names):
         # Waiting keeps one tensor in flight: reading would run ahead of filling otherwise.
-        stack = _setter(slot.transposed, sharding)(stack, i, tensors[name].read()).block_until_ready()
+        stack = _setter(slot.transposed, sharding)(stack, i, tensors[name]).block_until_ready()
     return stack
 
 

@@ -1,15 +1,11 @@
-"""What lies in a Hugging Face folder of Qwen2 or Qwen2-VL: sizes, tokenizer, tensors, and a fingerprint of all of it."""
+"""A Hugging Face folder of Qwen2 or Qwen2-VL: its sizes, tokenizer and tensors, and a fingerprint of all of it."""
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from videomar_jax.text_encoders.qwen2_model import Qwen2Config
@@ -22,16 +18,6 @@ _SIZES = {
     "vocab_size": "vocab_size", "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads",
     "num_key_value_heads": "kv_heads", "intermediate_size": "mlp_width", "rms_norm_eps": "norm_epsilon",
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """A tensor of a file: what the file's header says, and a function that reads the values."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    file: str
-    read: Callable[[], np.ndarray]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -127,38 +113,23 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
     return tokenizer, pad_id
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: those of the index if there is one."""
-    if (folder / INDEX).is_file():
-        names = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
-            raise ValueError(f"{folder / INDEX} is damaged: its weight_map must name files of the same folder")
-        files = [folder / name for name in sorted(set(names.values()))]
-    else:
-        files = [folder / SINGLE]
+def weights_path(folder: Path) -> Path:
+    """The table of several safetensors files if there is one, else the single file."""
+    for name in (INDEX, SINGLE):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} lacks {SINGLE} or {INDEX} (only safetensors files are read)")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    path = weights_path(folder)
+    names = read_json(path).get("weight_map") if path.name == INDEX else {"": SINGLE}
+    if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
+        raise ValueError(f"{path} is damaged: its weight_map must name files of the same folder")
+    files = [folder / name for name in sorted(set(names.values()))]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)} (only safetensors files are read)")
+        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named by {path.name}")
     return files
-
-
-def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors by name; nothing but headers is read. ValueError where a file is damaged or a name comes twice."""
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        try:
-            # Plain reads: pages of a memory map would count as memory of the process, doubling what loading takes.
-            handle = safe_open(file, framework="np", backend="pread")
-            for name in handle.keys():
-                view = handle.get_slice(name)
-                if name in tensors:
-                    raise ValueError(f"tensor {name} is in {tensors[name].file} and in {file}")
-                tensors[name] = Tensor(
-                    shape=tuple(view.get_shape()), dtype=view.get_dtype(), file=file.name,
-                    read=lambda handle=handle, name=name: handle.get_tensor(name),
-                )  # fmt: skip
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is damaged or no safetensors file: {error}") from error
-    return tensors
 
 
 def fingerprint(folder: Path) -> str:
@@ -168,7 +139,7 @@ def fingerprint(folder: Path) -> str:
     for name in (CONFIG, TOKENIZER, TOKENIZER_CONFIG):
         if (folder / name).is_file():
             digest.update(f"{name}\0".encode() + (folder / name).read_bytes())
-    for file in weight_files(folder):
+    for file in _weight_files(folder):
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with open(file, "rb") as stream:

@@ -13,8 +13,8 @@ Attention is causal, hence nothing at the system text's places depends on the ca
 computed once and reused. The result is the formula of step 2; only the order of float32 additions may differ from
 running the m + K tokens together.
 
-`interop.qwen2.load_qwen2` builds an encoder from a folder. A saved encoder is a reference to that folder, because a copy
-of several gigabytes in every run would serve nobody; importing `interop.qwen2` lets `load_text_encoder` follow it.
+`interop.qwen2.load_qwen2` builds an encoder from a folder. A saved encoder is a reference to that folder: a copy of
+several gigabytes in every run would serve nobody. Importing `interop.qwen2` lets `load_text_encoder` follow it.
 """
 
 import dataclasses

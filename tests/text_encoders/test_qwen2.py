@@ -1,0 +1,318 @@
+"""The Qwen2 text encoder against recordings of `transformers` (tests/golden/record_qwen2.py), and its files."""
+
+import importlib.util
+import json
+import logging as std_logging
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from absl import logging
+from safetensors.numpy import save_file
+
+from videomar_jax.interop.qwen2 import load_qwen2
+from videomar_jax.text_encoders import TextEncoder, load_text_encoder
+from videomar_jax.text_encoders import qwen2 as encoder_module
+from videomar_jax.text_encoders.qwen2 import Qwen2Options
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOLERANCE = 1e-5
+
+
+def _recorder():
+    spec = importlib.util.spec_from_file_location("record_qwen2", GOLDEN / "record_qwen2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECORDER = _recorder()
+WEIGHTS = RECORDER.random_weights()
+CAPTIONS, SYSTEM, LENGTH = RECORDER.CAPTIONS, RECORDER.SYSTEM_TEXT, RECORDER.LENGTH
+RECORDED = np.load(GOLDEN / "qwen2" / "outputs.npz")
+LAYOUTS = json.loads((GOLDEN / "qwen2" / "layouts.json").read_text())
+
+
+def write_folder(folder, weights=None, files=None, config=None):
+    """A Hugging Face folder; `files` maps tensor names to file names, with an index if there are several."""
+    folder.mkdir(exist_ok=True)
+    weights = WEIGHTS if weights is None else weights
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(GOLDEN / "qwen2" / name, folder / name)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    files = files or dict.fromkeys(weights, "model.safetensors")
+    for file in set(files.values()):
+        save_file({name: value for name, value in weights.items() if files[name] == file}, folder / file)
+    if len(set(files.values())) > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "qwen2")
+
+
+def options(**changes):
+    return Qwen2Options(**{"max_tokens": LENGTH, "batch_size": 4} | changes)
+
+
+@pytest.fixture
+def warnings():
+    records = []
+    handler = std_logging.Handler(std_logging.WARNING)
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.get_absl_logger().addHandler(handler)
+    yield records
+    logging.get_absl_logger().removeHandler(handler)
+
+
+# -- the same numbers as transformers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("name", "text"), [("bare", None), ("system", SYSTEM)])
+def test_features_and_mask_equal_transformers(folder, side, name, text):
+    encoder = load_qwen2(folder, options(padding_side=side, system_text=text))
+    recorded = {key: RECORDED[f"{side}/{name}/{key}"] for key in ("tokens", "mask", "hidden")}
+    np.testing.assert_array_equal(encoder.tokenize(CAPTIONS)[0], recorded["tokens"])
+    features, mask = encoder.encode(CAPTIONS)
+    np.testing.assert_array_equal(mask, recorded["mask"])
+    np.testing.assert_allclose(features[mask], recorded["hidden"][mask], atol=TOLERANCE, rtol=TOLERANCE)
+    assert np.isfinite(features).all()
+    if (side, name) != ("left", "bare"):  # there, leading padding sees no token at all and has no defined state
+        np.testing.assert_allclose(features, recorded["hidden"], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_a_checkpoint_in_several_files_as_transformers_writes_it(tmp_path, folder):
+    files = LAYOUTS["sharded"]
+    assert len(set(files.values())) > 2 and set(files) == set(WEIGHTS)
+    sharded = load_qwen2(write_folder(tmp_path / "sharded", files=files), options())
+    np.testing.assert_array_equal(sharded.encode(CAPTIONS)[0], load_qwen2(folder, options()).encode(CAPTIONS)[0])
+
+
+def test_the_text_part_of_qwen2_vl(tmp_path):
+    """Keys and config as transformers writes them for Qwen2-VL, and as older releases and repositories have them."""
+    new = {name: np.zeros(3, np.float32) for name in LAYOUTS["vl"]}
+    prefix = "model.language_model." if any("language_model" in name for name in new) else "model."
+    assert sum("visual" in name for name in new) > 5
+    text = {f"{prefix}{name}": value for name, value in WEIGHTS.items()}
+    assert set(text) <= set(new)
+    vl = load_qwen2(
+        write_folder(tmp_path / "vl", new | text, config=LAYOUTS["vl_config"]),
+        options(padding_side="left", system_text=SYSTEM),
+    )
+    np.testing.assert_allclose(vl.encode(CAPTIONS)[0], RECORDED["vl/hidden"], atol=TOLERANCE, rtol=TOLERANCE)
+    flat = RECORDER.CONFIG | {"model_type": "qwen2_vl", "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    for number, prefix in enumerate(("model.", "language_model.model.", "")):
+        weights = {f"{prefix}{name}": value for name, value in WEIGHTS.items()}
+        weights |= {"visual.patch_embed.proj.weight": np.ones(4, np.float32), "lm_head.weight": np.ones(4, np.float32)}
+        other = load_qwen2(
+            write_folder(tmp_path / str(number), weights, config=flat), options(padding_side="left", system_text=SYSTEM)
+        )
+        np.testing.assert_array_equal(other.encode(CAPTIONS)[0], vl.encode(CAPTIONS)[0])
+
+
+def test_the_system_text_run_once_equals_running_it_with_each_caption(folder):
+    encoder = load_qwen2(folder, options(system_text=SYSTEM))
+    tokens, mask = encoder.tokenize(CAPTIONS)
+    front = np.broadcast_to(np.array(encoder.system_tokens, np.int32), (len(tokens), len(encoder.system_tokens)))
+    assert front.shape[1] > LENGTH  # the system text is not cut
+    whole, _ = jax.jit(lambda model, *args: model(*args))(
+        encoder.model, np.concatenate([front, tokens], axis=1), np.concatenate([np.ones(front.shape, bool), mask], 1)
+    )
+    np.testing.assert_allclose(encoder.encode(CAPTIONS)[0], whole[:, front.shape[1] :], atol=3e-5)
+    assert np.abs(load_qwen2(folder, options()).encode(CAPTIONS)[0] - encoder.encode(CAPTIONS)[0]).max() > 0.1
+
+
+# -- contract ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_feature_depends_on_earlier_words_of_its_caption_only(folder):
+    encoder = load_qwen2(folder, options(system_text=SYSTEM))
+    captions = ["a red circle", "a red square", "left, left, left"]
+    features, mask = encoder.encode(captions)
+    tokens, _ = encoder.tokenize(captions)
+    same = int(np.argmin(tokens[0] == tokens[1]))
+    assert 0 < same < mask[0].sum()
+    np.testing.assert_array_equal(features[0, :same], features[1, :same])
+    assert np.abs(features[0, same] - features[1, same]).max() > 0.1
+    alone = np.concatenate([encoder.encode([caption])[0] for caption in captions])
+    np.testing.assert_allclose(features, alone, atol=3e-5)
+
+
+def test_batches_of_any_size_and_few_compilations(folder):
+    encoder = load_qwen2(folder, options())
+    assert isinstance(encoder, TextEncoder) and encoder.width == 32 and encoder.max_tokens == LENGTH
+    captions = [f"a circle {i}" for i in range(9)]
+    before = encoder_module._last_hidden_state._cache_size()
+    features, mask = encoder.encode(captions)
+    for count in (9, 5, 4, 3):
+        np.testing.assert_allclose(encoder.encode(captions[:count])[0], features[:count], atol=3e-5)
+    assert encoder_module._last_hidden_state._cache_size() - before <= 2  # 4 and 1
+    assert features.shape == (9, LENGTH, 32) and features.dtype == np.float32 and mask.dtype == bool
+    empty_features, empty_mask = encoder.encode([])
+    assert empty_features.shape == (0, LENGTH, 32) and empty_mask.shape == (0, LENGTH)
+    with pytest.raises(ValueError, match="sequence of captions"):
+        encoder.encode("a circle")
+
+
+def test_empty_and_odd_captions_keep_a_token(folder):
+    for side, place in (("right", 0), ("left", -1)):
+        encoder = load_qwen2(folder, options(padding_side=side))
+        features, mask = encoder.encode(["", RECORDER.PAD, "\ud800 кот 🙂"])
+        assert mask[:2].sum() == 2 and mask[:2, place].all() and mask[2].any()
+        assert np.isfinite(features).all()
+
+
+def test_a_cut_caption_is_reported_with_what_it_loses(folder, warnings):
+    encoder = load_qwen2(folder, options(max_tokens=6))
+    encoder.encode(["red", CAPTIONS[3], CAPTIONS[1]])
+    (message,) = warnings
+    kept = encoder.tokenizer.decode(encoder.tokenize([CAPTIONS[3]])[0][0].tolist())
+    assert CAPTIONS[3].startswith(kept) and len(kept) > 3
+    assert "2 of 3 captions" in message and repr(CAPTIONS[3].removeprefix(kept)) in message
+
+
+def test_bfloat16_files_and_bfloat16_computation(tmp_path):
+    rounded = {name: value.astype(ml_dtypes.bfloat16) for name, value in WEIGHTS.items()}
+    stored = write_folder(tmp_path / "bf16", rounded)
+    exact = write_folder(tmp_path / "f32", {name: value.astype(np.float32) for name, value in rounded.items()})
+    encoder = load_qwen2(stored, options())
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(encoder.model)} == {"bfloat16"}
+    features, mask = encoder.encode(CAPTIONS)
+    np.testing.assert_array_equal(features, load_qwen2(exact, options()).encode(CAPTIONS)[0])
+    coarse, _ = load_qwen2(stored, options(dtype="bfloat16")).encode(CAPTIONS)
+    error = np.abs(coarse - features)[mask].mean() / np.abs(features[mask]).mean()
+    assert coarse.dtype == np.float32 and 1e-4 < error < 0.05
+
+
+def test_split_over_eight_devices_equals_one(folder):
+    mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    one, eight = load_qwen2(folder, options(system_text=SYSTEM)), load_qwen2(
+        folder, options(system_text=SYSTEM), mesh=mesh
+    )  # fmt: skip
+    kernel = eight.model.layers.gate.kernel[...]
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size and kernel.shape[0] == 3
+    np.testing.assert_allclose(eight.encode(CAPTIONS)[0], one.encode(CAPTIONS)[0], atol=3e-5)
+
+
+# -- saving by reference -----------------------------------------------------------------------------------------------
+
+
+def test_a_saved_encoder_refers_to_its_folder(folder, tmp_path):
+    encoder = load_qwen2(folder, options(system_text=SYSTEM, padding_side="left"))
+    encoder.save(tmp_path / "saved")
+    assert [file.name for file in (tmp_path / "saved").iterdir()] == ["text_encoder.json"]
+    again = load_text_encoder(tmp_path / "saved")
+    assert again.options == encoder.options and again.source == encoder.source
+    np.testing.assert_array_equal(again.encode(CAPTIONS)[0], encoder.encode(CAPTIONS)[0])
+
+
+def test_a_moved_or_changed_folder_is_noticed(folder, tmp_path):
+    load_qwen2(folder, options()).save(tmp_path / "saved")
+    moved = folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="bring it back"):
+        load_text_encoder(tmp_path / "saved")
+    header = tmp_path / "saved" / "text_encoder.json"
+    header.write_text(header.read_text().replace(str(folder), str(moved)))
+    assert load_text_encoder(tmp_path / "saved").source.folder == str(moved)
+    write_folder(moved, WEIGHTS | {"norm.weight": WEIGHTS["norm.weight"] + 1})
+    with pytest.raises(ValueError, match="no longer holds"):
+        load_text_encoder(tmp_path / "saved")
+
+
+def test_text_encoders_do_not_import_interop_or_torch():
+    code = (
+        "import sys, videomar_jax.text_encoders.qwen2; assert 'videomar_jax.interop' not in sys.modules;"
+        "import videomar_jax.interop.qwen2; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_faults_of_a_checkpoint_are_named_together(tmp_path):
+    weights = dict(WEIGHTS)
+    del weights["layers.1.self_attn.q_proj.bias"], weights["norm.weight"]
+    weights["layers.3.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
+    weights["layers.0.mlp.up_proj.weight"] = np.zeros((32, 56), np.float32)
+    weights["layers.2.input_layernorm.weight"] = np.zeros(32, np.int32)
+    weights["layers.2.mlp.down_proj.weight"] = weights["layers.2.mlp.down_proj.weight"].astype(np.float16)
+    with pytest.raises(ValueError) as caught:
+        load_qwen2(write_folder(tmp_path / "bad", weights), options())
+    message = str(caught.value)
+    assert "2 tensors missing" in message and "q_proj.bias" in message and "norm.weight" in message
+    assert "1 tensors unknown" in message and "layers.3.mlp.up_proj.weight" in message
+    assert "(32, 56), expected (56, 32)" in message and "type int32" in message and "float16, but" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama'"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"num_key_value_heads": 3}, "multiple of kv_heads = 3"),
+        ({"hidden_size": "32"}, "width = '32'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"rope_theta": None}, "rope_theta"),
+        ({"num_hidden_layers": 0}, "depth = 0"),
+        ({"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}, "look back 8 tokens"),
+        ({"vocab_size": 100}, "not its tokenizer"),
+    ],
+)
+def test_configs_that_cannot_be_right(tmp_path, changes, message):
+    weights = WEIGHTS
+    with pytest.raises(ValueError, match=message):
+        load_qwen2(write_folder(tmp_path / "bad", weights, config=RECORDER.CONFIG | changes), options())
+
+
+def test_damaged_and_missing_files(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_qwen2(tmp_path / "nowhere")
+    weights = (folder / "model.safetensors").read_bytes()
+    for cut in (0, 7, 100, len(weights) // 2, len(weights) - 1):
+        (folder / "model.safetensors").write_bytes(weights[:cut])
+        with pytest.raises(ValueError, match=r"truncated|not a file of weights"):
+            load_qwen2(folder, options())
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks model\.safetensors"):
+        load_qwen2(folder, options())
+    index = {"weight_map": {"norm.weight": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="not a file beside it"):
+        load_qwen2(folder, options())
+    for name, error in (("tokenizer.json", ValueError), ("config.json", ValueError)):
+        (folder / name).write_text("{")
+        with pytest.raises(error, match=f"{name} is damaged"):
+            load_qwen2(folder, options())
+        (folder / name).unlink()
+        with pytest.raises(FileNotFoundError, match=name):
+            load_qwen2(folder, options())
+
+
+def test_options_and_hints_of_the_tokenizer(folder, tmp_path, warnings):
+    with pytest.raises(ValueError, match="padding_side"):
+        Qwen2Options(padding_side="both")
+    with pytest.raises(ValueError, match="max_tokens = 0"):
+        Qwen2Options(max_tokens=0)
+    with pytest.raises(ValueError, match="float16"):
+        load_qwen2(folder, options(dtype="float16"))
+    (tmp_path / "system.txt").write_text(SYSTEM)
+    assert load_qwen2(folder, options(), system_text_file=tmp_path / "system.txt").options.system_text == SYSTEM
+    with pytest.raises(FileNotFoundError, match="system text"):
+        load_qwen2(folder, options(), system_text_file=tmp_path / "absent.txt")
+    hints = {"padding_side": "left", "pad_token": {"content": "a"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(hints))
+    encoder = load_qwen2(folder, options())
+    assert encoder.pad_id == encoder.tokenizer.token_to_id("a") and "pads on the left" in warnings[-1]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<none>"}))
+    with pytest.raises(ValueError, match="no token '<none>'"):
+        load_qwen2(folder, options())
