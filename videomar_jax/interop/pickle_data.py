@@ -1,0 +1,158 @@
+"""Reads the data in a pickle and executes nothing.
+
+A pickle is a program for a small stack machine, two of whose instructions call whatever function the file names. This
+reader runs the other instructions itself; for a named function or class it keeps the name (`Global`), and hands calls
+to a function of ours, which knows a few names and refuses all others. No name is ever looked up in Python.
+"""
+
+import dataclasses
+import pickletools
+from collections.abc import Callable
+from typing import Any
+
+
+class PickleError(ValueError):
+    """The pickle is damaged, or asks for something that is not data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+    """A function or class that the pickle names."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclasses.dataclass(eq=False)
+class Instance:
+    """Stands for an object of a class that is allowed to appear; keeps the state that the file gives it."""
+
+    kind: Global
+    state: Any = None
+
+
+_PUSH = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING",
+    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+}  # fmt: skip
+_MAKE = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list, "EMPTY_DICT": dict,
+}  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_IGNORE = {"PROTO", "FRAME"}
+
+
+class _Machine:
+    """The stack, the stacks set aside by MARK, and the memo."""
+
+    def __init__(self, named: Callable, call: Callable, persistent: Callable):
+        self.named, self.call, self.persistent = named, call, persistent
+        self.stack: list[Any] = []
+        self.aside: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def marked(self) -> list[Any]:
+        """Everything since the last MARK, taken off the stack."""
+        items, self.stack = self.stack, self.aside.pop()
+        return items
+
+    def step(self, code: str, arg: Any) -> None:
+        """Runs one instruction."""
+        stack = self.stack
+        if code in _PUSH:
+            stack.append(arg)
+        elif code in _MAKE:
+            stack.append(_MAKE[code]())
+        elif code in _TUPLES:
+            items = [stack.pop() for _ in range(_TUPLES[code])]
+            stack.append(tuple(reversed(items)))
+        elif code in ("BINPUT", "LONG_BINPUT"):
+            self.memo[arg] = stack[-1]
+        elif code == "MEMOIZE":
+            self.memo[len(self.memo)] = stack[-1]
+        elif code in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[arg])
+        elif code == "MARK":
+            self.aside.append(stack)
+            self.stack = []
+        elif code not in _IGNORE:
+            self._compound(code, arg)
+
+    def _compound(self, code: str, arg: Any) -> None:
+        """Instructions that combine several values."""
+        match code:
+            case "TUPLE":
+                items = self.marked()
+                self.stack.append(tuple(items))
+            case "APPEND" | "APPENDS":
+                items = self.marked() if code == "APPENDS" else [self.stack.pop()]
+                _expect(self.stack[-1], list).extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = self.marked() if code == "SETITEMS" else [self.stack.pop() for _ in range(2)][::-1]
+                _set_items(_expect(self.stack[-1], dict), items)
+            case "GLOBAL":
+                module, _, name = arg.partition(" ")
+                self.stack.append(self.named(Global(module, name)))
+            case "STACK_GLOBAL":
+                name, module = self.stack.pop(), self.stack.pop()
+                self.stack.append(self.named(Global(_expect(module, str), _expect(name, str))))
+            case "REDUCE" | "NEWOBJ":
+                args, function = self.stack.pop(), self.stack.pop()
+                self.stack.append(self.call(_expect(function, Global), _expect(args, tuple)))
+            case "BUILD":
+                state = self.stack.pop()
+                if isinstance(self.stack[-1], Instance):
+                    self.stack[-1].state = state
+                else:
+                    _expect(self.stack[-1], dict)  # attributes of an OrderedDict carry no tensors
+            case "BINPERSID":
+                self.stack.append(self.persistent(self.stack.pop()))
+            case _:
+                raise PickleError(f"the instruction {code}, which files of weights do not need, is refused")
+
+
+def _expect(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise PickleError(f"{kind.__name__} expected, {type(value).__name__} found")
+    return value
+
+
+def _set_items(table: dict, items: list[Any]) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, (str, int)):
+            raise PickleError(f"a {type(key).__name__} as a dictionary key is refused")
+        if key in table:
+            raise PickleError(f"the key {key!r} stands there twice")
+        table[key] = value
+
+
+def read_pickle(
+    data: bytes, *, named: Callable[[Global], Any], call: Callable[[Global, tuple], Any],
+    persistent: Callable[[Any], Any],
+) -> Any:  # fmt: skip
+    """The value that the pickle describes.
+
+    Args:
+        named: takes every name the file mentions, returns what stands for it, or raises `PickleError`.
+        call: takes an allowed name and the arguments, returns what stands for the result, or raises `PickleError`.
+        persistent: takes a reference to something stored outside the pickle, returns what stands for it.
+    Raises:
+        PickleError: damaged, or refused.
+    """
+    machine = _Machine(named, call, persistent)
+    try:
+        for opcode, arg, _ in pickletools.genops(data):
+            if opcode.name == "STOP":
+                break
+            machine.step(opcode.name, arg)
+        if len(machine.stack) != 1 or machine.aside:
+            raise PickleError("it does not end with one value")
+        return machine.stack[0]
+    except PickleError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise PickleError(f"it is damaged ({type(error).__name__}: {error})") from error

@@ -1,0 +1,171 @@
+"""What every file of weights looks like from inside the package, and the way new files are put in place.
+
+A `TensorFile` maps names to arrays. Opening one reads names, shapes and types only; an array is read from disk when it
+is asked for and belongs to the caller, so a conversion needs memory for one tensor at a time. bfloat16 and the 8-bit
+floats are numpy arrays of `ml_dtypes`. Formats derive from it in `safetensors_file` and `torch_archive`.
+"""
+
+import abc
+import contextlib
+import dataclasses
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_LARGEST = 2**48  # entries along one axis; a larger number can only be a damaged one
+_MAX_RANK = 32
+
+
+class WeightFileError(ValueError):
+    """A file of weights cannot be used. The text names the file and what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Shape and numpy type of a stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def count(self) -> int:
+        """Values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes without padding."""
+        return self.count * self.dtype.itemsize
+
+
+def is_shape(value: Any) -> bool:
+    """Whether `value` is a list or tuple of whole numbers that an array can have as its shape."""
+    return (
+        isinstance(value, (list, tuple)) and len(value) <= _MAX_RANK
+        and all(type(size) is int and 0 <= size <= _LARGEST for size in value)
+        and math.prod(size for size in value if size) <= _LARGEST
+    )  # fmt: skip
+
+
+def as_array(raw: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Bytes (uint8 [n]) seen as the tensor they hold."""
+    if spec.dtype == np.bool_:
+        return (raw != 0).reshape(spec.shape)
+    return raw.view(spec.dtype).reshape(spec.shape)
+
+
+class ByteFile:
+    """A file read at any place; what lies beyond its end is a `WeightFileError`. Safe to use from several threads."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self._file = open(self.path, "rb", buffering=0)
+        self._lock = threading.Lock()
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`count` bytes from `start`, uint8 [count]."""
+        if start < 0 or count < 0 or start + count > self.size:
+            raise WeightFileError(
+                f"{self.path} is truncated or corrupt: bytes {start} to {start + count} are expected, "
+                f"but the file has {self.size}."
+            )
+        out = np.empty(count, np.uint8)
+        view, done = memoryview(out), 0
+        with self._lock:
+            self._file.seek(start)
+            while done < count:
+                got = self._file.readinto(view[done:])
+                if not got:
+                    raise WeightFileError(f"{self.path} became shorter while it was read.")
+                done += got
+        return out
+
+    def close(self) -> None:
+        """Further reads fail."""
+        self._file.close()
+
+
+class TensorFile(Mapping[str, np.ndarray], abc.ABC):
+    """Names and arrays of one file (or of the parts of one); use it as a context manager.
+
+    `file[name]` reads the tensor from disk, every time, and checks what can be checked.
+    """
+
+    def __init__(self, path: str | os.PathLike, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
+        self.path = Path(path)
+        self.specs = dict(specs)
+        self.metadata = dict(metadata)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: spec.shape for name, spec in self.specs.items()}
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """The numpy type of every tensor."""
+        return {name: spec.dtype for name, spec in self.specs.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.specs:
+            raise KeyError(f"{self.path} holds no tensor {name!r}.")
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @abc.abstractmethod
+    def _read(self, name: str) -> np.ndarray:
+        """The tensor, freshly read."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Closes what is open; names and shapes stay known."""
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """A file for writing that gets its name only when the block ends well; otherwise nothing of it remains.
+
+    Raises:
+        FileExistsError: the name is taken and `overwrite` is False.
+        FileNotFoundError: its folder does not exist.
+    """
+    path = Path(path)
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise FileExistsError(f"{path} exists already; choose another name or ask for it to be overwritten.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,103 @@
+"""What kind of VideoMAR a file of weights holds: sizes from shapes, the rest from the file's header.
+
+Shapes tell all sizes, and the head by its last layer (2P rows: noise and variance, P rows: velocity). They do not tell
+the fields in `HEADER_FIELDS`; our exports carry them as JSON in the header, published files are taken to have the
+published values.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+HEADER_KEY = "videomar_jax"
+HEADER_FIELDS = ("patch_size", "rope_split", "rope_base", "text_mask", "null_text_mask", "flow_time")
+"""Fields of the model that change its output and show in no shape."""
+
+_LARGEST = 2**24
+_MANY_LAYERS = 1000
+_FIRST, _NET = "decoder_blocks.0", "diffloss.net"
+_SOURCES: dict[str, tuple[tuple[str, int], ...]] = {
+    "width": (("z_proj.weight", 0), ("z_proj.bias", 0), ("decoder_norm.weight", 0), ("mask_token", 2)),
+    "token": (("z_proj.weight", 1), (f"{_NET}.input_proj.weight", 1)),
+    "text_tokens": (("fake_latent", 1),),
+    "text_width": (("context_embed.weight", 1),),
+    "head_dim": tuple((f"{_FIRST}.{part}_norm.weight", 0) for part in ("attn1.q", "attn1.k", "attn2.q", "attn2.k")),
+    "hidden": ((f"{_FIRST}.ff.net.0.proj.weight", 0), (f"{_FIRST}.ff.net.2.weight", 1)),
+    "head_width": ((f"{_NET}.input_proj.weight", 0), (f"{_NET}.input_proj.bias", 0), (f"{_NET}.cond_embed.bias", 0)),
+    "outputs": ((f"{_NET}.final_layer.linear.weight", 0), (f"{_NET}.final_layer.linear.bias", 0)),
+}  # fmt: skip
+"""Where each size stands, (tensor, axis); where they disagree the most frequent value is believed."""
+
+
+def layers(names: Mapping[str, Any], prefix: str) -> int:
+    """How many layers `prefix.N.` there are, at least 1: up to the highest number, unless that makes no sense."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
+    numbers = {int(match[1]) for name in names if (match := pattern.match(name))}
+    highest = max(numbers, default=0) + 1
+    return highest if highest <= _MANY_LAYERS else max(len(numbers), 1)
+
+
+def infer_sizes(shapes: Mapping[str, tuple[int, ...]], patch_size: int) -> tuple[dict[str, Any], list[str]]:
+    """(model fields, problems) from the shapes under their official names; `depth` and `head_depth` never miss."""
+    sizes, problems = {}, []
+    for size, sources in _SOURCES.items():
+        values = [shapes[key][axis] for key, axis in sources if key in shapes and axis < len(shapes[key])]
+        if not values or not 0 < (value := Counter(values).most_common(1)[0][0]) <= _LARGEST:
+            problems.append(f"the {size} cannot be inferred: it stands in {', '.join(key for key, _ in sources)}")
+        else:
+            sizes[size] = value
+    fields = {"depth": layers(shapes, "decoder_blocks"), "head_depth": layers(shapes, f"{_NET}.res_blocks")}
+    if problems:
+        return fields, problems
+    fields |= {field: sizes[field] for field in ("width", "text_tokens", "text_width", "head_width")}
+    for field, (whole, part) in {
+        "num_heads": ("width", "head_dim"), "mlp_ratio": ("hidden", "width"),
+    }.items():  # fmt: skip
+        if sizes[whole] % sizes[part]:
+            problems.append(f"the {whole} {sizes[whole]} is not a multiple of the {part} {sizes[part]}")
+        fields[field] = sizes[whole] // sizes[part]
+    if patch_size < 1 or sizes["token"] % patch_size**2:
+        problems.append(f"tokens of {sizes['token']} values cannot be patches of {patch_size}x{patch_size}")
+    else:
+        fields["latent_channels"] = sizes["token"] // patch_size**2
+    heads = {2 * sizes["token"]: "ddpm", sizes["token"]: "flow"}
+    if sizes["outputs"] not in heads:
+        problems.append(
+            f"the head's last layer has {sizes['outputs']} rows; a DDPM head has {2 * sizes['token']}, "
+            f"a flow head {sizes['token']}"
+        )
+    fields["head"] = heads.get(sizes["outputs"], "ddpm")
+    return fields, problems
+
+
+def header_text(config: Any) -> str:
+    """The fields that no shape tells, as our exports carry them."""
+    return json.dumps({field: getattr(config, field) for field in HEADER_FIELDS})
+
+
+def header_fields(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that the header carries; none in a published file.
+
+    Raises:
+        ValueError: it carries something else.
+    """
+    if HEADER_KEY not in metadata:
+        return {}
+    try:
+        fields = json.loads(metadata[HEADER_KEY])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its header's entry {HEADER_KEY!r} is no JSON ({error}).") from error
+    if not isinstance(fields, dict) or not set(fields) <= set(HEADER_FIELDS):
+        raise ValueError(f"its header's entry {HEADER_KEY!r} does not describe a model.")
+    split = fields.get("rope_split")
+    good = {
+        "patch_size": type(fields.get("patch_size", 1)) is int,
+        "rope_split": split is None or (isinstance(split, list) and all(type(channels) is int for channels in split)),
+        "rope_base": type(fields.get("rope_base", 1.0)) in (int, float) and fields.get("rope_base", 1.0) > 0,
+        "text_mask": type(fields.get("text_mask", True)) is bool,
+    }
+    if wrong := [field for field, fine in good.items() if not fine]:
+        raise ValueError(f"its header's entry {HEADER_KEY!r} has a strange value for {', '.join(wrong)}.")
+    return fields
