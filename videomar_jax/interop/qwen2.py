@@ -210,7 +210,7 @@ def _setter(transposed: bool, sharding: Sharding | None):
     """Writes one layer into the stack in place."""
 
     def put(stack, i, layer):
-        return stack.at[i].set(layer.T if transposed else layer)
+        return jax.lax.dynamic_update_index_in_dim(stack, layer.T if transposed else layer, i, 0)
 
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 

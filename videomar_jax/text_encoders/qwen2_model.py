@@ -11,7 +11,8 @@ tokens j <= i that the mask marks. A row's token that sees nothing (padding in f
 nobody sees that token in turn.
 
 The layers' parameters are stacked on a leading axis and applied with `jax.lax.scan`. They stay in the type they are
-stored in and are cast a layer at a time to the compute dtype; residual stream, norms, rotation and softmax are float32.
+stored in and are cast to the compute dtype when used (XLA's CPU backend casts 16-bit stacks to float32 before the loop,
+which takes twice their memory while a batch runs). Residual stream, norms, rotation and softmax are float32.
 """
 
 import dataclasses
