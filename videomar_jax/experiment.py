@@ -10,11 +10,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ml_collections import ConfigDict
+
 from videomar_jax.data.pipeline import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape, ClipSource
 from videomar_jax.data.videos import VideoFolder
 from videomar_jax.models.config import PRESETS, ModelConfig
+from videomar_jax.models.diffusion import make_process
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder
 from videomar_jax.tokenizers import PCATokenizer, Tokenizer
@@ -113,13 +116,13 @@ class Experiment:
     evaluation: EvaluationConfig
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
+    def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Experiment":
         """Reads a config of the form of configs/base.py.
 
         Raises:
             ValueError: an unknown or missing key, or a value that cannot be; the text names it and a way out.
         """
-        values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
         known = {"seed", "model", "loss", "optimizer", "curriculum", "run", "data", "tokenizer", "text", "sampling",
                  "evaluation"}  # fmt: skip
         _check_keys("config", values, known, known)
@@ -142,6 +145,7 @@ class Experiment:
             evaluation=_section(EvaluationConfig, "evaluation", values),
         )
         experiment._check_stages()
+        make_process(recipe.model).plan(experiment.sampling.head_steps)  # told now, not at the first preview
         return experiment
 
     def _check_stages(self) -> None:

@@ -55,11 +55,17 @@ _PLAIN = ("num_frames", "height", "width", "fps")
 
 
 def save_card(card: ModelCard, directory: str | os.PathLike) -> None:
-    """Writes DIR/model; replaces what stands there only once everything new is written."""
+    """Writes DIR/model; model.json comes last, so that where it stands the folder is complete."""
     folder = Path(directory) / "model"
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(card.tokenizer, folder / "tokenizer")
     save_text_encoder(card.text_encoder, folder / "text_encoder")
+    save_settings(card, directory)
+
+
+def save_settings(card: ModelCard, directory: str | os.PathLike) -> None:
+    """Writes DIR/model/model.json alone, in one move: the tokenizer and the text encoder stay as they are."""
+    folder = Path(directory) / "model"
     plain = {name: getattr(card, name) for name in _PLAIN}
     text = json.dumps(
         {"model": card.config.to_dict(), "sampling": dataclasses.asdict(card.sampling), **plain}, indent=2
@@ -106,7 +112,7 @@ def load_pretrained(path: str | os.PathLike, *, weights: str = "ema") -> Pretrai
     """
     if weights not in ("ema", "params"):
         raise ValueError(f"weights is {weights!r}; it may be 'ema' or 'params'.")
-    folder, step = _split(Path(path))
+    folder, step = _split(path)
     card = load_card(folder)
     graph, shapes = abstract_model(card.config)
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -117,8 +123,14 @@ def load_pretrained(path: str | os.PathLike, *, weights: str = "ema") -> Pretrai
     return Pretrained(model=nnx.merge(graph, jax.tree.map(jax.numpy.asarray, state[weights])), card=card, step=step)
 
 
-def _split(path: Path) -> tuple[Path, int | None]:
+def run_folder(path: str | os.PathLike) -> Path:
+    """The run's folder, given it or one of its checkpoints/STEP."""
+    return _split(path)[0]
+
+
+def _split(path: str | os.PathLike) -> tuple[Path, int | None]:
     """(folder, step) of a path to a run or to one of its checkpoints."""
+    path = Path(path).expanduser()
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         return path.parent.parent, int(path.name)
     return (path.parent if path.name == "checkpoints" else path), None

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from videomar_jax.media import contact_sheet, load_image, write_gif, write_mp4, write_png
-from videomar_jax.pretrained import ModelCard, load_pretrained
+from videomar_jax.models.diffusion import make_process
+from videomar_jax.pretrained import ModelCard, load_card, load_pretrained, run_folder
 from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.tokenizers import latent_shape
 
@@ -22,7 +23,7 @@ ENDINGS = (".mp4", ".gif", ".png")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One video to make: an image (or a clip, of which the first frames are continued), a prompt and a seed."""
+    """One video to make: an image (of an animation its first frame), a prompt and a seed."""
 
     image: Path
     prompt: str
@@ -43,7 +44,7 @@ def from_flags(images: Sequence[str], prompts: Sequence[str], seed: int) -> list
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt, or one for each image.")
     prompts = prompts * len(images) if len(prompts) == 1 else prompts
     pairs = enumerate(zip(images, prompts, strict=True))
-    return _named([Request(image=Path(i), prompt=p, seed=seed + n, name=Path(i).stem) for n, (i, p) in pairs])
+    return _named([Request(image=Path(i), prompt=p, seed=(seed + n) % 2**32, name=Path(i).stem) for n, (i, p) in pairs])
 
 
 def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
@@ -52,17 +53,20 @@ def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: none of its lines can be used.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no file of requests {file}.")
     requests, faults = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip():
             continue
         try:
             requests.append(_request(json.loads(line), file.parent, seed + number - 1))
         except (ValueError, TypeError, KeyError) as error:
             faults.append(f"{file}, line {number}: {error}")
+    if not requests:
+        raise ValueError("\n".join([f"{file} holds no request that can be met.", *faults]))
     return _named(requests), faults
 
 
@@ -75,7 +79,10 @@ def _request(entry: dict, folder: Path, seed: int) -> Request:
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number in 0..2**32 - 1, not {seed!r}")
     image = folder / str(entry["image"])
-    return Request(image=image, prompt=str(entry.get("prompt", "")), seed=seed, name=str(entry.get("name", image.stem)))
+    name = str(entry.get("name", image.stem))
+    if not name or name != Path(name).name:
+        raise ValueError(f"name must be a file name without folders, not {name!r}")
+    return Request(image=image, prompt=str(entry.get("prompt", "")), seed=seed, name=name)
 
 
 def _named(requests: list[Request]) -> list[Request]:
@@ -110,9 +117,8 @@ def fulfil(
         there = [output / (r.name + e) for r in requests for e in ENDINGS if (output / (r.name + e)).exists()]
         if there:
             raise FileExistsError(f"{there[0]} exists already; choose another --output, or replace with --overwrite.")
-    pretrained = load_pretrained(checkpoint, weights=weights)
-    card = _changed(pretrained.card, settings, shape)
-    latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
+    card = _changed(load_card(run_folder(checkpoint)), settings, shape)
+    _check(card)
     images, faults = [], []
     for request in requests:
         try:
@@ -121,7 +127,8 @@ def fulfil(
             faults.append(str(error))
     if not images:
         raise ValueError("No request can be met: " + "; ".join(faults))
-    sampler = VideoSampler(pretrained.model, card.tokenizer, card.text_encoder, card.sampling,
+    model = load_pretrained(checkpoint, weights=weights).model
+    sampler = VideoSampler(model, card.tokenizer, card.text_encoder, card.sampling,
                            min(batch_size, len(images)))  # fmt: skip
     started = time.monotonic()
     for start in range(0, len(images), sampler.batch_size):
@@ -141,6 +148,14 @@ def _changed(card: ModelCard, settings: Mapping[str, Any], shape: Mapping[str, i
     """The card with what was asked for in place of its own sampling settings and sizes."""
     sampling = dataclasses.replace(card.sampling, **{k: v for k, v in settings.items() if v is not None})
     return dataclasses.replace(card, sampling=sampling, **{k: v for k, v in shape.items() if v is not None})
+
+
+def _check(card: ModelCard) -> None:
+    """Raises a ValueError for sizes and steps that the model cannot make."""
+    frames, _, _ = latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
+    if frames < 2:
+        raise ValueError(f"num_frames must be at least {1 + card.tokenizer.temporal_stride}, not {card.num_frames}.")
+    make_process(card.config).plan(card.sampling.head_steps)
 
 
 def _write(request: Request, video: np.ndarray, fps: float, output: Path, overwrite: bool) -> None:

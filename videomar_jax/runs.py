@@ -28,7 +28,7 @@ from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
 from videomar_jax.experiment import Experiment, stage_shape
 from videomar_jax.media import contact_sheet, write_gif, write_mp4, write_png
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.pretrained import ModelCard, load_card, load_pretrained, save_card
+from videomar_jax.pretrained import ModelCard, load_card, load_pretrained, save_card, save_settings
 from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.training.loop import Parts, check_parts, train
 from videomar_jax.training.state import Params, abstract_model
@@ -49,18 +49,22 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
         Interrupted: the run was asked to stop and saved its state.
     """
     workdir = Path(workdir).expanduser()
-    claim(workdir, config)
+    check_workdir(workdir, config)
     seconds: dict[str, float] = {}
     with _phase(seconds, "prepare"):
         last = experiment.final_stage
         source = experiment.source("train", min_frames=max(s.num_frames for s in experiment.recipe.curriculum.stages))
         held_out = experiment.source("test", min_frames=last.num_frames)
+        for stage in experiment.recipe.curriculum.stages:
+            source.read(0, np.random.default_rng(0), stage_shape(stage))  # sizes that no clip can have are told now
         card = _card(experiment, source, workdir)
         parts = Parts(source=source, tokenizer=card.tokenizer, text_encoder=card.text_encoder,
                       threads=experiment.data.threads)  # fmt: skip
         check_parts(experiment.recipe, parts)
         clips = min(experiment.evaluation.clips, len(held_out))
         shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
+        claim(workdir, config)
+        (save_settings if _has_card(workdir) else save_card)(card, workdir)
     graph, _ = abstract_model(card.config)
 
     def sampler(params: Params) -> VideoSampler:
@@ -99,31 +103,39 @@ def video_sampler(card: ModelCard, model: VideoMAR, batch_size: int) -> VideoSam
     return VideoSampler(model, card.tokenizer, card.text_encoder, card.sampling, batch_size)
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` the folder of a run with this config.
+def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes sure that a run with this config may begin or go on in `workdir`; writes nothing.
 
     Raises:
         ValueError: it holds another config's run (the differing keys are named), or files of something else.
     """
     file = workdir / "config.json"
     if not file.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
             raise ValueError(f"{workdir} is not empty and holds no run; choose an empty or new --workdir.")
-        workdir.mkdir(parents=True, exist_ok=True)
-    else:
+        return
+    try:
         before = _flat(json.loads(file.read_text(encoding="utf-8")))
-        now = _flat(json.loads(json.dumps(config)))
-        changed = [
-            f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
-            for key in sorted(before | now)
-            if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
-        ]
-        if changed:
-            raise ValueError(
-                f"{workdir} holds a run of another config; it differs in {', '.join(changed[:5])}"
-                + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-                + ". Choose another --workdir, or start with the config of that run to continue it."
-            )
+    except ValueError as error:
+        raise ValueError(f"{file} is broken ({error}); choose another --workdir.") from error
+    now = _flat(json.loads(json.dumps(config)))
+    changed = [
+        f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
+    ]
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run of another config; it differs in {', '.join(changed[:5])}"
+            + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+            + ". Choose another --workdir, or start with the config of that run to continue it."
+        )
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of the run with this config."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = workdir / "config.json"
     part = file.with_name("config.json.part")
     part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(part, file)
@@ -161,7 +173,8 @@ def _shape_cases(experiment: Experiment, held_out: Shapes) -> list[Case]:
     """Held-out clips; triples never trained on; one first frame with four captions; captions of other clips; one
     latent frame more than trained; a canvas 1.5 times larger."""
     shape, count, seed = stage_shape(experiment.final_stage), experiment.evaluation.clips, experiment.recipe.seed
-    stride, patch = experiment.tokenizer_config.temporal_stride, experiment.tokenizer_config.patch
+    stride = experiment.tokenizer_config.temporal_stride
+    patch = experiment.tokenizer_config.patch * experiment.recipe.model.patch_size
     longer = dataclasses.replace(shape, num_frames=shape.num_frames + stride)
     larger = ClipShape(num_frames=shape.num_frames, height=shape.height * 3 // 2 // patch * patch,
                        width=shape.width * 3 // 2 // patch * patch)  # fmt: skip
@@ -198,7 +211,8 @@ def _footage_cases(experiment: Experiment, held_out: ClipSource) -> list[Case]:
     names = [held_out.name(i) for i in range(count)]
     for name in dict.fromkeys(names):
         mine = [i for i in range(count) if names[i] == name]
-        cases.append(Case(name=name, title=f"Held-out part of {name}", reference=clips["video"][mine],
+        own = f"clip {name}" if name == "held_out" else name  # the name of the whole
+        cases.append(Case(name=own, title=f"Held-out part of {name}", reference=clips["video"][mine],
                           prompts=[clips["caption"][i] for i in mine]))  # fmt: skip
     return cases
 
@@ -225,17 +239,19 @@ def _tiles(reference: np.ndarray, generated: np.ndarray, columns: int = 8) -> np
 def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelCard:
     """The run's model card: read where it exists (the tokenizer is fitted once), else made."""
     last = experiment.final_stage
-    if (workdir / "model" / "model.json").exists():
+    if _has_card(workdir):
         tokenizer = load_card(workdir).tokenizer
     else:
         _log.info("fitting the tokenizer on %d clips", experiment.tokenizer_config.fit_clips)
         tokenizer = experiment.fit_tokenizer(source)
-    card = ModelCard(
+    return ModelCard(
         config=experiment.recipe.model, tokenizer=tokenizer, text_encoder=experiment.text_encoder(),
         sampling=experiment.sampling, num_frames=last.num_frames, height=last.height, width=last.width, fps=source.fps,
     )  # fmt: skip
-    save_card(card, workdir)
-    return card
+
+
+def _has_card(workdir: Path) -> bool:
+    return (workdir / "model" / "model.json").exists()
 
 
 @contextmanager

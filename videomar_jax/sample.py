@@ -14,7 +14,8 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "One prompt for all images, or
 _REQUESTS = flags.DEFINE_string("requests", None, 'JSONL, a line each: {"image": FILE, "prompt": TEXT, "seed": 0}.')
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for NAME.mp4, NAME.gif and NAME.png (contact sheet).")
 _FRAMES = flags.DEFINE_integer("num_frames", None, "Pixel frames; default: as trained.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the first video; the n-th takes seed + n.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the first video; the n-th takes seed + n.", lower_bound=0,
+                              upper_bound=2**32 - 1)  # fmt: skip
 _STEPS = flags.DEFINE_integer("steps", None, "Reveal steps of a frame.")
 _HEAD_STEPS = flags.DEFINE_string("head_steps", None, "Diffusion steps of the head.")
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is off.")
@@ -34,6 +35,8 @@ def main(_: Sequence[str]) -> None:
     from videomar_jax import requests
 
     faults: list[str] = []
+    if _REQUESTS.value and (_IMAGE.value or _PROMPT.value):
+        raise ValueError("Name images and prompts either in --requests=FILE or with --image and --prompt, not both.")
     asked = requests.from_flags(_IMAGE.value, _PROMPT.value, _SEED.value) if not _REQUESTS.value else []
     if _REQUESTS.value:
         asked, faults = requests.from_file(Path(_REQUESTS.value), _SEED.value)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -95,7 +96,7 @@ def write_report(folder: str | os.PathLike, report: Mapping[str, Any], pictures:
             continue
         lines.append(f"- `{name}`: {_plain(value)}")
     for file, caption in pictures.items():
-        lines += ["", f"## {caption}", "", f"![{caption}]({file})"]
+        lines += ["", f"## {caption}", "", f"![{caption}]({quote(file)})"]
     _replace(folder / "report.json", json.dumps(report, indent=2) + "\n")
     _replace(folder / "report.md", "\n".join(lines) + "\n")
 
@@ -104,7 +105,8 @@ def _table(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
     columns = list(dict.fromkeys(key for scores in cases.values() for key in scores))
     lines = ["| case | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, scores in cases.items():
-        lines.append(f"| {name} | " + " | ".join(_plain(scores.get(column, "")) for column in columns) + " |")
+        cells = [name.replace("|", "&#124;"), *(_plain(scores.get(column, "")) for column in columns)]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

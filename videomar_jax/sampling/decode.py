@@ -25,7 +25,7 @@ from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import Context, VideoMAR
 from videomar_jax.sampling.schedules import RevealPlan, SamplingConfig, clip_bounds, reveal_plan, temperatures
-from videomar_jax.types import Array, Bool, Float, Int, Key, Latents, TextFeatures, TextMask
+from videomar_jax.types import Array, Bool, Float, Int, Latents, TextFeatures, TextMask
 
 
 class FrameDraws(NamedTuple):
@@ -198,7 +198,7 @@ def _prepare(model, given, text, text_mask, num_frames, config, keys, scale):
 
 def generate(
     model: VideoMAR, given: Latents, text: TextFeatures, text_mask: TextMask, *, num_frames: int,
-    config: SamplingConfig, keys: Key | None = None, draws: FrameDraws | None = None,
+    config: SamplingConfig, keys: Array | None = None, draws: FrameDraws | None = None,
     scale: PositionScale | None = None, trace: bool = False,
 ) -> Latents | tuple[Latents, FrameTrace]:  # fmt: skip
     """Continues videos: `given` latent frames come back untouched, the rest is drawn. One program for the whole video.
@@ -224,7 +224,7 @@ def generate(
 
 def generate_frames(
     model: VideoMAR, given: Latents, text: TextFeatures, text_mask: TextMask, *, num_frames: int,
-    config: SamplingConfig, keys: Key, scale: PositionScale | None = None,
+    config: SamplingConfig, keys: Array, scale: PositionScale | None = None,
 ) -> Iterator[Float[Array, "B h w C"]]:  # fmt: skip
     """Like `generate`, but yields each new latent frame as soon as it is drawn; the frames are the same."""
     decoder, state, settings, static = _prepare(model, given, text, text_mask, num_frames, config, keys, scale)

@@ -41,6 +41,8 @@ def image_to_video(
     """
     if not len(given) == len(prompts) == len(seeds):
         raise ValueError(f"{len(given)} images, {len(prompts)} prompts and {len(seeds)} seeds: give one of each.")
+    if not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"Seeds must lie in 0..2**32 - 1, not {list(seeds)}.")
     frames, _, _ = latent_shape(tokenizer, num_frames, *given.shape[2:4])
     latents = _encode(tokenizer, jnp.asarray(given))
     text, mask = text_encoder.encode(list(prompts))

@@ -70,6 +70,11 @@ class Recipe:
     curriculum: Curriculum
     run: RunConfig
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"config.seed must lie in 0..2**32 - 1, but is {self.seed}.")
+        _learning_rate(self)  # a schedule that does not fit the curriculum is told here
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -136,7 +141,7 @@ def train(recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None =
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep_last=run.keep_checkpoints))
         state, seconds = _start(recipe.model, optimizer, jax.random.fold_in(root, 0), checkpoints)
-        step = start = int(state.step)
+        step = start = shown = int(state.step)
         _log.info("%s parameters, steps %d to %d", f"{count_params(shapes):,}", step, curriculum.total_steps)
         log = stack.enter_context(RunLog(workdir, tensorboard=run.tensorboard, resume_step=start))
         progress = stack.enter_context(
@@ -147,11 +152,15 @@ def train(recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None =
         late = _LateMetrics(log, progress, run.log_every, _learning_rate(recipe))
 
         def between_steps(state: TrainState, boundary: bool) -> None:
+            nonlocal shown
             if step == start:
                 return
-            if preview is not None and (boundary or (run.sample_every and step % run.sample_every == 0)):
+            due = boundary or (run.sample_every and step % run.sample_every == 0)
+            if preview is not None and due and step != shown:
+                shown = step
                 _show(preview(state.ema), step, log, workdir)
             if boundary or stop.asked or step % run.checkpoint_every == 0:
+                late.flush()  # what is saved is finite, and its metrics are written before it can be gone on from
                 checkpoints.save(step, state.parts(), {"step": step, "seconds": clock.seconds()})
 
         for stage, stream in _stages_from(recipe, parts, step):
