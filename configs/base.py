@@ -14,6 +14,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"base.py has no variant {variant!r}.")
     config = ConfigDict()
     config.seed = 0  # of parameters, data order and all draws
+    config.init_from = ""  # a run or a converted model: its averaged parameters, with a new optimizer, at step 0
 
     # The model: a preset, and what differs from it.
     config.model = ConfigDict()
@@ -56,8 +57,10 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Video to latents
     config.tokenizer = ConfigDict()
-    config.tokenizer.kind = "pca"  # pca (fitted on the training clips)
-    config.tokenizer.patch = 4  # spatial stride
+    config.tokenizer.kind = "pca"  # pca (fitted on the training clips) | cosmos
+    config.tokenizer.path = ""  # cosmos: file, folder or Hugging Face repo id, or RELEASE@ one of these
+    config.tokenizer.scale = 0.5  # cosmos: factor on its latents (VideoMAR's)
+    config.tokenizer.patch = 4  # pca, as all that follows: spatial stride
     config.tokenizer.temporal_stride = 2
     config.tokenizer.channels = 16
     config.tokenizer.patches = "plain"  # plain | haar
@@ -66,9 +69,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Captions to features
     config.text = ConfigDict()
-    config.text.kind = "hashed"  # hashed (needs no download)
-    config.text.tokens = 8
-    config.text.width = 64
+    config.text.kind = "hashed"  # hashed (needs no download) | qwen2
+    config.text.path = ""  # qwen2: folder or Hugging Face repo id
+    config.text.system_text_file = ""  # qwen2: a text that stands in front of every caption
+    config.text.padding_side = "right"  # qwen2: right | left
+    config.text.tokens = 8  # length that captions are padded or cut to
+    config.text.width = 64  # hashed: values of a token
 
     # The objective (paper, section 3.2)
     config.loss = ConfigDict()

@@ -18,6 +18,7 @@ from videomar_jax.data.sources import ClipShape, ClipSource
 from videomar_jax.data.videos import VideoFolder
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.diffusion import make_process
+from videomar_jax.parts import open_text_encoder, open_tokenizer
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder
 from videomar_jax.tokenizers import PCATokenizer, Tokenizer
@@ -68,6 +69,8 @@ class TokenizerConfig:
     """Video to latents."""
 
     kind: str
+    path: str
+    scale: float
     patch: int
     temporal_stride: int
     channels: int
@@ -76,7 +79,11 @@ class TokenizerConfig:
     fit_clips: int
 
     def __post_init__(self):
-        _choice("tokenizer.kind", self.kind, ("pca",))
+        _choice("tokenizer.kind", self.kind, ("pca", "cosmos"))
+        if self.kind == "cosmos" and not self.path:
+            raise ValueError("tokenizer.kind is 'cosmos': name its weights with --config.tokenizer.path=PLACE.")
+        if not self.scale > 0:
+            raise ValueError(f"tokenizer.scale must be positive, not {self.scale}.")
         _at_least_one("tokenizer", self, "patch", "temporal_stride", "channels", "fit_clips")
 
 
@@ -85,11 +92,16 @@ class TextConfig:
     """Captions to features."""
 
     kind: str
+    path: str
+    system_text_file: str
+    padding_side: str
     tokens: int
     width: int
 
     def __post_init__(self):
-        _choice("text.kind", self.kind, ("hashed",))
+        _choice("text.kind", self.kind, ("hashed", "qwen2"))
+        if self.kind == "qwen2" and not self.path:
+            raise ValueError("text.kind is 'qwen2': name its folder with --config.text.path=PLACE.")
         _at_least_one("text", self, "tokens", "width")
 
 
@@ -123,13 +135,14 @@ class Experiment:
             ValueError: an unknown or missing key, or a value that cannot be; the text names it and a way out.
         """
         values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-        known = {"seed", "model", "loss", "optimizer", "curriculum", "run", "data", "tokenizer", "text", "sampling",
-                 "evaluation"}  # fmt: skip
+        known = {"seed", "init_from", "model", "loss", "optimizer", "curriculum", "run", "data", "tokenizer", "text",
+                 "sampling", "evaluation"}  # fmt: skip
         _check_keys("config", values, known, known)
         if not values["curriculum"]:
             raise ValueError("The config has no curriculum: name a config with stages, such as configs/quickstart.py.")
         recipe = Recipe(
             seed=values["seed"],
+            init_from=values["init_from"],
             model=_model(values["model"]),
             loss=_section(LossConfig, "loss", values),
             optimizer=_section(OptimizerConfig, "optimizer", values),
@@ -156,6 +169,8 @@ class Experiment:
     def check_shape(self, name: str, shape: ClipShape) -> None:
         """Raises a ValueError for clips that the tokenizer cannot cut."""
         config = self.tokenizer_config
+        if config.kind != "pca":
+            return  # its strides are known when it is open; `training.loop.check_parts` looks at them then
         try:
             grid_shape(shape.num_frames, shape.height, shape.width, temporal_stride=config.temporal_stride,
                        spatial_stride=config.patch)  # fmt: skip
@@ -178,9 +193,12 @@ class Experiment:
             min_frames=min_frames,
         )  # fmt: skip
 
-    def fit_tokenizer(self, source: ClipSource) -> Tokenizer:
-        """The tokenizer, fitted on training clips of the last stage's size."""
+    def tokenizer(self, source: ClipSource) -> Tokenizer:
+        """The tokenizer: opened, or fitted on training clips of the last stage's size."""
         config = self.tokenizer_config
+        if config.kind == "cosmos":
+            return open_tokenizer(f"cosmos:{config.path}", scale=config.scale, dtype=self.recipe.model.dtype)
+        _log.info("fitting the tokenizer on %d clips", config.fit_clips)
         # A folder may hold few clips: read each often enough, at another time and place.
         repeats = -(-config.fit_clips // len(source))
         clips = (
@@ -195,7 +213,13 @@ class Experiment:
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder."""
-        return HashedTextEncoder(self.text.tokens, self.text.width)
+        text = self.text
+        if text.kind == "hashed":
+            return HashedTextEncoder(text.tokens, text.width)
+        return open_text_encoder(
+            f"qwen2:{text.path}", tokens=text.tokens, padding_side=text.padding_side, dtype=self.recipe.model.dtype,
+            system_text_file=text.system_text_file or None,
+        )  # fmt: skip
 
 
 def stage_shape(stage: Stage) -> ClipShape:

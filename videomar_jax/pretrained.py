@@ -13,16 +13,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
+import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text encoder is known)
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from videomar_jax.training.checkpoint import Checkpoints
-from videomar_jax.training.state import abstract_model
+from videomar_jax.training.state import Params, abstract_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,11 +79,23 @@ def load_card(directory: str | os.PathLike) -> ModelCard:
     """Reads DIR/model.
 
     Raises:
-        FileNotFoundError: there is no model in this folder.
+        FileNotFoundError: there is no model in this folder, or a part that it refers to is gone.
         ValueError: its files are broken.
     """
     folder = Path(directory) / "model"
-    file = folder / "model.json"
+    return ModelCard(
+        **_read_json(directory), tokenizer=load_tokenizer(folder / "tokenizer"),
+        text_encoder=load_text_encoder(folder / "text_encoder"),
+    )  # fmt: skip
+
+
+def load_config(directory: str | os.PathLike) -> ModelConfig:
+    """The model's config alone; errors as `load_card`."""
+    return _read_json(directory)["config"]
+
+
+def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
+    file = Path(directory) / "model" / "model.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"{directory} holds no model ({file} is missing): give the workdir of a training run or a converted "
@@ -91,15 +103,12 @@ def load_card(directory: str | os.PathLike) -> ModelCard:
         )
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        config = ModelConfig.from_dict(values["model"])
-        sampling = SamplingConfig(**values["sampling"])
         plain = {name: values[name] for name in _PLAIN}
+        return plain | {
+            "config": ModelConfig.from_dict(values["model"]), "sampling": SamplingConfig(**values["sampling"])
+        }  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is broken: {error!r}.") from error
-    return ModelCard(
-        config=config, tokenizer=load_tokenizer(folder / "tokenizer"), sampling=sampling, **plain,
-        text_encoder=load_text_encoder(folder / "text_encoder"),
-    )  # fmt: skip
 
 
 def load_pretrained(path: str | os.PathLike, *, weights: str = "ema") -> Pretrained:
@@ -110,17 +119,24 @@ def load_pretrained(path: str | os.PathLike, *, weights: str = "ema") -> Pretrai
     Raises:
         FileNotFoundError, ValueError: what is missing or does not fit, and where.
     """
+    folder, params, step = load_params(path, weights)
+    card = load_card(folder)
+    graph, _ = abstract_model(card.config)
+    return Pretrained(model=nnx.merge(graph, params), card=card, step=step)
+
+
+def load_params(path: str | os.PathLike, weights: str = "ema") -> tuple[Path, Params, int]:
+    """(folder of the model, its parameters, the checkpoint's step); arguments and errors as `load_pretrained`."""
     if weights not in ("ema", "params"):
         raise ValueError(f"weights is {weights!r}; it may be 'ema' or 'params'.")
     folder, step = _split(path)
-    card = load_card(folder)
-    graph, shapes = abstract_model(card.config)
+    shapes = abstract_model(load_config(folder))[1]
     with Checkpoints(folder / "checkpoints") as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise FileNotFoundError(f"{folder / 'checkpoints'} holds no complete checkpoint yet.")
         state, _ = checkpoints.restore(step, {weights: shapes})
-    return Pretrained(model=nnx.merge(graph, jax.tree.map(jax.numpy.asarray, state[weights])), card=card, step=step)
+    return folder, state[weights], step
 
 
 def run_folder(path: str | os.PathLike) -> Path:

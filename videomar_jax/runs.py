@@ -28,7 +28,15 @@ from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
 from videomar_jax.experiment import Experiment, stage_shape
 from videomar_jax.media import contact_sheet, write_gif, write_mp4, write_png
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.pretrained import ModelCard, load_card, load_pretrained, save_card, save_settings
+from videomar_jax.pretrained import (
+    ModelCard,
+    load_card,
+    load_config,
+    load_params,
+    load_pretrained,
+    save_card,
+    save_settings,
+)
 from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.training.loop import Parts, check_parts, train
 from videomar_jax.training.state import Params, abstract_model
@@ -70,7 +78,10 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
     def sampler(params: Params) -> VideoSampler:
         return video_sampler(card, nnx.merge(graph, params), experiment.evaluation.batch_size)
 
-    outcome = train(experiment.recipe, parts, workdir, preview=lambda ema: preview(sampler(ema), shown))
+    outcome = train(
+        experiment.recipe, parts, workdir, preview=lambda ema: preview(sampler(ema), shown),
+        initial=_initial(experiment),
+    )  # fmt: skip
     seconds |= outcome.seconds
     if not outcome.finished:
         raise Interrupted(
@@ -85,12 +96,25 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
     return report
 
 
+def _initial(experiment: Experiment) -> Params | None:
+    """The parameters that `init_from` names, if any."""
+    if not experiment.recipe.init_from:
+        return None
+    folder, params, step = load_params(experiment.recipe.init_from)
+    if (theirs := load_config(folder).sizes()) != (ours := experiment.recipe.model.sizes()):
+        differ = ", ".join(f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k])
+        raise ValueError(f"init_from: {folder} is a model of another size ({differ}).")
+    _log.info("beginning with the parameters of %s, step %d", folder, step)
+    return params
+
+
 def evaluate_checkpoint(experiment: Experiment, workdir: Path, checkpoint: str | os.PathLike) -> dict[str, Any]:
-    """Scores a checkpoint's averaged weights on the experiment's held-out clips into `workdir`."""
+    """Scores a checkpoint's averaged weights on the experiment's held-out clips, drawn as its config says."""
     if (workdir / "report.json").exists():
         raise ValueError(f"{workdir} already holds a report; choose another --output.")
     pretrained = load_pretrained(checkpoint)
-    sampler = video_sampler(pretrained.card, pretrained.model, experiment.evaluation.batch_size)
+    card = dataclasses.replace(pretrained.card, sampling=experiment.sampling)
+    sampler = video_sampler(card, pretrained.model, experiment.evaluation.batch_size)
     held_out = experiment.source("test", min_frames=experiment.final_stage.num_frames)
     report, pictures = evaluate(experiment, sampler, held_out, workdir / "report")
     report["step"] = pretrained.step
@@ -242,8 +266,7 @@ def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelCar
     if _has_card(workdir):
         tokenizer = load_card(workdir).tokenizer
     else:
-        _log.info("fitting the tokenizer on %d clips", experiment.tokenizer_config.fit_clips)
-        tokenizer = experiment.fit_tokenizer(source)
+        tokenizer = experiment.tokenizer(source)
     return ModelCard(
         config=experiment.recipe.model, tokenizer=tokenizer, text_encoder=experiment.text_encoder(),
         sampling=experiment.sampling, num_frames=last.num_frames, height=last.height, width=last.width, fps=source.fps,

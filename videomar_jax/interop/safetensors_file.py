@@ -101,7 +101,9 @@ def _entry(path: str | os.PathLike, name: str, entry: Any) -> tuple[TensorSpec, 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise wrong
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or not is_shape(shape) or not is_shape(offsets) or len(offsets) != 2:
+    if not isinstance(dtype, str) or not is_shape(shape):
+        raise wrong
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(place) is int for place in offsets):
         raise wrong
     if dtype not in DTYPES:
         raise WeightFileError(f"{path}: {name!r} has the type {dtype!r}, which is not supported ({', '.join(DTYPES)}).")

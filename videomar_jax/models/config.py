@@ -6,7 +6,7 @@ because the published code leaves the point open; their defaults are the publish
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 
@@ -26,7 +26,7 @@ class ModelConfig:
     depth: int = 36
     num_heads: int = 24
     mlp_ratio: int = 4
-    rope_split: tuple[int, int, int] | None = None  # channels of a head for (frame, row, column); None: d/2, d/4, d/4
+    rope_split: Sequence[int] | None = None  # channels of a head for (frame, row, column); None: d/2, d/4, d/4
     rope_base: float = 10000.0
     qk_norm_gain: float = 1.0  # ours: initial gain of the query and key norms
     gate_init: float | None = None  # ours: start value of both residual gates; None: normal / sqrt(D) like the table
@@ -85,6 +85,12 @@ class ModelConfig:
     def rope_channels(self) -> tuple[int, int, int]:
         """Channels of a head that encode the frame, the row and the column."""
         return self.rope_split or (self.head_dim // 2, self.head_dim // 4, self.head_dim // 4)
+
+    def sizes(self) -> dict[str, Any]:
+        """The fields that decide which parameters there are, and of what shape."""
+        names = ("latent_channels", "patch_size", "width", "depth", "num_heads", "mlp_ratio", "text_tokens",
+                 "text_width", "pooled_text", "head", "head_width", "head_depth", "regression")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""

@@ -64,6 +64,7 @@ class Recipe:
     """Everything that decides what a training run computes, given its data and tokenizer."""
 
     seed: int
+    init_from: str = ""  # where the initial parameters came from; "" for random ones
     model: ModelConfig
     loss: LossConfig
     optimizer: OptimizerConfig
@@ -95,9 +96,8 @@ class Outcome:
     seconds: dict[str, float]  # wall time of each stage, over all starts of the run
 
 
-def check_parts(recipe: Recipe, parts: Parts) -> None:
-    """Raises a ValueError naming what does not fit together, before any work."""
-    model, tokenizer, text = recipe.model, parts.tokenizer, parts.text_encoder
+def check_fit(model: ModelConfig, tokenizer: Tokenizer, text: TextEncoder) -> None:
+    """Raises a ValueError where model, tokenizer and text encoder do not fit together."""
     if model.latent_channels != tokenizer.channels:
         raise ValueError(
             f"The model takes {model.latent_channels} latent channels, the tokenizer gives {tokenizer.channels}: "
@@ -108,6 +108,12 @@ def check_parts(recipe: Recipe, parts: Parts) -> None:
             f"The model takes text of {model.text_tokens} tokens x {model.text_width} values, the text encoder gives "
             f"{text.max_tokens} x {text.width}: set model.text_tokens and model.text_width to that."
         )
+
+
+def check_parts(recipe: Recipe, parts: Parts) -> None:
+    """Raises a ValueError naming what does not fit together, before any work."""
+    model, tokenizer = recipe.model, parts.tokenizer
+    check_fit(model, tokenizer, parts.text_encoder)
     if recipe.loss.regression_weight and not model.regression:
         raise ValueError("loss.regression_weight needs model.regression=True.")
     for stage in recipe.curriculum.stages:
@@ -122,8 +128,14 @@ def check_parts(recipe: Recipe, parts: Parts) -> None:
             )
 
 
-def train(recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None = None) -> Outcome:
+def train(
+    recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None = None, initial: Params | None = None
+) -> Outcome:
     """Runs the curriculum from where `workdir` left off to its end, or until SIGINT or SIGTERM.
+
+    Args:
+        preview: draws generated clips with the averaged parameters.
+        initial: parameters to begin with, where the run has no checkpoint yet.
 
     Writes checkpoints, metrics.jsonl, tensorboard/ and samples/ under `workdir`. A second signal stops at once.
 
@@ -140,7 +152,7 @@ def train(recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None =
     key = jax.random.fold_in(root, 1)
     with ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep_last=run.keep_checkpoints))
-        state, seconds = _start(recipe.model, optimizer, jax.random.fold_in(root, 0), checkpoints)
+        state, seconds = _start(recipe.model, optimizer, jax.random.fold_in(root, 0), checkpoints, initial)
         step = start = shown = int(state.step)
         _log.info("%s parameters, steps %d to %d", f"{count_params(shapes):,}", step, curriculum.total_steps)
         log = stack.enter_context(RunLog(workdir, tensorboard=run.tensorboard, resume_step=start))
@@ -192,11 +204,11 @@ def _learning_rate(recipe: Recipe):
     )  # fmt: skip
 
 
-def _start(model: ModelConfig, optimizer: optax.GradientTransformation, key, checkpoints: Checkpoints):
+def _start(model: ModelConfig, optimizer: optax.GradientTransformation, key, checkpoints: Checkpoints, initial):
     """The newest checkpoint's state and seconds, or a fresh state."""
     step = checkpoints.latest_step()
     if step is None:
-        return init_state(model, optimizer, key), {}
+        return init_state(model, optimizer, key, initial), {}
     like = jax.eval_shape(lambda: init_state(model, optimizer, key)).parts()
     parts, progress = checkpoints.restore(step, like)
     _log.info("going on from the checkpoint of step %d", step)

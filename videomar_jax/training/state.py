@@ -45,15 +45,17 @@ def init_params(config: ModelConfig, key: Key) -> Params:
     return nnx.to_pure_dict(nnx.state(VideoMAR(config, rngs=nnx.Rngs(params=key))))
 
 
-def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, key: Key) -> TrainState:
-    """A fresh state: random parameters, the average equal to them, step 0."""
+def init_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, key: Key, initial: Params | None = None
+) -> TrainState:
+    """A fresh state at step 0: random parameters or the `initial` ones, the average equal to them."""
 
     @jax.jit
-    def build(key):
-        params = init_params(config, key)
+    def build(key, initial):
+        params = init_params(config, key) if initial is None else jax.tree.map(jnp.copy, initial)
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
-    return build(key)
+    return build(key, initial)
 
 
 def count_params(params: Params) -> int:
