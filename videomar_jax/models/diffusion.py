@@ -20,7 +20,7 @@ conditional one. Schedules are float64 tables cast to float32; everything here i
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ Plan = dict[str, Array]
 """One array [N] for each quantity that changes over the N sampling steps, in the order they are taken."""
 
 
+@runtime_checkable
 class Process(Protocol):
     """What the loss and the sampler need of a diffusion process; rows are tokens [..., P]."""
 
