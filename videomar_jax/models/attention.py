@@ -89,7 +89,7 @@ def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: str = "
     return jnp.concatenate(parts, axis=1)
 
 
-def cached(q: Heads, k: Heads, v: Heads, *, cache: KVCache, visible: Bool[Array, "T"], kernel: str = "auto") -> Heads:
+def cached(q: Heads, k: Heads, v: Heads, *, cache: KVCache, visible: Bool[Array, "L"], kernel: str = "auto") -> Heads:
     """One frame sees the `visible` frames of the cache and itself."""
     keys, values = (flat(jnp.concatenate([c.astype(x.dtype), x], axis=1)) for c, x in zip(cache, (k, v), strict=True))
     own = jnp.ones(q.shape[1] * q.shape[2], bool)

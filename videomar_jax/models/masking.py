@@ -27,7 +27,7 @@ def random_orders(key: Key, shape: tuple[int, int, int]) -> Orders:
     return jnp.argsort(jax.random.uniform(key, shape), axis=-1)
 
 
-def ranks(orders: Orders) -> Int[Array, "B T S"]:
+def ranks(orders: Int[Array, "*frames S"]) -> Int[Array, "*frames S"]:
     """The place of each token in its frame's order, 0 for the token that is generated first."""
     return jnp.argsort(orders, axis=-1)
 

@@ -197,7 +197,7 @@ def _prepare(model, given, text, text_mask, num_frames, config, keys, scale):
 
 
 def generate(
-    model: VideoMAR, given: Latents, text: TextFeatures, text_mask: TextMask, *, num_frames: int,
+    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
     config: SamplingConfig, keys: Array | None = None, draws: FrameDraws | None = None,
     scale: PositionScale | None = None, trace: bool = False,
 ) -> Latents | tuple[Latents, FrameTrace]:  # fmt: skip
@@ -223,7 +223,7 @@ def generate(
 
 
 def generate_frames(
-    model: VideoMAR, given: Latents, text: TextFeatures, text_mask: TextMask, *, num_frames: int,
+    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
     config: SamplingConfig, keys: Array, scale: PositionScale | None = None,
 ) -> Iterator[Float[Array, "B h w C"]]:  # fmt: skip
     """Like `generate`, but yields each new latent frame as soon as it is drawn; the frames are the same."""
