@@ -27,6 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.mlp_ratio = placeholder(int)
     config.model.rope_split = placeholder(tuple)  # head channels for (frame, row, column)
     config.model.rope_base = placeholder(float)
+    config.model.rope_frame_origin = placeholder(str)  # absolute | restart
     config.model.qk_norm_gain = placeholder(float)  # initial gain of query and key norms
     config.model.gate_init = placeholder(float)  # initial residual gates
     config.model.text_tokens = placeholder(int)  # text length; must equal the text encoder's
@@ -122,6 +123,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.temperature_law = "constant"  # constant | paper | linear
     config.sampling.clip = 2.0  # largest latent value; 0: tokens are left as drawn
     config.sampling.clip_first = False
+    config.sampling.token_dtype = "float32"  # float32 | bfloat16, which drawn tokens are rounded to
 
     # What is measured at the end
     config.evaluation = ConfigDict()

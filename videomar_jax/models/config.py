@@ -28,6 +28,7 @@ class ModelConfig:
     mlp_ratio: int = 4
     rope_split: Sequence[int] | None = None  # channels of a head for (frame, row, column); None: d/2, d/4, d/4
     rope_base: float = 10000.0
+    rope_frame_origin: Literal["absolute", "restart"] = "absolute"  # generation: frame t at t, or each pass from 0
     qk_norm_gain: float = 1.0  # ours: initial gain of the query and key norms
     gate_init: float | None = None  # ours: start value of both residual gates; None: normal / sqrt(D) like the table
     # Text

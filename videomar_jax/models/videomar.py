@@ -154,7 +154,8 @@ class VideoMAR(nnx.Module):
     def _frame(self, tokens, mask, number, context, cache, grid, scale, *, keep_kv):
         visible = jnp.arange(cache.keys.shape[2]) < number
         mix = self.mix(attention.cached, visible=visible)
-        turns = self.rotation(jnp.asarray(number)[None], grid, scale)
+        place = jnp.asarray(number if self.config.rope_frame_origin == "absolute" else 0)
+        turns = self.rotation(place[None], grid, scale)
         x = self.embed(tokens[:, None], mask[:, None], context)
         z, kv = self.transformer(x, context.tokens, context.mask, turns, mix, cache=cache, keep_kv=keep_kv)
         return z[:, 0], kv

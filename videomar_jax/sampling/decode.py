@@ -10,6 +10,7 @@ All shapes are static: a step draws at most K tokens, the surplus is dropped. Sc
 temperature or clip value runs the same program. Noise is indexed by token position, each position being drawn once.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -50,6 +51,16 @@ class FrameTrace(NamedTuple):
     z: Float[Array, "I G S D"]  # G = 2B with guidance, B without
     tokens: Float[Array, "I B S P"]
     hidden: Bool[Array, "I B S"]  # before the step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What the compiled program depends on, beside the shapes of its arguments."""
+
+    grid: tuple[int, int]  # (H, W)
+    max_count: int  # K, the largest number of tokens in a reveal step
+    token_dtype: str = "float32"  # drawn tokens are rounded to it
+    trace: bool = False  # also return what happened at every reveal step
 
 
 class DecodeState(NamedTuple):
@@ -93,33 +104,33 @@ def draw_tokens(model: VideoMAR, z: Float[Array, "G k D"], noise: Float[Array, "
 
 def generate_frame(
     model: VideoMAR, context: Context, cache: KVCache, settings: FrameSettings, draws: FrameDraws, plan: RevealPlan,
-    head_plan: Plan, *, grid: tuple[int, int], max_count: int, scale: PositionScale | None = None, trace: bool = False,
+    head_plan: Plan, program: Program, scale: PositionScale | None = None,
 ) -> tuple[Float[Array, "B S P"], FrameTrace | None]:  # fmt: skip
     """Draws all tokens of one frame. `context` and `cache` have 2B rows (text, then null context) with guidance.
 
     Args:
-        plan: what each step reveals; `max_count` is the largest number of tokens in a step (static).
+        plan: what each step reveals.
         head_plan: the diffusion steps of the head.
     """
     batch, num_tokens, _ = draws.noise.shape
     doubled = cache.keys.shape[1] // batch
     place = ranks(draws.order)
-    padded = jnp.pad(draws.order, ((0, 0), (0, max_count)), constant_values=num_tokens)
+    padded = jnp.pad(draws.order, ((0, 0), (0, program.max_count)), constant_values=num_tokens)
     row = jnp.arange(batch)[:, None]
 
     def reveal(tokens, step: RevealPlan):
         hidden = place >= step.start
         rows, mask = jnp.tile(tokens, (doubled, 1, 1)), jnp.tile(hidden, (doubled, 1))
-        z = model.frame(rows, mask, settings.number, context, cache, grid, scale)
-        chosen = jax.lax.dynamic_slice_in_dim(padded, step.start, max_count, axis=1)
-        chosen = jnp.where(jnp.arange(max_count) < step.count, chosen, num_tokens)  # surplus points past the frame
+        z = model.frame(rows, mask, settings.number, context, cache, program.grid, scale)
+        chosen = jax.lax.dynamic_slice_in_dim(padded, step.start, program.max_count, axis=1)
+        chosen = jnp.where(jnp.arange(program.max_count) < step.count, chosen, num_tokens)  # surplus: past the end
         z_chosen = jnp.take_along_axis(z, jnp.tile(chosen, (doubled, 1))[..., None], axis=1, mode="clip")
         noise = jnp.take_along_axis(draws.noise, chosen[..., None], axis=1, mode="clip")
         injected = jnp.take_along_axis(draws.step_noise, chosen[None, ..., None], axis=2, mode="clip")
         new = draw_tokens(model, z_chosen, noise, injected, head_plan, step.guidance, settings.temperature)
-        new = jnp.clip(new, -settings.bound, settings.bound)
+        new = jnp.clip(new, -settings.bound, settings.bound).astype(program.token_dtype).astype(new.dtype)
         tokens = tokens.at[row, chosen].set(new, mode="drop")
-        return tokens, FrameTrace(z, tokens, hidden) if trace else None
+        return tokens, FrameTrace(z, tokens, hidden) if program.trace else None
 
     return jax.lax.scan(reveal, jnp.zeros_like(draws.noise), plan)
 
@@ -152,33 +163,34 @@ def start_decoding(
 
 
 def next_frame(model: VideoMAR, decoder: Decoder, state: DecodeState, settings: FrameSettings,
-               draws: FrameDraws | None, scale: PositionScale | None, *, grid, max_count, trace=False):  # fmt: skip
+               draws: FrameDraws | None, scale: PositionScale | None, program: Program):  # fmt: skip
     """Remembers the last frame, then draws the next one."""
     batch, tokens, width = state.last.shape
     last = jnp.tile(state.last, (state.cache.keys.shape[1] // batch, 1, 1))
-    cache = model.remember(last, settings.number - 1, decoder.context, state.cache, grid, scale)
+    cache = model.remember(last, settings.number - 1, decoder.context, state.cache, program.grid, scale)
     if draws is None:
         noisy_steps = len(decoder.head_plan["time"]) if needs_step_noise(make_process(model.config)) else 0
         draws = draw_frame(decoder.keys, settings.number, tokens, width, noisy_steps)
-    new, steps = generate_frame(model, decoder.context, cache, settings, draws, decoder.plan, decoder.head_plan,
-                                grid=grid, max_count=max_count, scale=scale, trace=trace)  # fmt: skip
+    new, steps = generate_frame(
+        model, decoder.context, cache, settings, draws, decoder.plan, decoder.head_plan, program, scale
+    )
     return DecodeState(cache, new), steps
 
 
-@functools.partial(jax.jit, static_argnames=("grid", "max_count", "trace"))
-def _scan_frames(model, decoder, state, settings, draws, scale, *, grid, max_count, trace):
+@functools.partial(jax.jit, static_argnames="program")
+def _scan_frames(model, decoder, state, settings, draws, scale, program):
     def body(state, frame):
-        state, steps = next_frame(model, decoder, state, *frame, scale, grid=grid, max_count=max_count, trace=trace)
+        state, steps = next_frame(model, decoder, state, *frame, scale, program)
         return state, (state.last, steps)
 
     _, (tokens, steps) = jax.lax.scan(body, state, (settings, draws))
     return jnp.moveaxis(tokens, 0, 1), steps
 
 
-_one_frame = jax.jit(next_frame, static_argnames=("grid", "max_count", "trace"), donate_argnames="state")
+_one_frame = jax.jit(next_frame, static_argnames="program", donate_argnames="state")
 
 
-def _prepare(model, given, text, text_mask, num_frames, config, keys, scale):
+def _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trace=False):
     """Checks the request and builds everything that does not change from frame to frame."""
     num_given, size = given.shape[1], model.config.patch_size
     if not 1 <= num_given < num_frames:
@@ -193,7 +205,8 @@ def _prepare(model, given, text, text_mask, num_frames, config, keys, scale):
     generated = num_frames - num_given
     numbers = np.arange(num_given, num_frames, dtype=np.int32)
     settings = FrameSettings(numbers, temperatures(generated, config), clip_bounds(generated, config))
-    return Decoder(context, keys, plan, head_plan), state, settings, {"grid": grid, "max_count": int(plan.count.max())}
+    program = Program(grid=grid, max_count=int(plan.count.max()), token_dtype=config.token_dtype, trace=trace)
+    return Decoder(context, keys, plan, head_plan), state, settings, program
 
 
 def generate(
@@ -216,9 +229,9 @@ def generate(
     """
     if (keys is None) == (draws is None):
         raise ValueError("Give either keys or recorded draws.")
-    decoder, state, settings, static = _prepare(model, given, text, text_mask, num_frames, config, keys, scale)
-    tokens, steps = _scan_frames(model, decoder, state, settings, draws, scale, **static, trace=trace)
-    video = jnp.concatenate([given, unpatchify(tokens, static["grid"], model.config.patch_size)], axis=1)
+    decoder, state, settings, program = _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trace)
+    tokens, steps = _scan_frames(model, decoder, state, settings, draws, scale, program)
+    video = jnp.concatenate([given, unpatchify(tokens, program.grid, model.config.patch_size)], axis=1)
     return (video, steps) if trace else video
 
 
@@ -227,7 +240,7 @@ def generate_frames(
     config: SamplingConfig, keys: Array, scale: PositionScale | None = None,
 ) -> Iterator[Float[Array, "B h w C"]]:  # fmt: skip
     """Like `generate`, but yields each new latent frame as soon as it is drawn; the frames are the same."""
-    decoder, state, settings, static = _prepare(model, given, text, text_mask, num_frames, config, keys, scale)
+    decoder, state, settings, program = _prepare(model, given, text, text_mask, num_frames, config, keys, scale)
     for i in range(len(settings.number)):
-        state, _ = _one_frame(model, decoder, state, jax.tree.map(lambda x, i=i: x[i], settings), None, scale, **static)
-        yield unpatchify(state.last[:, None], static["grid"], model.config.patch_size)[:, 0]
+        state, _ = _one_frame(model, decoder, state, jax.tree.map(lambda x, i=i: x[i], settings), None, scale, program)
+        yield unpatchify(state.last[:, None], program.grid, model.config.patch_size)[:, 0]

@@ -31,6 +31,7 @@ class SamplingConfig:
     temperature_law: Literal["constant", "paper", "linear"] = "constant"
     clip: float = 2.0  # largest latent value, from the second generated frame on; 0 leaves tokens as drawn
     clip_first: bool = False  # clip the first generated frame as well
+    token_dtype: Literal["float32", "bfloat16"] = "float32"  # drawn tokens are rounded to it; published: bfloat16
 
     def __post_init__(self):
         if self.steps < 1:
@@ -41,6 +42,8 @@ class SamplingConfig:
             raise ValueError(f"sampling.temperature must not be negative, but is {self.temperature}.")
         if self.guidance_schedule not in ("linear", "constant"):
             raise ValueError(f"sampling.guidance_schedule is {self.guidance_schedule!r}; use 'linear' or 'constant'.")
+        if self.token_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"sampling.token_dtype is {self.token_dtype!r}; use 'float32' or 'bfloat16'.")
         if self.temperature_law not in ("constant", "paper", "linear"):
             raise ValueError(
                 f"sampling.temperature_law is {self.temperature_law!r}; use 'constant', 'paper' or 'linear'."

@@ -24,7 +24,7 @@ Params = dict[str, Any]
 class TrainState:
     """`step` updates were made; `ema` are the averaged parameters that sampling uses."""
 
-    step: Array
+    step: Array | jax.ShapeDtypeStruct  # the shape only in an abstract state
     params: Params
     ema: Params
     opt_state: Any
