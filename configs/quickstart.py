@@ -45,10 +45,6 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "videos":
         config.data.kind = "videos"
         config.sampling.temperature = 0.25  # little noise: what is sure, rather than what is possible
-        config.curriculum = (
-            dict(name="24px_5f", num_frames=5, height=24, width=24, batch_size=16, steps=300, learning_rate=rate),
-            dict(name="32px_9f", num_frames=9, height=32, width=32, batch_size=8, steps=700, learning_rate=rate),
-        )
     if variant == "tiny":
         config.model.update(preset="tiny", latent_channels=16, text_tokens=8, text_width=64)
         config.loss.regression_weight = 0.0
