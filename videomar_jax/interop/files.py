@@ -73,7 +73,7 @@ class ShardedFile(TensorFile):
         try:
             for shard in dict.fromkeys(places.values()):
                 if not (path.parent / shard).is_file():
-                    raise FileNotFoundError(f"{path} names the file {shard}, which is not beside it.")
+                    raise WeightFileError(f"{path} names the file {shard!r}, which is not beside it.")
                 self._files[shard] = open_tensors(path.parent / shard)
                 expected = {name for name, place in places.items() if place == shard}
                 held = self._files[shard].specs

@@ -91,7 +91,7 @@ class ByteFile:
         self._file.close()
 
 
-class TensorFile(Mapping[str, np.ndarray], abc.ABC):
+class TensorFile(Mapping, abc.ABC):  # of str to np.ndarray; unsaid, or type checkers at run time read a tensor to look
     """Names and arrays of one file (or of the parts of one); use it as a context manager.
 
     `file[name]` reads the tensor from disk, every time, and checks what can be checked.

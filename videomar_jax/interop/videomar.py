@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,7 +70,7 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
 
 
 def read_checkpoint(
-    path: str | os.PathLike, *, weights: Literal["ema", "model"] = "ema",
+    path: str | os.PathLike, *, weights: str = "ema",
     config_overrides: Mapping[str, Any] | None = None, dtype: str | None = "float32",
     shardings: Any | Callable[[Params], Any] = None,
 ) -> tuple[ModelConfig, Params, ImportReport]:  # fmt: skip
@@ -78,7 +78,7 @@ def read_checkpoint(
 
     Args:
         path: any file that `open_tensors` reads.
-        weights: which of the two sets a training checkpoint's dictionary holds; a bare state dict has only one.
+        weights: "ema" or "model", of the two sets in a training checkpoint's dictionary; a bare state dict has one.
         config_overrides: model fields that no shape tells, or that are a matter of running (dtype, attention, ...).
         dtype: type of the parameters; None keeps the stored ones.
         shardings: a tree like the parameters, or a function from their `jax.ShapeDtypeStruct`s to one; each parameter
@@ -187,7 +187,7 @@ def _placement(shapes: Shapes, dtypes, shardings) -> Callable[[str, np.ndarray],
 
 
 def write_checkpoint(
-    params: Params, config: ModelConfig, path: str | os.PathLike, *, container: Literal["bare", "ema"] = "bare",
+    params: Params, config: ModelConfig, path: str | os.PathLike, *, container: str = "bare",
     drop_regression: bool = False, overwrite: bool = False,
 ) -> None:  # fmt: skip
     """Writes parameters under the published names, one tensor at a time and in their own type.

@@ -5,14 +5,20 @@ the fields in `HEADER_FIELDS`; our exports carry them as JSON in the header, pub
 published values.
 """
 
+import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
+
+from videomar_jax.models.config import ModelConfig
 
 HEADER_KEY = "videomar_jax"
-HEADER_FIELDS = ("patch_size", "rope_split", "rope_base", "text_mask", "null_text_mask", "flow_time")
+HEADER_FIELDS = (
+    "patch_size", "rope_split", "rope_base", "rope_frame_origin", "text_mask", "null_text_mask", "flow_time",
+)  # fmt: skip
 """Fields of the model that change its output and show in no shape."""
 
 _LARGEST = 2**24
@@ -72,7 +78,7 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], patch_size: int) -> tuple
     return fields, problems
 
 
-def header_text(config: Any) -> str:
+def header_text(config: ModelConfig) -> str:
     """The fields that no shape tells, as our exports carry them."""
     return json.dumps({field: getattr(config, field) for field in HEADER_FIELDS})
 
@@ -91,13 +97,22 @@ def header_fields(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError(f"its header's entry {HEADER_KEY!r} is no JSON ({error}).") from error
     if not isinstance(fields, dict) or not set(fields) <= set(HEADER_FIELDS):
         raise ValueError(f"its header's entry {HEADER_KEY!r} does not describe a model.")
-    split = fields.get("rope_split")
-    good = {
-        "patch_size": type(fields.get("patch_size", 1)) is int,
-        "rope_split": split is None or (isinstance(split, list) and all(type(channels) is int for channels in split)),
-        "rope_base": type(fields.get("rope_base", 1.0)) in (int, float) and fields.get("rope_base", 1.0) > 0,
-        "text_mask": type(fields.get("text_mask", True)) is bool,
-    }
-    if wrong := [field for field, fine in good.items() if not fine]:
+    if wrong := [field for field, value in fields.items() if not _fits(field, value)]:
         raise ValueError(f"its header's entry {HEADER_KEY!r} has a strange value for {', '.join(wrong)}.")
     return fields
+
+
+def _fits(field: str, value: Any) -> bool:
+    """Whether a field that no shape tells has a value of its kind."""
+    match field:
+        case "patch_size":
+            return type(value) is int
+        case "rope_split":
+            return value is None or (isinstance(value, list) and all(type(channels) is int for channels in value))
+        case "rope_base":
+            return type(value) in (int, float) and 0 < value < math.inf
+        case "text_mask":
+            return type(value) is bool
+        case _:
+            kind = next(f.type for f in dataclasses.fields(ModelConfig) if f.name == field)
+            return value in get_args(kind)
