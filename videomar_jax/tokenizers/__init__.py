@@ -10,9 +10,13 @@ from videomar_jax.tokenizers.base import (
     to_pixels,
     to_video,
 )
+from videomar_jax.tokenizers.cosmos import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos_config import CosmosConfig
 from videomar_jax.tokenizers.pca import PCATokenizer
 
 __all__ = [
+    "CosmosConfig",
+    "CosmosTokenizer",
     "PCATokenizer",
     "Tokenizer",
     "fingerprint",
