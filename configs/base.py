@@ -1,7 +1,7 @@
 """Every knob once. The other files here are small changes of this one.
 
 A value of None means: what the model preset, the data or the paper says. Override on the command line, for instance
-`--config.optimizer.name=adamw --config.curriculum.0.steps=200`; a misspelt name is answered with the nearest one.
+`--config.optimizer.name=adamw "--config.curriculum[0].steps=200"`; a misspelt name is answered with the nearest one.
 """
 
 from ml_collections import ConfigDict

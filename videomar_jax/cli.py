@@ -30,11 +30,29 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, ValueError, TypeError, KeyError, OSError) as error:
-        _fail(f"{error}\nSee {argv[0]} --help.", 2)
+    except (flags.Error, AttributeError, ValueError, TypeError, LookupError, OSError) as error:
+        unknown = isinstance(error, LookupError | AttributeError)
+        text = _no_such_key(error, argv) if unknown else _without_traceback(str(error))
+        _fail(f"{text}\nSee {argv[0]} --help.", 2)
     if len(rest) > 1:
         _fail(f"Unexpected argument {rest[1]!r}: options are written --name=value. See {argv[0]} --help.", 2)
     return rest
+
+
+def _no_such_key(error: LookupError | AttributeError, argv: Sequence[str]) -> str:
+    """What to say of an override of something the config does not have; ml_collections names the key at most."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    key, _, hint = str(error.args[0] if error.args else "").replace("'", "").partition("\n")
+    overrides = [flag for flag in argv if flag.startswith("--config.")]
+    named = [flag for flag in overrides if key in flag.split("=")[0]] or overrides
+    return f"The config has nothing to set by {' or '.join(named)}. {hint}".rstrip()
+
+
+def _without_traceback(text: str) -> str:
+    """First and last line of a text that quotes a traceback, as that of an error inside a config file does."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return f"{lines[0]} {lines[-1]}" if any(line.startswith("Traceback") for line in lines) else text
 
 
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
     return _named(requests), faults
 
 
-def _request(entry: dict, folder: Path, seed: int) -> Request:
+def _request(entry: Any, folder: Path, seed: int) -> Request:
     if not isinstance(entry, dict) or "image" not in entry:
         raise ValueError('expected an object with "image", and perhaps "prompt", "seed" and "name"')
     if unknown := sorted(set(entry) - {"image", "prompt", "seed", "name"}):
