@@ -7,6 +7,7 @@ fills one or is known to be unused (`cosmos_rules`); all faults are told togethe
 """
 
 import contextlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from videomar_jax.interop.rules import expected, faults
 from videomar_jax.tokenizers.cosmos import CosmosTokenizer
 from videomar_jax.tokenizers.cosmos_config import RELEASES, CosmosConfig
 
+HEADER_KEY = "cosmos_config"
 _HALVES = ("encoder.jit", "decoder.jit")
 _WHOLE = ("autoencoder.jit", "diffusion_pytorch_model.safetensors", "model.safetensors")
 
@@ -34,7 +36,8 @@ def load_cosmos(
     Args:
         path: autoencoder.jit, a .safetensors file with the same keys or diffusers', or the folder of either (or of
             encoder.jit and decoder.jit). One half alone (encoder.jit) brings the other from beside it.
-        release: its name, such as "CV8x16x16"; by default the one in `path`.
+        release: its name, such as "CV8x16x16"; by default the one in `path`, unless the header of a .safetensors file
+            has the sizes, as JSON under "cosmos_config".
         config: sizes of a network that is no release.
         scale, dtype, chunk: as in `CosmosTokenizer`.
     Raises:
@@ -45,9 +48,10 @@ def load_cosmos(
     if release is not None and config is not None:
         raise ValueError("give a release or a config, not both")
     files = weight_files(path)
-    config = config or (CosmosConfig.release(release) if release else release_in(path))
     with contextlib.ExitStack() as stack:
-        params = read_cosmos([stack.enter_context(open_tensors(file)) for file in files], config, dtype=dtype)
+        tensors = [stack.enter_context(open_tensors(file)) for file in files]
+        config = config or (CosmosConfig.release(release) if release else _config_of(path, tensors))
+        params = read_cosmos(tensors, config, dtype=dtype)
     return CosmosTokenizer(params=params, config=config, scale=scale, dtype=dtype, chunk=chunk)
 
 
@@ -90,6 +94,17 @@ def weight_files(path: str | os.PathLike) -> list[Path]:
             f"decoder.jit, or one .safetensors file"
         )
     return halves
+
+
+def _config_of(path: str | os.PathLike, files: Sequence[TensorFile]) -> CosmosConfig:
+    """The configuration that a file's header holds, else that of the release that `path` names."""
+    text = next((file.metadata[HEADER_KEY] for file in files if HEADER_KEY in file.metadata), None)
+    if text is None:
+        return release_in(path)
+    try:
+        return CosmosConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise WeightFileError(f"{path}: the header's {HEADER_KEY} is not a configuration: {error}") from error
 
 
 def release_in(path: str | os.PathLike) -> CosmosConfig:
