@@ -25,6 +25,16 @@ def _parsed_flags():
         flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The workdir of a finished run of the quick start's tiny variant; look, do not touch."""
+    from tiny_run import start, tiny  # late: it imports all of the package
+
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    start(tiny(), workdir)
+    return workdir
+
+
 GOLDEN = Path(__file__).parent / "golden"
 FULL_GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 

@@ -123,7 +123,7 @@ def test_converted_parameters_and_parts_are_the_published_ones(official, tmp_pat
     assert step == 0 and pretrained.card.config == official.config
     for (path, ours), theirs in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(official.params), strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=jax.tree_util.keystr(path))
-    pixels = np.random.default_rng(1).uniform(-1, 1, (1, 5, 16, 24, 3)).astype("f4")
+    pixels = jax.random.uniform(jax.random.key(1), (1, 5, 16, 24, 3), minval=-1, maxval=1)
     np.testing.assert_array_equal(
         pretrained.card.tokenizer.encode(pixels), open_tokenizer(official.tokenizer).encode(pixels)
     )

@@ -38,6 +38,7 @@ from videomar_jax.pretrained import (
     save_settings,
 )
 from videomar_jax.sampling.image_to_video import VideoSampler
+from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.training.loop import Parts, check_parts, train
 from videomar_jax.training.state import Params, abstract_model
 from videomar_jax.types import UInt8
@@ -177,7 +178,10 @@ def evaluate(
     experiment: Experiment, sampler: VideoSampler, held_out: ClipSource, folder: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores every case; returns the report, and the pictures written into `folder` with their captions."""
-    cases = (_shape_cases if isinstance(held_out, Shapes) else _footage_cases)(experiment, held_out)
+    if isinstance(held_out, Shapes):
+        cases = _shape_cases(experiment, held_out, sampler.tokenizer)
+    else:
+        cases = _footage_cases(experiment, held_out)
     report: dict[str, Any] = {"cases": {}}
     pictures: dict[str, str] = {}
     for case in cases:
@@ -193,12 +197,12 @@ def evaluate(
     return main | _shape_summary(report["cases"]) | report, pictures
 
 
-def _shape_cases(experiment: Experiment, held_out: Shapes) -> list[Case]:
+def _shape_cases(experiment: Experiment, held_out: Shapes, tokenizer: Tokenizer) -> list[Case]:
     """Held-out clips; triples never trained on; one first frame with four captions; captions of other clips; one
     latent frame more than trained; a canvas 1.5 times larger."""
     shape, count, seed = stage_shape(experiment.final_stage), experiment.evaluation.clips, experiment.recipe.seed
-    stride = experiment.tokenizer_config.temporal_stride
-    patch = experiment.tokenizer_config.patch * experiment.recipe.model.patch_size
+    stride = tokenizer.temporal_stride
+    patch = tokenizer.spatial_stride * experiment.recipe.model.patch_size
     longer = dataclasses.replace(shape, num_frames=shape.num_frames + stride)
     larger = ClipShape(num_frames=shape.num_frames, height=shape.height * 3 // 2 // patch * patch,
                        width=shape.width * 3 // 2 // patch * patch)  # fmt: skip

@@ -10,11 +10,13 @@ scaling, bloc97 2023: base * s^(c / (c - 2)) keeps the fastest angle and stretch
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from videomar_jax.types import Array, Float, Positions
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PositionScale:
     """How positions beyond the training range are folded back, for (frame, row, column).

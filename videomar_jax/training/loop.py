@@ -208,7 +208,8 @@ def _start(model: ModelConfig, optimizer: optax.GradientTransformation, key, che
     """The newest checkpoint's state and seconds, or a fresh state."""
     step = checkpoints.latest_step()
     if step is None:
-        return init_state(model, optimizer, key, initial), {}
+        # Placed as a checkpoint's arrays are, so that fresh and resumed runs are the same compiled program.
+        return jax.device_put(init_state(model, optimizer, key, initial), jax.local_devices()[0]), {}
     like = jax.eval_shape(lambda: init_state(model, optimizer, key)).parts()
     parts, progress = checkpoints.restore(step, like)
     _log.info("going on from the checkpoint of step %d", step)

@@ -13,7 +13,7 @@ sees the same inputs for each frame as in `one`; N counts all hidden tokens.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from videomar_jax.models import masking
 from videomar_jax.models.diffusion import make_process
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.types import Array, Bool, Float, Int, Key, Latents, Orders, TextFeatures, TextMask
+from videomar_jax.types import Array, Float, Key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,11 @@ class LossConfig:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "text", "text_mask"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one training step sees."""
+    """What one training step sees: arrays, or shapes in an abstract batch."""
 
-    latents: Latents
-    text: TextFeatures
-    text_mask: TextMask
+    latents: Any  # Latents [B, T, h, w, C]
+    text: Any  # TextFeatures [B, K, E]
+    text_mask: Any  # TextMask [B, K]
 
 
 _DRAWS = ["current", "orders", "num_masked", "drop", "times", "noise"]
@@ -71,12 +71,12 @@ _DRAWS = ["current", "orders", "num_masked", "drop", "times", "noise"]
 class LossDraws:
     """Every random choice of one loss; R supervised frames (1 for `one`, max(T - 1, 1) for `all`), m draws a token."""
 
-    current: Int[Array, "B"]  # the frame k that `one` supervises
-    orders: Orders
-    num_masked: Int[Array, "B T"]  # hidden tokens a frame has when it is generated
-    drop: Bool[Array, "B"]  # text replaced by the null context
-    times: Array  # [m, B, R, S]
-    noise: Float[Array, "m B R S P"]
+    current: Any  # int [B]: the frame k that `one` supervises
+    orders: Any  # Orders [B, T, S]
+    num_masked: Any  # int [B, T]: hidden tokens a frame has when it is generated
+    drop: Any  # bool [B]: text replaced by the null context
+    times: Any  # [m, B, R, S]: what the process's `draw_times` gives
+    noise: Any  # float [m, B, R, S, P]
 
 
 def supervised_frames(frames: int, config: LossConfig) -> int:

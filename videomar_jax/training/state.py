@@ -11,7 +11,7 @@ from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.types import Array, Key
+from videomar_jax.types import Key
 
 Params = dict[str, Any]
 """The model's parameters as a plain nested dict of arrays, layers stacked on the leading axis."""
@@ -24,7 +24,7 @@ Params = dict[str, Any]
 class TrainState:
     """`step` updates were made; `ema` are the averaged parameters that sampling uses."""
 
-    step: Array | jax.ShapeDtypeStruct  # the shape only in an abstract state
+    step: Any  # int32 scalar
     params: Params
     ema: Params
     opt_state: Any

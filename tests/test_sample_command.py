@@ -1,0 +1,252 @@
+"""From requests to video files: the first frame of every video is the image it was made from."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import write_clip
+
+from videomar_jax import requests
+from videomar_jax.pretrained import load_pretrained
+from videomar_jax.sampling.image_to_video import image_to_video
+
+SIZE = 24  # of the tiny run's last row
+
+
+def draw(path, seed=0, size=(SIZE, SIZE)):
+    """An image of few colours."""
+    picture = np.kron(np.random.default_rng(seed).integers(0, 256, (size[0] // 4, size[1] // 4, 3)), np.ones((4, 4, 1)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture.astype(np.uint8)).save(path)
+    return path
+
+
+def pixels(path):
+    return np.array(Image.open(path).convert("RGB"))
+
+
+def first_tile(sheet):
+    """The first frame on a contact sheet of one row: behind the margin and one line of text, three times as large."""
+    tile = pixels(sheet)[36 : 36 + 3 * SIZE, 16 : 16 + 3 * SIZE]
+    assert (tile.reshape(SIZE, 3, SIZE, 3, 3) == tile[::3, None, ::3, None]).all(), "not pixel by pixel"
+    return tile[::3, ::3]
+
+
+def mp4_frames(path):
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def make(asked, checkpoint, output, **changes):
+    settings = dict(settings={}, shape={}, batch_size=2) | changes
+    return requests.fulfil(asked, checkpoint=checkpoint, output=output, **settings)
+
+
+def request(image, name="v", prompt="a red circle moves left", seed=0):
+    return requests.Request(image=Path(image), prompt=prompt, seed=seed, name=name)
+
+
+# What is asked for
+
+
+def test_one_prompt_for_all_images_or_one_for_each():
+    asked = requests.from_flags(["a/cat.png", "b/cat.png", "dog.jpg"], ["walks"], seed=7)
+    wanted = [("walks", 7, "cat"), ("walks", 8, "cat_2"), ("walks", 9, "dog")]
+    assert [(r.prompt, r.seed, r.name) for r in asked] == wanted
+    assert [r.prompt for r in requests.from_flags(["a.png", "b.png"], ["x", "y"], 0)] == ["x", "y"]
+    assert requests.from_flags(["a.png"], [], 0)[0].prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "words"),
+    [([], [], "--image=FILE.*--requests=FILE"), (["a", "b", "c"], ["x", "y"], "3 images and 2 prompts: give one")],
+    ids=["nothing", "two_for_three"],
+)
+def test_flags_that_do_not_go_together(images, prompts, words):
+    with pytest.raises(ValueError, match=words):
+        requests.from_flags(images, prompts, 0)
+
+
+def test_a_file_of_requests(tmp_path):
+    file = tmp_path / "r.jsonl"
+    first = '{"image": "a.png", "prompt": "p", "seed": 5, "name": "n"}'
+    file.write_text(f'\ufeff{first}\n\n{{"image": "/b.png"}}\n{{"image": "a.png"}}', encoding="utf-8")
+    asked, faults = requests.from_file(file, seed=10)
+    assert not faults
+    assert [(r.image, r.prompt, r.seed, r.name) for r in asked] == [
+        (tmp_path / "a.png", "p", 5, "n"), (Path("/b.png"), "", 12, "b"), (tmp_path / "a.png", "", 13, "a"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{image: 3", "line 2: "),
+        ('["a.png"]', 'line 2: expected an object with "image"'),
+        ('{"prompt": "p"}', 'line 2: expected an object with "image"'),
+        ('{"image": "a.png", "promt": "p"}', r"line 2: unknown keys \['promt'\]; known are image, prompt, seed, name"),
+        ('{"image": "a.png", "seed": -1}', "line 2: seed must be a whole number in .* not -1"),
+        ('{"image": "a.png", "seed": 1.5}', "line 2: seed must be a whole number"),
+        ('{"image": "a.png", "name": "../up"}', r"line 2: name must be a file name without folders, not '\.\./up'"),
+        ('{"image": "a.png", "name": ""}', "line 2: name must be"),
+    ],
+)
+def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path, line, words):
+    file = tmp_path / "r.jsonl"
+    file.write_text(f'{{"image": "a.png"}}\n{line}\n{{"image": "b.png"}}\n')
+    asked, faults = requests.from_file(file, 0)
+    assert [r.name for r in asked] == ["a", "b"]
+    assert len(faults) == 1 and re.search(words, faults[0]), faults
+    file.write_text(f"\n{line}\n")
+    with pytest.raises(ValueError, match=f"r.jsonl holds no request(.|\n)*{words}"):
+        requests.from_file(file, 0)
+
+
+def test_no_file_or_an_empty_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file of requests .*r.jsonl"):
+        requests.from_file(tmp_path / "r.jsonl", 0)
+    (tmp_path / "r.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"r.jsonl holds no request"):
+        requests.from_file(tmp_path / "r.jsonl", 0)
+
+
+# What is made
+
+
+def test_files_begin_with_the_image(finished, tmp_path):
+    """Three requests in batches of two: each mp4, gif and sheet is of image_to_video's video, first frame untouched."""
+    images = [draw(tmp_path / f"i{n}.png", seed=n) for n in range(3)]
+    asked = [request(image, f"v{n}", seed=20 + n) for n, image in enumerate(images)]
+    assert make(asked, finished, tmp_path / "out") == []
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        f"v{n}.{ending}" for n in range(3) for ending in ("gif", "mp4", "png")
+    ]
+    loaded = load_pretrained(finished)
+    card = loaded.card
+    for n, image in enumerate(images):
+        given = pixels(image)
+        base = tmp_path / "out" / f"v{n}"
+        np.testing.assert_array_equal(first_tile(f"{base}.png"), given)
+        video = image_to_video(
+            loaded.model, card.tokenizer, card.text_encoder, given[None, None], [asked[n].prompt],
+            num_frames=5, config=card.sampling, seeds=[20 + n],
+        )[0]  # fmt: skip
+        np.testing.assert_array_equal(video[0], given)
+        frames = mp4_frames(f"{base}.mp4")
+        scale = frames.shape[1] // SIZE
+        assert frames.shape == (5, SIZE * scale, SIZE * scale, 3) and min(frames.shape[1:3]) >= 256
+        middle = frames[:, scale // 2 :: scale, scale // 2 :: scale]
+        assert np.abs(middle.astype(int) - video).mean() < 12, "the mp4 shows another video"
+        with Image.open(f"{base}.gif") as gif:
+            assert gif.n_frames == 5 and gif.size == (5 * SIZE, 5 * SIZE)
+            frame = np.array(gif.convert("RGB"))[::5, ::5]
+        assert np.abs(frame.astype(int) - given).mean() < 12, "the gif begins with another picture"
+
+
+def test_settings_sizes_and_weights_are_heard(finished, tmp_path):
+    """Another length, size, checkpoint; the image is scaled to the size that is asked for."""
+    image = draw(tmp_path / "i.png", size=(48, 32))
+    asked = [request(image)]
+    make(asked, finished / "checkpoints" / "4", tmp_path / "out", shape=dict(num_frames=7, height=32, width=32))
+    frames = mp4_frames(tmp_path / "out" / "v.mp4")
+    assert frames.shape[0] == 7 and frames.shape[1] == frames.shape[2] == 256
+    wanted = np.array(Image.open(image).resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.abs(frames[0, 4::8, 4::8].astype(int) - wanted).mean() < 12
+
+
+def test_temperature_zero_takes_the_chance_out_of_the_noise(finished, tmp_path):
+    image = draw(tmp_path / "i.png")
+    for name, settings in [("cold", dict(temperature=0.0)), ("warm", {}), ("none", dict(temperature=None))]:
+        make([request(image)], finished, tmp_path / name, settings=settings)
+    cold, warm, none = (pixels(tmp_path / name / "v.png") for name in ("cold", "warm", "none"))
+    assert (cold != warm).any(), "the setting is not heard"
+    np.testing.assert_array_equal(warm, none)
+
+
+def test_an_image_that_is_none_is_named_and_the_others_are_made(finished, tmp_path):
+    good = draw(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("hello")
+    asked = [request(tmp_path / "text.png", "a"), request(good, "b"), request(tmp_path / "gone.png", "c")]
+    faults = make(asked, finished, tmp_path / "out")
+    assert len(faults) == 2 and "text.png" in faults[0] and "cannot be read as an image" in faults[0]
+    assert "no image file" in faults[1] and "gone.png" in faults[1]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.gif", "b.mp4", "b.png"]
+
+
+def test_existing_files_are_kept_unless_asked(finished, tmp_path):
+    image = draw(tmp_path / "i.png")
+    (tmp_path / "out").mkdir()
+    kept = tmp_path / "out" / "v.gif"
+    kept.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"v\.gif exists already; .*--overwrite"):
+        make([request(image, "u"), request(image)], finished, tmp_path / "out")
+    assert kept.read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
+    make([request(image)], finished, tmp_path / "out", overwrite=True)
+    assert kept.read_bytes()[:3] == b"GIF"
+
+
+# Told before weights are read: the folder here has a card and no checkpoint
+
+
+@pytest.fixture
+def card_only(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(finished / "model")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(settings=dict(temperature=-1.0)), "temperature must not be negative, but is -1"),
+        (dict(settings=dict(guidance=-2.0)), "guidance must not be negative, but is -2.*1 turns it off"),
+        (dict(settings=dict(steps=0)), "steps must be at least 1, not 0"),
+        (dict(settings=dict(head_steps="fast")), "head.*'fast'"),
+        (dict(shape=dict(num_frames=4)), r"4 frames are not 1 \+ 2 \* k .*nearest: 3 or 5"),
+        (dict(shape=dict(num_frames=1)), "num_frames must be at least 3, not 1"),
+        (dict(shape=dict(height=30)), "height 30 is not a multiple of the spatial stride 4; nearest: 28 or 32"),
+        (dict(shape=dict(width=0)), "width 0 is not a multiple"),
+        (dict(fit="squeeze"), 'fit must be "resize" or "crop"'),
+        (dict(), "holds no complete checkpoint yet"),
+    ],
+    ids=["temperature", "guidance", "steps", "head_steps", "frames", "one_frame", "height", "width", "fit", "weights"],
+)
+def test_what_cannot_be_sampled(card_only, tmp_path, changes, words):
+    image = draw(tmp_path / "i.png")
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        make([request(image)], card_only, tmp_path / "out", **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_image_at_all_can_be_read(card_only, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4")
+    with pytest.raises(ValueError, match=r"No request can be met: .*clip.mp4.*cannot be read as an image"):
+        make([request(clip)], card_only, tmp_path / "out")
+
+
+# The command itself
+
+
+def command(*flags):
+    call = [sys.executable, "-m", "videomar_jax.sample", *map(str, flags)]
+    return subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+
+
+def test_the_command_meets_what_it_can(finished, tmp_path):
+    draw(tmp_path / "a.png", 1), draw(tmp_path / "b.png", 2)
+    lines = [{"image": "a.png", "prompt": "a red circle moves left"}, {"img": "b.png"}, {"image": "b.png", "seed": 3}]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = command(f"--checkpoint={finished}", f"--requests={tmp_path}/r.jsonl", f"--output={tmp_path}/out")
+    assert done.returncode not in (0, 2), done.stderr
+    assert "1 of the requests could not be met" in done.stderr and "r.jsonl, line 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [f"{name}.{ending}" for name in "ab" for ending in ("gif", "mp4", "png")]
+    for name in "ab":
+        np.testing.assert_array_equal(first_tile(tmp_path / "out" / f"{name}.png"), pixels(tmp_path / f"{name}.png"))
