@@ -207,13 +207,14 @@ def _learning_rate(recipe: Recipe):
 def _start(model: ModelConfig, optimizer: optax.GradientTransformation, key, checkpoints: Checkpoints, initial):
     """The newest checkpoint's state and seconds, or a fresh state."""
     step = checkpoints.latest_step()
+    # Both are placed alike, down to the step, so that fresh and resumed runs are the same compiled program.
+    place = jax.local_devices()[0]
     if step is None:
-        # Placed as a checkpoint's arrays are, so that fresh and resumed runs are the same compiled program.
-        return jax.device_put(init_state(model, optimizer, key, initial), jax.local_devices()[0]), {}
+        return jax.device_put(init_state(model, optimizer, key, initial), place), {}
     like = jax.eval_shape(lambda: init_state(model, optimizer, key)).parts()
     parts, progress = checkpoints.restore(step, like)
     _log.info("going on from the checkpoint of step %d", step)
-    return TrainState(step=jnp.asarray(progress["step"], jnp.int32), **parts), progress["seconds"]
+    return jax.device_put(TrainState(jnp.int32(progress["step"]), **parts), place), progress["seconds"]
 
 
 def _stages_from(recipe: Recipe, parts: Parts, step: int) -> Iterator[tuple[Stage, Iterator[Batch]]]:
