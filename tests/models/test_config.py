@@ -57,6 +57,7 @@ WRONG = [
     ({"dtype": "float16"}, r"model\.dtype is 'float16'"),
     ({"remat": "some"}, r"model\.remat"),
     ({"attention": "flash"}, r"model\.attention"),
+    ({"rope_frame_origin": "first"}, r"model\.rope_frame_origin"),
     ({"null_text_mask": "none"}, r"model\.null_text_mask"),
     ({"num_heads": 5}, r"width 32 is not a multiple of model\.num_heads 5"),
     ({"rope_split": (8, 4, 3)}, r"rope_split must be three even numbers"),

@@ -131,6 +131,16 @@ def test_text_keys_and_values_computed_once_equal_those_computed_in_every_pass()
     np.testing.assert_allclose(cached_pass(model, tokens, mask), expected, **EXACT)
 
 
+def test_frames_that_all_restart_at_zero_look_alike_to_their_successors():
+    """With absolute places the order of the cached frames matters; with every frame at place 0 it does not."""
+    tokens, mask = tiny_tokens()
+    swapped, clear = tokens[:, jnp.array([1, 0, 2])], jnp.zeros_like(mask)
+    for origin, matters in (("absolute", True), ("restart", False)):
+        model = tiny_model(depth=1, rope_frame_origin=origin)  # one layer: keys of a frame know no earlier frame
+        difference = np.abs(cached_pass(model, tokens, clear) - cached_pass(model, swapped, clear))[:, 2]
+        assert (difference.max() > 1e-3) == matters, origin
+
+
 @pytest.mark.parametrize("frames", [1, 2, 4])
 def test_teacher_forced_equals_frame_by_frame(frames):
     model, (tokens, mask) = tiny_model(), tiny_tokens(frames)

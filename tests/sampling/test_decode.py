@@ -198,7 +198,6 @@ def test_a_sample_does_not_depend_on_its_batch(made):
     np.testing.assert_allclose(alone[0], made[0][1], atol=1e-4)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="jit refuses a PositionScale: it is neither static nor a tree")
 def test_a_scale_of_one_gives_the_same_video(made):
     video = generate(
         tiny_model(), given_latents(), *tiny_text(), num_frames=FRAMES, config=CONFIG, keys=keys(),
@@ -222,6 +221,13 @@ def test_clipping_starts_with_the_second_generated_frame(made):
     np.testing.assert_array_equal(video[:, 1], made[0][:, 1])
     assert np.abs(video[:, 1]).max() > 0.3 and np.abs(video[:, 2]).max() == np.float32(0.3)
     assert np.abs(make(clip=0.3, clip_first=True)[0][:, 1:]).max() == np.float32(0.3)
+
+
+def test_tokens_may_be_rounded_to_bfloat16(made):
+    new = make(token_dtype="bfloat16")[0][:, 1:]
+    np.testing.assert_array_equal(new, new.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(new[:, 0], made[0][:, 1], atol=0.1)
+    assert (made[0] != made[0].astype(jnp.bfloat16).astype(jnp.float32)).any()
 
 
 # ---- requests that cannot be met

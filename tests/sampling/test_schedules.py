@@ -77,7 +77,7 @@ def test_the_first_generated_frame_is_clipped_only_on_request():
     ("field", "value"),
     [
         ("steps", 0), ("guidance", -0.1), ("temperature", -1.0), ("guidance_schedule", "cosine"),
-        ("temperature_law", "code"), ("clip", -2.0),
+        ("temperature_law", "code"), ("clip", -2.0), ("token_dtype", "float16"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_by_name(field, value):
