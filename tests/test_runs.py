@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 from tiny_run import STEPS, start, tiny, tiny_videos, write_clip
 
+from videomar_jax.data.shapes import HELD_OUT
 from videomar_jax.experiment import Experiment
-from videomar_jax.runs import evaluate_checkpoint
+from videomar_jax.pretrained import load_pretrained
+from videomar_jax.runs import evaluate, evaluate_checkpoint
+from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.training.checkpoint import Checkpoints
 
 SHAPE_SCORES = {
@@ -19,6 +22,7 @@ SHAPE_SCORES = {
     "centroid_error", "centroid_error_last", "object_present", "shuffled_caption_accuracy",
     "unseen_triples_direction_accuracy",
 }  # fmt: skip
+ROWS_OF_TOKENS = [dict(name="a", num_frames=3, height=24, width=24, batch_size=4, steps=4, learning_rate=1e-3)]
 CASES = ["held_out", "unseen_triples", "counterfactual", "shuffled_captions", "longer", "larger"]
 
 
@@ -162,3 +166,65 @@ def test_clips_that_cannot_be_used_are_listed_and_skipped(footage):
     _, _, said = footage
     assert any("broken.mp4" in line and "cannot be decoded" in line for line in said)
     assert any("short.mp4" in line and "5 asked" in line for line in said)
+
+
+# What is measured
+
+
+class Still(VideoSampler):
+    """Repeats the first frame, and remembers what it was asked."""
+
+    def __call__(self, given, prompts, num_frames, seeds=None):
+        self.asked.append((given, list(prompts), num_frames))
+        return np.repeat(given, num_frames, axis=1)
+
+    def reconstruct(self, video):
+        return video
+
+
+@pytest.fixture(scope="module")
+def asked(finished, tmp_path_factory):
+    """What the sampler is asked in each case: first frames, prompts, number of frames."""
+    experiment, card = Experiment.from_config(tiny(evaluation=dict(clips=8))), load_pretrained(finished)
+    still = Still(card.model, card.card.tokenizer, card.card.text_encoder, card.card.sampling, 4)
+    still.asked = []
+    report, _ = evaluate(experiment, still, experiment.source("test"), tmp_path_factory.mktemp("cases"))
+    assert report["direction_accuracy"] == 0 and report["psnr"] == report["psnr_copy_first"]
+    return dict(zip(report["cases"], still.asked, strict=True))
+
+
+def test_the_control_has_the_captions_of_other_clips(asked):
+    (given, prompts, _), (same, shuffled, _) = asked["held_out"], asked["shuffled_captions"]
+    np.testing.assert_array_equal(given, same)
+    assert sorted(shuffled) == sorted(prompts) and shuffled != prompts
+
+
+def test_counterfactuals_share_their_first_frame_and_differ_in_direction(asked):
+    given, prompts, _ = asked["counterfactual"]
+    assert len(given) == 8
+    for i in range(0, 8, 4):
+        assert (given[i : i + 4] == given[i]).all()
+        assert {prompt.split()[-1] for prompt in prompts[i : i + 4]} == {"left", "right", "up", "down"}
+        assert len({prompt.rsplit(" ", 1)[0] for prompt in prompts[i : i + 4]}) == 1
+    assert (given[0] != given[4]).any()
+
+
+def test_triples_are_seen_or_unseen_in_training(asked):
+    held_out = {triple.caption for triple in HELD_OUT}
+    assert set(asked["unseen_triples"][1]) <= held_out and not set(asked["held_out"][1]) & held_out
+
+
+def test_longer_and_larger_than_trained(asked):
+    sizes = {name: (given.shape[1:], frames) for name, (given, _, frames) in asked.items()}
+    assert sizes["held_out"] == ((1, 24, 24, 3), 5)
+    assert sizes["longer"] == ((1, 24, 24, 3), 7) and sizes["larger"] == ((1, 36, 36, 3), 5)
+
+
+def test_a_larger_canvas_is_a_whole_number_of_tokens(finished, tmp_path):
+    """With patches of two latents 1.5 times the side would be nine latents: known before, not after training."""
+    experiment = Experiment.from_config(tiny(model=dict(patch_size=2), curriculum=ROWS_OF_TOKENS))
+    card = load_pretrained(finished)
+    still = Still(card.model, card.card.tokenizer, card.card.text_encoder, card.card.sampling, 4)
+    still.asked = []
+    evaluate(experiment, still, experiment.source("test"), tmp_path)
+    assert still.asked[-1][0].shape[2:] == (32, 32, 3)
