@@ -20,6 +20,7 @@ MAY_IMPORT = {  # parts of the package, by the importing module's prefix
     "models": ("types", "models"),
     "training": ("types", "models", "training"),
     "training.loop": ("types", "models", "training", "data", "tokenizers", "text_encoders", "media"),
+    "training.stream": ("types", "models", "training", "data", "tokenizers", "text_encoders"),
     "sampling": ("types", "models", "sampling", "tokenizers", "text_encoders"),
     "sampling.schedules": (),
     "sampling.decode": ("types", "models", "sampling"),

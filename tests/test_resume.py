@@ -15,7 +15,7 @@ from tiny_run import STEPS, saved_parts, start, tiny
 from videomar_jax.cli import Interrupted
 from videomar_jax.experiment import Experiment
 from videomar_jax.pretrained import load_card
-from videomar_jax.training import loop
+from videomar_jax.training import loop, stream
 from videomar_jax.training.checkpoint import Checkpoints
 
 _UPDATES: dict = {}
@@ -49,7 +49,7 @@ def interrupt():
 
 def act_at_batch(monkeypatch, number, act):
     """Calls `act` while the loop draws its `number`-th batch, counted from this start."""
-    encode, drawn = loop.encode, []
+    encode, drawn = stream.encode, []
 
     def counted(*args):
         drawn.append(1)
@@ -57,14 +57,14 @@ def act_at_batch(monkeypatch, number, act):
             act()
         return encode(*args)
 
-    monkeypatch.setattr(loop, "encode", counted)
+    monkeypatch.setattr(stream, "encode", counted)
 
 
 def train_in(workdir, finished, monkeypatch, number=None, act=None):
     """One start of the training loop, without pictures; `act` is called at its `number`-th batch."""
     experiment = Experiment.from_config(tiny())
     card = load_card(finished)
-    parts = loop.Parts(source=experiment.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
+    parts = stream.Parts(source=experiment.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
     workdir.mkdir(exist_ok=True)
     with monkeypatch.context() as patch:
         if number:
@@ -148,7 +148,7 @@ def test_the_whole_command(finished, tmp_path, monkeypatch):
 def test_the_checkpoint_of_another_model_is_refused(finished, tmp_path, monkeypatch):
     other = Experiment.from_config(tiny(model=dict(width=48)))
     card = load_card(finished)
-    parts = loop.Parts(source=other.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
+    parts = stream.Parts(source=other.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match=r"params/.* has shape .*another model size: use the configuration"):
         loop.train(other.recipe, parts, finished)
@@ -156,13 +156,13 @@ def test_the_checkpoint_of_another_model_is_refused(finished, tmp_path, monkeypa
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(finished, tmp_path, monkeypatch):
-    encode, drawn = loop.encode, []
+    encode, drawn = stream.encode, []
 
     def poisoned(*args):
         drawn.append(1)
         return encode(*args) * (np.nan if len(drawn) == 4 else 1.0)
 
-    monkeypatch.setattr(loop, "encode", poisoned)
+    monkeypatch.setattr(stream, "encode", poisoned)
     with pytest.raises(FloatingPointError, match=r"Step 4: .*loss = nan"):
         train_in(tmp_path, finished, monkeypatch)
     assert max(saved_steps(tmp_path)) == 3, "a checkpoint with parameters that are of no use was kept"

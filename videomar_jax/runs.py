@@ -39,8 +39,9 @@ from videomar_jax.pretrained import (
 )
 from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.tokenizers import Tokenizer
-from videomar_jax.training.loop import Parts, check_parts, train
+from videomar_jax.training.loop import check_parts, train
 from videomar_jax.training.state import Params, abstract_model
+from videomar_jax.training.stream import Parts
 from videomar_jax.types import UInt8
 
 _log = logging.getLogger(__name__)

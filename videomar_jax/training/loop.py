@@ -19,12 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from videomar_jax.data.pipeline import batches
-from videomar_jax.data.sources import ClipShape, ClipSource
 from videomar_jax.media import write_png
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.text_encoders import TextEncoder
-from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels
+from videomar_jax.tokenizers import Tokenizer, latent_shape
 from videomar_jax.training.checkpoint import Checkpoints
 from videomar_jax.training.curriculum import Curriculum, Stage, learning_rates
 from videomar_jax.training.logging import Progress, RunLog, check_finite
@@ -32,7 +30,8 @@ from videomar_jax.training.loss import Batch, LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
 from videomar_jax.training.state import Params, TrainState, abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step
-from videomar_jax.types import Latents, UInt8
+from videomar_jax.training.stream import Parts, training_batches
+from videomar_jax.types import UInt8
 
 _log = logging.getLogger(__name__)
 
@@ -75,16 +74,6 @@ class Recipe:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"config.seed must lie in 0..2**32 - 1, but is {self.seed}.")
         _learning_rate(self)  # a schedule that does not fit the curriculum is told here
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What stands around the model."""
-
-    source: ClipSource
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
-    threads: int = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,28 +213,6 @@ def _stages_from(recipe: Recipe, parts: Parts, step: int) -> Iterator[tuple[Stag
         done = max(step - curriculum.start_of(index), 0)
         if done < stage.steps:
             yield stage, training_batches(recipe.seed, index, stage, parts, done)
-
-
-@jax.jit
-def encode(tokenizer: Tokenizer, video: UInt8[jax.Array, "B F Hp Wp 3"]) -> Latents:
-    """Latents of uint8 clips."""
-    return tokenizer.encode(to_pixels(video))
-
-
-def training_batches(seed: int, index: int, stage: Stage, parts: Parts, start: int) -> Iterator[Batch]:
-    """Endless batches of stage number `index`, beginning with the one of the stage's step `start`."""
-    stage_seed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
-    shape = ClipShape(num_frames=stage.num_frames, height=stage.height, width=stage.width)
-    clips = batches(
-        parts.source, shape=shape, batch_size=stage.batch_size, seed=stage_seed, start_step=start,
-        num_threads=parts.threads,
-    )  # fmt: skip
-    try:
-        for clip in clips:
-            text, mask = parts.text_encoder.encode(clip["caption"])
-            yield Batch(encode(parts.tokenizer, clip["video"]), jnp.asarray(text), jnp.asarray(mask))
-    finally:
-        clips.close()
 
 
 def _show(picture: np.ndarray, step: int, log: RunLog, workdir: Path) -> None:
