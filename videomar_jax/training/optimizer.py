@@ -75,6 +75,18 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+def decay_only(mask: Callable[[Any], Any], rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`rule`, with weight decay only where `mask(params)` is True, for a rule that reads parameters for nothing else:
+    the others are shown to it as zeros. (Optax applies a mask of Muon's to the matrices alone, and decays all that is
+    left to Adam.)"""
+
+    def update(updates, state, params):
+        shown = jax.tree.map(lambda keep, p: p if keep else jnp.zeros_like(p), mask(params), params)
+        return rule.update(updates, state, shown)
+
+    return optax.GradientTransformation(rule.init, update)
+
+
 def make_optimizer(config: OptimizerConfig, learning_rate: Callable[[Any], Any]) -> optax.GradientTransformation:
     """The chain: clip, then AdamW or Muon at `learning_rate(step)`."""
 
@@ -87,11 +99,11 @@ def make_optimizer(config: OptimizerConfig, learning_rate: Callable[[Any], Any])
         )
     else:
         update = contrib.muon(
-            learning_rate, weight_decay=config.weight_decay, weight_decay_mask=decay_mask, adam_b1=config.beta1,
-            adam_b2=config.beta2, adam_weight_decay=config.weight_decay,
+            learning_rate, weight_decay=config.weight_decay, adam_b1=config.beta1, adam_b2=config.beta2,
+            adam_weight_decay=config.weight_decay, muon_weight_dimension_numbers=matrix_axes,
             adam_learning_rate=lambda step: config.adam_ratio * learning_rate(step),
-            muon_weight_dimension_numbers=matrix_axes,
         )  # fmt: skip
+        update = decay_only(decay_mask, update)
     return optax.chain(clip_by_global_norm(config.clip_norm), update)
 
 
