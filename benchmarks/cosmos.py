@@ -1,10 +1,11 @@
 """Time and memory of the Cosmos tokenizer at full size, with random weights.
 
-    python benchmarks/cosmos.py                             CV8x16x16, 9 x 256 x 256, float32
-    python benchmarks/cosmos.py --memory                    also what a decode of 25 and of 121 frames needs
+    python -m benchmarks.cosmos                             CV8x16x16, 9 x 256 x 256, float32
+    python -m benchmarks.cosmos --memory                    also what a decode of 25 and of 121 frames needs
 
-Prints one table and writes cosmos.json beside it (--out). Where PyTorch and diffusers are installed, diffusers'
-AutoencoderKLCosmos runs the same weights on the same clip in turn with ours, and both outputs are compared.
+Prints one table and writes the same numbers to runs/benchmarks/cosmos.json (--out). Where PyTorch and diffusers are
+installed, diffusers' AutoencoderKLCosmos runs the same weights on the same clip in turn with ours, and both outputs
+are compared.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -124,8 +126,10 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> None:
         )
     if memory:
         print(f"ratio of the totals {memory['121']['total'] / memory['25']['total']:.2f}")
-    with open(args.out, "w", encoding="utf-8") as file:
-        json.dump({"settings": vars(args), "seconds": results, "decode_memory": memory}, file, indent=2)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    settings = vars(args) | {"out": str(args.out)}
+    numbers = {"settings": settings, "seconds": results, "decode_memory": memory}
+    args.out.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -137,7 +141,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--chunk", type=int, default=2, help="latent frames at a time; 0 for the whole clip")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--out", default="benchmarks/cosmos.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/cosmos.json"))
     return parser.parse_args()
 
 

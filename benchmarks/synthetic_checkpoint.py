@@ -1,7 +1,7 @@
 """Writes a checkpoint with random values under the published names, to measure a conversion without the weights.
 
-    python benchmarks/synthetic_checkpoint.py --output /tmp/random_1p4b.safetensors
-    python benchmarks/synthetic_checkpoint.py --output /tmp/random.pth --preset videomar_1p4b --container ema
+    python -m benchmarks.synthetic_checkpoint --output=random_1p4b.safetensors
+    python -m benchmarks.synthetic_checkpoint --output=random.pth --preset=tiny --container=ema
 
 Tensors are drawn and written one after another: the 1.4B model (2.8 GB in bfloat16) needs memory for one of them.
 Values are normal with standard deviation 0.02, the weights of norms 1, so that a forward pass stays finite.
