@@ -104,11 +104,23 @@ def get_config(variant: str = "") -> ConfigDict:
     # Rows: name, num_frames, height, width, batch_size, steps, learning_rate
     config.curriculum = ()
 
+    # Devices along each axis of the mesh; -1 takes the rest
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # copies of the parameters, each with its share of the batch
+    config.mesh.fsdp = 1  # parts of the parameters, each with its share of the batch
+    config.mesh.tensor = 1  # parts of a layer
+    config.mesh.context = 1  # parts of a frame's tokens
+    config.mesh.min_size = 2**14  # smaller parameters are copied to every device
+
     # Around the steps
     config.run = ConfigDict()
+    config.run.accumulate = 1  # parts a batch is worked on in, one after the other
     config.run.log_every = 10
     config.run.checkpoint_every = 100  # and at every stage's end
     config.run.keep_checkpoints = 2
+    config.run.keep_every = 0  # checkpoints of steps divisible by it stay for good; 0: none
+    config.run.validate_every = 0  # loss on held-out clips; the best checkpoint stays too; 0: never
+    config.run.validation_clips = 64
     config.run.sample_every = 0  # strips of generated clips; 0: at every stage's end only
     config.run.progress_seconds = 15.0  # between two lines of progress
     config.run.tensorboard = True

@@ -13,9 +13,10 @@ from videomar_jax.experiment import Experiment, stage_shape
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.training.curriculum import Stage
-from videomar_jax.training.loop import RunConfig
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
+from videomar_jax.training.recipe import RunConfig
+from videomar_jax.training.sharding import MeshConfig
 
 SECTIONS = {
     "data": experiment.DataConfig,
@@ -23,6 +24,7 @@ SECTIONS = {
     "text": experiment.TextConfig,
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
+    "mesh": MeshConfig,
     "run": RunConfig,
     "sampling": SamplingConfig,
     "evaluation": experiment.EvaluationConfig,

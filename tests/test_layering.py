@@ -21,6 +21,8 @@ MAY_IMPORT = {  # parts of the package, by the importing module's prefix
     "training": ("types", "models", "training"),
     "training.loop": ("types", "models", "training", "data", "tokenizers", "text_encoders", "media"),
     "training.stream": ("types", "models", "training", "data", "tokenizers", "text_encoders"),
+    "training.recipe": ("types", "models", "training", "tokenizers", "text_encoders"),
+    "training.validation": ("types", "models", "training", "data"),
     "sampling": ("types", "models", "sampling", "tokenizers", "text_encoders"),
     "sampling.schedules": (),
     "sampling.decode": ("types", "models", "sampling"),

@@ -26,10 +26,10 @@ def one_compilation(monkeypatch):
     """All starts here share one compiled update; `finished` has compiled its own. Tracing takes most of a start."""
     make = loop.make_train_step
 
-    def shared(graph, optimizer, *configs):
+    def shared(graph, optimizer, *configs, **placement):
         key = (graph, *configs)
         if key not in _UPDATES:
-            _UPDATES[key] = make(graph, optimizer, *configs)
+            _UPDATES[key] = make(graph, optimizer, *configs, **placement)
         return _UPDATES[key]
 
     monkeypatch.setattr(loop, "make_train_step", shared)

@@ -14,7 +14,7 @@ from videomar_jax.parts import open_text_encoder, open_tokenizer
 from videomar_jax.pretrained import ModelCard, load_card, load_params, save_card
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.training.checkpoint import Checkpoints
-from videomar_jax.training.loop import check_fit
+from videomar_jax.training.recipe import check_fit
 
 _log = logging.getLogger(__name__)
 

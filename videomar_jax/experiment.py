@@ -24,9 +24,10 @@ from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder
 from videomar_jax.tokenizers import PCATokenizer, Tokenizer
 from videomar_jax.tokenizers.base import grid_shape
 from videomar_jax.training.curriculum import Curriculum, Stage
-from videomar_jax.training.loop import Recipe, RunConfig
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
+from videomar_jax.training.recipe import Recipe, RunConfig
+from videomar_jax.training.sharding import MeshConfig
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -135,8 +136,8 @@ class Experiment:
             ValueError: an unknown or missing key, or a value that cannot be; the text names it and a way out.
         """
         values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-        known = {"seed", "init_from", "model", "loss", "optimizer", "curriculum", "run", "data", "tokenizer", "text",
-                 "sampling", "evaluation"}  # fmt: skip
+        known = {"seed", "init_from", "model", "loss", "optimizer", "curriculum", "mesh", "run", "data", "tokenizer",
+                 "text", "sampling", "evaluation"}  # fmt: skip
         _check_keys("config", values, known, known)
         if not values["curriculum"]:
             raise ValueError("The config has no curriculum: name a config with stages, such as configs/quickstart.py.")
@@ -147,6 +148,7 @@ class Experiment:
             loss=_section(LossConfig, "loss", values),
             optimizer=_section(OptimizerConfig, "optimizer", values),
             curriculum=Curriculum.from_rows(values["curriculum"]),
+            mesh=_section(MeshConfig, "mesh", values),
             run=_section(RunConfig, "run", values),
         )
         experiment = cls(

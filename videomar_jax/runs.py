@@ -39,13 +39,14 @@ from videomar_jax.pretrained import (
 )
 from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.tokenizers import Tokenizer
-from videomar_jax.training.loop import check_parts, train
+from videomar_jax.training.loop import train
+from videomar_jax.training.recipe import check_parts
 from videomar_jax.training.state import Params, abstract_model
 from videomar_jax.training.stream import Parts
 from videomar_jax.types import UInt8
 
 _log = logging.getLogger(__name__)
-FREE = ("run", "evaluation", "sampling")
+FREE = ("run", "mesh", "evaluation", "sampling")
 """Sections that may change between two starts of a run: they do not touch the parameters."""
 
 
@@ -69,7 +70,7 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
             source.read(0, np.random.default_rng(0), stage_shape(stage))  # sizes that no clip can have are told now
         card = _card(experiment, source, workdir)
         parts = Parts(source=source, tokenizer=card.tokenizer, text_encoder=card.text_encoder,
-                      threads=experiment.data.threads)  # fmt: skip
+                      threads=experiment.data.threads, held_out=held_out)  # fmt: skip
         check_parts(experiment.recipe, parts)
         clips = min(experiment.evaluation.clips, len(held_out))
         shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))

@@ -46,16 +46,19 @@ def init_params(config: ModelConfig, key: Key) -> Params:
 
 
 def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, key: Key, initial: Params | None = None
-) -> TrainState:
-    """A fresh state at step 0: random parameters or the `initial` ones, the average equal to them."""
+    config: ModelConfig, optimizer: optax.GradientTransformation, key: Key, initial: Params | None = None,
+    shardings: TrainState | None = None,
+) -> TrainState:  # fmt: skip
+    """A fresh state at step 0: random parameters or the `initial` ones, the average equal to them.
 
-    @jax.jit
+    shardings: where every array goes; it is made there, so that no device ever holds the whole state.
+    """
+
     def build(key, initial):
         params = init_params(config, key) if initial is None else jax.tree.map(jnp.copy, initial)
         return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
-    return build(key, initial)
+    return jax.jit(build, out_shardings=shardings)(key, initial)
 
 
 def count_params(params: Params) -> int:

@@ -1,0 +1,115 @@
+"""What a run computes, in frozen dataclasses, and whether its parts fit together."""
+
+import dataclasses
+
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.text_encoders import TextEncoder
+from videomar_jax.tokenizers import Tokenizer, latent_shape
+from videomar_jax.training.curriculum import Curriculum, learning_rates
+from videomar_jax.training.loss import LossConfig
+from videomar_jax.training.optimizer import OptimizerConfig
+from videomar_jax.training.sharding import MeshConfig
+from videomar_jax.training.stream import Parts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a run works on a batch, and how often it speaks, saves, measures and shows."""
+
+    accumulate: int = 1  # parts a batch is worked on in, for less memory
+    log_every: int = 10
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    keep_every: int = 0  # checkpoints of steps divisible by it stay for good; 0: none
+    validate_every: int = 0  # loss on held-out clips; the checkpoint with the lowest one stays too; 0: never
+    validation_clips: int = 64
+    sample_every: int = 0
+    progress_seconds: float = 15.0
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        for field in ("accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "validation_clips"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"run.{field} must be at least 1, not {getattr(self, field)}.")
+        for field in ("keep_every", "validate_every", "sample_every"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"run.{field} must not be negative, but is {getattr(self, field)}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a training run computes, given its data and tokenizer."""
+
+    seed: int
+    init_from: str = ""  # where the initial parameters came from; "" for random ones
+    model: ModelConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    curriculum: Curriculum
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    run: RunConfig
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"config.seed must lie in 0..2**32 - 1, but is {self.seed}.")
+        self.learning_rate()  # a schedule that does not fit the curriculum is told here
+
+    def learning_rate(self):
+        """The learning rate as a function of the step."""
+        config = self.optimizer
+        return learning_rates(
+            self.curriculum, warmup_steps=config.warmup_steps, schedule=config.schedule,
+            final_fraction=config.final_fraction,
+        )  # fmt: skip
+
+
+def check_fit(model: ModelConfig, tokenizer: Tokenizer, text: TextEncoder) -> None:
+    """Raises a ValueError where model, tokenizer and text encoder do not fit together."""
+    if model.latent_channels != tokenizer.channels:
+        raise ValueError(
+            f"The model takes {model.latent_channels} latent channels, the tokenizer gives {tokenizer.channels}: "
+            f"set model.latent_channels={tokenizer.channels}."
+        )
+    if (model.text_tokens, model.text_width) != (text.max_tokens, text.width):
+        raise ValueError(
+            f"The model takes text of {model.text_tokens} tokens x {model.text_width} values, the text encoder gives "
+            f"{text.max_tokens} x {text.width}: set model.text_tokens and model.text_width to that."
+        )
+
+
+def check_parts(recipe: Recipe, parts: Parts) -> None:
+    """Raises a ValueError naming what does not fit together, before any work."""
+    model, tokenizer = recipe.model, parts.tokenizer
+    check_fit(model, tokenizer, parts.text_encoder)
+    if recipe.loss.regression_weight and not model.regression:
+        raise ValueError("loss.regression_weight needs model.regression=True.")
+    for stage in recipe.curriculum.stages:
+        try:
+            _, rows, columns = latent_shape(tokenizer, stage.num_frames, stage.height, stage.width)
+        except ValueError as error:
+            raise ValueError(f"Stage '{stage.name}': {error}") from error
+        if rows % model.patch_size or columns % model.patch_size:
+            raise ValueError(
+                f"Stage '{stage.name}': latents of {rows}x{columns} are no multiple of model.patch_size "
+                f"{model.patch_size}; change the stage's height and width."
+            )
+
+
+def check_mesh(recipe: Recipe, tokenizer: Tokenizer, sizes: dict[str, int]) -> None:
+    """Raises a ValueError where a stage's batches cannot be spread evenly over a mesh of these sizes."""
+    blocks, parts, size = sizes["data"] * sizes["fsdp"], recipe.run.accumulate, recipe.model.patch_size
+    if recipe.model.num_heads % sizes["tensor"]:
+        raise ValueError(f"model.num_heads {recipe.model.num_heads} is no multiple of mesh.tensor {sizes['tensor']}.")
+    for stage in recipe.curriculum.stages:
+        if stage.batch_size % (blocks * parts):
+            raise ValueError(
+                f"Stage '{stage.name}': batch_size {stage.batch_size} is no multiple of mesh.data x mesh.fsdp x "
+                f"run.accumulate = {sizes['data']} x {sizes['fsdp']} x {parts} = {blocks * parts}: "
+                f"change it or config.mesh."
+            )
+        rows = latent_shape(tokenizer, stage.num_frames, stage.height, stage.width)[1] // size
+        if rows % sizes["context"]:
+            raise ValueError(
+                f"Stage '{stage.name}': frames of {rows} token rows cannot be spread over mesh.context "
+                f"{sizes['context']}; it must divide the rows."
+            )
