@@ -1,7 +1,9 @@
 """What a text encoder is: captions to K feature vectors of width E each, on the host, before training or sampling.
 
-Features are float32 and right-padded with zeros; the mask is True on tokens, on at least one for every caption, the
-empty one included (attention over no key at all is undefined).
+Features are float32; the mask is True on tokens, on at least one for every caption, the empty one included (attention
+over no key at all is undefined). Padding stands on one side of the tokens, the right one unless the encoder says
+otherwise. What the features are there is the encoder's affair (`hashed` leaves zeros, `qwen2` what its network computes
+at the pad tokens, as the published model saw them), and only a model that ignores the mask can tell.
 
 An encoder that can be saved also has `kind` and `version` (class attributes), `settings() -> dict`,
 `write_files(directory)` for what does not fit JSON (weights; may do nothing) and the class method
