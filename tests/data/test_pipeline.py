@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from videomar_jax.data.pipeline import batches, fixed_clips
+from videomar_jax.data.pipeline import Lane, batches, fixed_clips, lane_batches, stack
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 
@@ -79,7 +79,7 @@ def test_the_shards_together_are_the_global_batch(count):
     for step in range(6):
         parts = [shard[step] for shard in shards]
         assert all(len(part) == 4 // count for part in parts)
-        assert sorted(clip for part in parts for clip in part) == sorted(whole[step])
+        assert [clip for part in parts for clip in part] == whole[step], "processes do not read neighbouring blocks"
 
 
 def test_a_source_smaller_than_a_batch_still_fills_it():
@@ -113,11 +113,109 @@ def test_an_error_of_the_source_arrives_as_it_is():
     ({"start_step": -1}, "start_step"),
     ({"num_threads": -1}, "num_threads"),
     ({"source": Numbered(0)}, "no clips"),
+    ({"lane": {"indices": np.array([], np.int64)}}, "no clips for"),
+    ({"lane": {"at_once": 3}}, "at_once 3 must divide the 4 clips"),
+    ({"lane": {"at_once": 4}, "process_count": 2}, "at_once 4 must divide the 2 clips"),
 ])  # fmt: skip
 def test_settings_that_do_not_fit_fail_before_the_first_batch(settings, name):
     settings = {"source": Numbered(), "shape": SHAPE, "batch_size": 4, "seed": 0} | settings
     with pytest.raises(ValueError, match=name):
-        batches(settings.pop("source"), **settings)
+        if "lane" in settings:
+            lane = Lane(shape=SHAPE, batch_size=4, seed=0, **settings["lane"])
+            lane_batches(Numbered(), {0: lane}, [0], done={0: 0}, process_count=settings.get("process_count", 1))
+        else:
+            batches(settings.pop("source"), **settings)
+
+
+# Lanes of several shapes
+
+WIDE = ClipShape(num_frames=1, height=3, width=8)
+LANES = {
+    0: Lane(shape=SHAPE, batch_size=4, seed=5, indices=np.array([0, 2, 3])),
+    2: Lane(shape=WIDE, batch_size=8, seed=6, at_once=2),
+}
+CHOICES = [2, 0, 0, 2, 0, 2, 2, 0, 0, 2]
+
+
+def lane_content(choices, *, done=(0, 0), lanes=LANES, **settings):
+    iterator = lane_batches(Numbered(), lanes, choices, done=dict(zip(LANES, done, strict=True)), **settings)
+    return [(clip["video"].shape[1:], content([clip])[0]) for clip in iterator]
+
+
+def test_lanes_give_their_own_batches_in_turn():
+    """What a lane gives does not depend on the lanes between."""
+    found = lane_content(CHOICES)
+    for number, sizes in ((0, (2, 3, 4, 3)), (2, (1, 3, 8, 3))):
+        own = lane_content([number] * CHOICES.count(number))
+        assert [group for group in found if group[0] == sizes] == own and own[0][0] == sizes
+    assert {index for shape, group in found if shape == (2, 3, 4, 3) for index, _ in group} == {0, 2, 3}
+    assert [len(group) for _, group in found[:5]] == [2, 2, 2, 2, 4], "a batch of 8 comes in four groups of 2"
+
+
+def test_groups_of_a_batch_are_the_batch():
+    whole = lane_content([2] * 3, lanes={2: Lane(shape=WIDE, batch_size=8, seed=6)})
+    parts = lane_content([2] * 3)
+    assert [clip for _, group in parts for clip in group] == [clip for _, group in whole for clip in group]
+
+
+@pytest.mark.parametrize("step", [1, 4, 9])
+def test_lanes_go_on_from_what_each_has_given(step):
+    whole = lane_content(CHOICES)
+    done = (CHOICES[:step].count(0), CHOICES[:step].count(2))
+    groups = done[0] + 4 * done[1]
+    assert lane_content(CHOICES[step:], done=done, num_threads=3) == whole[groups:]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_batches_of_all_lanes(count):
+    clips = [clip for _, group in lane_content(CHOICES) for clip in group]
+    shares = [lane_content(CHOICES, process_index=i, process_count=count) for i in range(count)]
+    shares = [[clip for _, group in share for clip in group] for share in shares]
+    joined, sizes = [], {0: 4 // count, 2: 8 // count}
+    for choice in CHOICES:
+        joined += [clip for share in shares for clip in share[: sizes[choice]]]
+        shares = [share[sizes[choice] :] for share in shares]
+    assert joined == clips and not any(shares)
+
+
+def test_reading_ahead_is_bounded():
+    class Counted(Numbered):
+        reads = 0
+
+        def read(self, *args):
+            self.reads += 1
+            return super().read(*args)
+
+    source = Counted()
+    iterator = lane_batches(source, LANES, [2] * 100, done={0: 0, 2: 0}, num_threads=3)
+    for _ in range(3):
+        next(iterator)
+    time.sleep(0.1)
+    iterator.close()
+    assert source.reads <= 3 * 2 + max(2 * 2, 2 * 3) + 2, "more clips are held than two groups, or two a thread"
+
+
+# Batches of any kind of clip
+
+
+def test_arrays_are_stacked_and_texts_listed():
+    clips = [
+        {"latents": np.full((2, 3, 4, 5), i, np.float16), "caption": f"{i}", "text": np.ones((6, 7), np.float32),
+         "text_mask": np.arange(6) <= i}
+        for i in range(3)
+    ]  # fmt: skip
+    batch = stack(clips)
+    assert batch["caption"] == ["0", "1", "2"] and batch["text"].shape == (3, 6, 7)
+    assert batch["latents"].dtype == np.float16 and batch["latents"][:, 0, 0, 0, 0].tolist() == [0, 1, 2]
+    assert batch["text_mask"].sum(1).tolist() == [1, 2, 3]
+
+
+def test_clips_that_do_not_go_together_are_told():
+    clips = [{"video": np.zeros((1, 2, 2, 3), np.uint8), "caption": ""} for _ in range(2)]
+    with pytest.raises(ValueError, match=r"shape of video: \[\(1, 2, 2, 3\), \(1, 4, 2, 3\)\]"):
+        stack([clips[0], clips[1] | {"video": np.zeros((1, 4, 2, 3), np.uint8)}])
+    with pytest.raises(ValueError, match=r"differ in what they hold.*latents"):
+        stack([clips[0], {"latents": np.zeros(3), "caption": ""}])
 
 
 def test_fixed_clips_depend_on_seed_and_index_only():

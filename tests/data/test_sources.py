@@ -1,7 +1,17 @@
+import numpy as np
 import pytest
 
 from videomar_jax.data.shapes import Shapes
-from videomar_jax.data.sources import ClipShape, ClipSource, check_index
+from videomar_jax.data.sources import (
+    ClipShape,
+    ClipSource,
+    Decoded,
+    Part,
+    SizedSource,
+    check_index,
+    clips_for,
+    nearest_sizes,
+)
 
 
 @pytest.mark.parametrize("name", ["num_frames", "height", "width"])
@@ -27,3 +37,64 @@ def test_an_index_outside_is_an_error(index):
 def test_shapes_are_a_clip_source():
     assert isinstance(Shapes(seed=0, length=1, split="train", bounce=True), ClipSource)
     assert not isinstance([], ClipSource)
+
+
+SQUARE = ClipShape(num_frames=3, height=16, width=16)
+SIZES = ((480, 768), (768, 480), (608, 608))
+
+
+class Prepared:
+    """Six clips of latents that hold their index; even ones are square."""
+
+    fps = 4.0
+
+    def __len__(self):
+        return 6
+
+    def read(self, index, rng, shape):
+        check_index(index, 6)
+        return {"latents": np.full((2, 4, 4, 1), index, np.float16), "caption": f"{index}"}
+
+    def fits(self, shape, sizes):
+        return np.arange(0 if shape.height == shape.width else 1, 6, 2)
+
+
+def test_the_nearest_size_is_the_one_of_least_log_ratio():
+    clips = [(480, 768), (1080, 1920), (1920, 1080), (100, 100), (300, 400), (400, 300), (10, 1000), (1000, 10)]
+    rows, columns = np.array(clips).T
+    found = nearest_sizes(rows, columns, SIZES)
+    for (height, width), number in zip(clips, found, strict=True):
+        factors = [(width / height) / (size[1] / size[0]) for size in SIZES]
+        assert max(factors[number], 1 / factors[number]) == min(max(f, 1 / f) for f in factors), (height, width)
+    assert found.tolist() == [0, 0, 1, 2, 0, 1, 0, 1]
+    assert nearest_sizes(np.array([300]), np.array([300]), ((16, 32), (32, 16))).tolist() == [0], "first of equals"
+
+
+def test_a_source_that_knows_no_sizes_gives_all_clips_to_all():
+    shapes = Shapes(seed=0, length=5, split="train", bounce=True)
+    assert not isinstance(shapes, SizedSource) and isinstance(Prepared(), SizedSource)
+    assert clips_for(shapes, SQUARE, ((16, 16), (32, 16))).tolist() == [0, 1, 2, 3, 4]
+    assert clips_for(Prepared(), SQUARE, ((16, 16),)).tolist() == [0, 2, 4]
+
+
+def test_a_part_is_a_source_of_its_own():
+    part = Part(Prepared(), [5, 2, 4])
+    assert isinstance(part, SizedSource) and len(part) == 3 and part.fps == 4.0
+    rng = np.random.default_rng(0)
+    assert [part.read(i, rng, SQUARE)["caption"] for i in range(3)] == ["5", "2", "4"]
+    assert part.fits(SQUARE, ((16, 16), (16, 32))).tolist() == [1, 2]
+    for index in (-1, 3):
+        with pytest.raises(IndexError):
+            part.read(index, rng, SQUARE)
+    with pytest.raises(ValueError, match="at least one clip"):
+        Part(Prepared(), [])
+
+
+def test_decoded_clips_have_their_video():
+    def decode(latents):
+        return np.full((3, 16, 16, 3), int(latents.mean()), np.uint8)
+
+    source = Decoded(Prepared(), decode)
+    clip = source.read(3, np.random.default_rng(0), SQUARE)
+    assert (clip["video"] == 3).all() and clip["caption"] == "3" and "latents" in clip
+    assert len(source) == 6 and source.fps == 4.0 and source.fits(SQUARE, ((16, 16),)).tolist() == [0, 2, 4]

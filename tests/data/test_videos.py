@@ -198,3 +198,56 @@ def test_videos_through_the_pipeline_resume_exactly(folder):
     source = VideoFolder(folder, fps=5.0, split="train")
     first, again = (fixed_clips(source, [2, 0], shape=SHAPE) for _ in range(2))
     np.testing.assert_array_equal(first["video"], again["video"])
+
+
+# Which clips a shape is for
+
+SIZES = ((16, 32), (32, 16), (24, 24))
+
+
+def test_each_clip_lands_in_the_size_nearest_to_its_own(tmp_path, write_video):
+    sides = {"wide": (36, 64), "tall": (64, 36), "square": (40, 40), "photo": (48, 64), "nearly": (44, 40)}
+    for name, size in sides.items():
+        write_video(tmp_path / f"{name}.mp4", 20, size=size)
+    source = VideoFolder(tmp_path, fps=10.0, split="train")
+    found = {}
+    for height, width in SIZES:
+        for index in source.fits(ClipShape(num_frames=5, height=height, width=width), SIZES):
+            assert found.setdefault(source.name(int(index)), (height, width)) == (height, width), "in two sizes"
+    assert found == {"wide": (16, 32), "tall": (32, 16), "square": (24, 24), "photo": (24, 24), "nearly": (24, 24)}
+    alone = ClipShape(num_frames=5, height=24, width=24)
+    assert len(source.fits(alone, ((24, 24),))) == 5, "a single size is for all"
+
+
+def test_only_clips_that_are_long_enough_fit(tmp_path, write_video):
+    for name, count in (("a", 40), ("b", 10), ("c", 25)):
+        write_video(tmp_path / f"{name}.mp4", count)
+    source = VideoFolder(tmp_path, fps=10.0, split="train")  # 32, 8 and 20 frames
+    for frames, wanted in [(1, [0, 1, 2]), (8, [0, 1, 2]), (9, [0, 2]), (20, [0, 2]), (21, [0]), (33, [])]:
+        shape = ClipShape(num_frames=frames, height=16, width=16)
+        assert source.fits(shape, ((16, 16),)).tolist() == wanted, f"{frames} frames"
+        for index in wanted:
+            source.read(index, rng(), shape)
+    assert VideoFolder(tmp_path, fps=5.0, split="train").fits(SHAPE, ((16, 16),)).tolist() == [0, 2]
+
+
+def test_sizes_in_turn_keep_their_decoded_clips(folder, monkeypatch):
+    """A batch of another size must not throw away what the next one needs; only a size that is over makes room."""
+    from videomar_jax.data import videos
+
+    opened = []
+    monkeypatch.setattr(videos, "_STALE", 8)
+    decode = videos.frames_between
+    monkeypatch.setattr(videos, "frames_between", lambda path, *a, **k: opened.append(path) or decode(path, *a, **k))
+    small, large = (ClipShape(num_frames=2, height=side, width=side) for side in (16, 32))
+    source = VideoFolder(folder, fps=10.0, split="train", cache_bytes=32 * 3 * (16 * 24 + 32 * 48) + 1000)
+    for _ in range(3):
+        for shape in (small, large):
+            source.read(1, rng(), shape)
+    assert len(opened) == 2, "a clip was decoded again when its size came back"
+    for _ in range(9):
+        source.read(0, rng(), small)  # no room for it, but the large one is soon over
+    before = len(opened)
+    source.read(0, rng(), small)
+    source.read(1, rng(), small)
+    assert len(opened) == before, "a size that is not asked for any more keeps its place"

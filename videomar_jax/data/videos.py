@@ -20,9 +20,9 @@ import numpy as np
 
 from videomar_jax.data.captions import read_captions
 from videomar_jax.data.decode import frames_between, grid, nearest, probe, read_video, to_rgb
-from videomar_jax.data.sources import Clip, ClipShape, check_index
+from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, nearest_sizes
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
-from videomar_jax.types import UInt8
+from videomar_jax.types import Int, UInt8
 
 __all__ = ["EXTENSIONS", "VideoFolder", "read_video"]
 
@@ -30,6 +30,8 @@ EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 _WINDOWS = 4
 _SMALL = 1000
 """Clips of more frames than this are never kept decoded."""
+_STALE = 1000
+"""A frame size that so many reads did not ask for is taken to be over."""
 
 _log = logging.getLogger(__name__)
 Frames = list[tuple[float, np.ndarray]]
@@ -91,6 +93,8 @@ class VideoFolder:
         for _, reason in self.skipped:
             _log.warning("skipped %s", reason)
         self._windows = [(piece, number, count) for piece in pieces for number, count in self._spread(piece)]
+        self._lengths = np.array([self._frames_at_fps(piece) for piece, _, _ in self._windows])
+        self._sides = np.array([(piece.rows, piece.columns) for piece, _, _ in self._windows])
         self._cache = _Cache(cache_bytes)
 
     def __len__(self) -> int:
@@ -101,6 +105,12 @@ class VideoFolder:
         """The file, without folder and ending, that clip number `index` is cut from."""
         check_index(index, len(self))
         return self._windows[index][0].path.stem
+
+    def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
+        """The clips that are long enough for `shape` and nearest to it, of `sizes`, in aspect ratio."""
+        number = [tuple(size) for size in sizes].index((shape.height, shape.width))
+        near = nearest_sizes(self._sides[:, 0], self._sides[:, 1], sizes) == number
+        return np.flatnonzero(near & (self._lengths >= shape.num_frames))
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
         """One window of a clip. Raises ValueError, naming the file, for a clip shorter than asked or a damaged one."""
@@ -146,13 +156,16 @@ class VideoFolder:
 
     def _spread(self, piece: _Piece) -> list[tuple[int, int]]:
         """(number, of how many) for every window of a clip."""
-        stretches = len(grid(piece.first, piece.last, self.fps)) // self._min_frames
+        stretches = self._frames_at_fps(piece) // self._min_frames
         count = 1 if self._random_window else min(_WINDOWS, stretches)
         return [(number, count) for number in range(count)]
 
+    def _frames_at_fps(self, piece: _Piece) -> int:
+        return len(grid(piece.first, piece.last, self.fps))
+
     def _room(self, piece: _Piece, num_frames: int) -> int:
         """How many steps after the first frame a window of `num_frames` may start."""
-        count = len(grid(piece.first, piece.last, self.fps))
+        count = self._frames_at_fps(piece)
         if count < num_frames:
             reason = self._too_short(piece.path, count, num_frames)
             raise ValueError(f"{reason}, or pass min_frames={num_frames} to skip it")
@@ -188,28 +201,43 @@ class VideoFolder:
 
 
 class _Cache:
-    """Decoded clips of one frame size. Clips are read in random order, so the first to arrive are as good as any."""
+    """Decoded clips by file and frame size. Clips are read in random order, so the first to arrive are as good as any;
+    those of a size that is not asked for any more make room for others."""
 
     def __init__(self, budget: int):
-        self._budget, self._used = budget, 0
+        self._budget, self._used, self._reads = budget, 0, 0
         self._clips: dict[tuple[Path, int, int], Frames] = {}
+        self._asked: dict[tuple[int, int], int] = {}  # the last read that asked for a frame size
         self._lock = threading.Lock()
 
     def get(self, key: tuple[Path, int, int]) -> Frames | None:
         with self._lock:
-            if self._clips and next(iter(self._clips))[1:] != key[1:]:  # the curriculum moved on to another size
-                self._clips, self._used = {}, 0
+            self._reads += 1
+            self._asked[key[1:]] = self._reads
             return self._clips.get(key)
 
     def fits(self, size: int) -> bool:
-        return self._used + size <= self._budget
+        """Whether there is room for so many bytes, if need be after dropping what is stale."""
+        with self._lock:
+            if self._used + size > self._budget:
+                self._drop_stale()
+            return self._used + size <= self._budget
 
     def put(self, key: tuple[Path, int, int], frames: Frames) -> None:
-        size = sum(frame.nbytes for _, frame in frames)
+        size = _bytes(frames)
         with self._lock:
-            if key not in self._clips and self.fits(size):
+            if key not in self._clips and self._used + size <= self._budget:
                 self._clips[key] = frames
                 self._used += size
+
+    def _drop_stale(self) -> None:
+        stale = {size for size, read in self._asked.items() if self._reads - read > _STALE}
+        for key in [key for key in self._clips if key[1:] in stale]:
+            self._used -= _bytes(self._clips.pop(key))
+
+
+def _bytes(frames: Frames) -> int:
+    return sum(frame.nbytes for _, frame in frames)
 
 
 def _check(fps: float, split: str, holdout: float, crop: str, min_frames: int) -> None:

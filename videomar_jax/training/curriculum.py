@@ -1,4 +1,4 @@
-"""The curriculum: from images to short clips to long and large ones, one row of data for each stage.
+"""The curriculum: from images to short clips to long and large ones, one row of data for each stage (`stages`).
 
 The weights depend neither on the number of frames nor on the resolution, so a stage only changes the data and the
 learning rate; one run goes through all of them and counts its steps through, stage i covering
@@ -16,52 +16,18 @@ The run warms up once: a later stage goes on with an optimizer that knows the sc
 
 import bisect
 import dataclasses
-import difflib
 import itertools
-import math
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from videomar_jax.training.stages import Stage, stage_of_row
 from videomar_jax.types import Array, Float, Int
 
+__all__ = ["SCHEDULES", "Curriculum", "Stage", "learning_rates"]
+
 SCHEDULES = ("constant", "cosine")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One row: what a sample is, how many are in a batch, for how long and how fast.
-
-    Attributes:
-      name: how the stage is called in logs; unique in a curriculum.
-      num_frames: pixel frames F of a clip, 1 for images.
-      height: pixel rows Hp of a clip.
-      width: pixel columns Wp of a clip.
-      batch_size: clips in the global batch, over all processes and devices.
-      steps: updates made in this stage.
-      learning_rate: the peak in this stage, as the optimizer takes it.
-    """
-
-    name: str
-    num_frames: int
-    height: int
-    width: int
-    batch_size: int
-    steps: int
-    learning_rate: float
-
-    def __post_init__(self):
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"A curriculum stage needs a name that can be read in the logs, got {self.name!r}.")
-        for field in ("num_frames", "height", "width", "batch_size", "steps"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"Stage '{self.name}': {field} must be a whole number of at least 1, got {value!r}.")
-        rate = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"Stage '{self.name}': learning_rate must be a positive number, got {rate!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +45,12 @@ class Curriculum:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Curriculum":
-        """Builds a curriculum from plain rows, whose keys are the attributes of `Stage`.
+        """Builds a curriculum from plain rows, as `stages.stage_of_row` takes them.
 
         Raises:
           ValueError: a row lacks a key, has one that no stage knows, or a value that cannot be.
         """
-        return cls(tuple(_stage(index, row) for index, row in enumerate(rows)))
+        return cls(tuple(stage_of_row(index, row) for index, row in enumerate(rows)))
 
     @property
     def boundaries(self) -> tuple[int, ...]:
@@ -143,17 +109,3 @@ def learning_rates(
         return jnp.asarray(peak * warm * decay, jnp.float32)
 
     return rate
-
-
-def _stage(index: int, row: Mapping[str, Any]) -> Stage:
-    known = [field.name for field in dataclasses.fields(Stage)]
-    place = f"Curriculum row {index} ('{row['name']}')" if "name" in row else f"Curriculum row {index}"
-    for key in row:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"the keys are {', '.join(known)}."
-            raise ValueError(f"{place} has an unknown key '{key}': {hint}")
-    if missing := [key for key in known if key not in row]:
-        raise ValueError(f"{place} lacks {', '.join(missing)}.")
-    rate = row["learning_rate"]
-    return Stage(**{**row, "learning_rate": float(rate) if type(rate) is int else rate})
