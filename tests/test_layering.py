@@ -31,6 +31,8 @@ MAY_IMPORT = {  # parts of the package, by the importing module's prefix
     "data": ("types", "data"),
     "evaluation": ("types", "evaluation", "media"),
     "interop": ("types", "models", "tokenizers", "text_encoders", "interop"),
+    "preparation": ("types", "data", "tokenizers", "text_encoders", "preparation", "distributed"),
+    "preparation.beam": ("types", "data", "tokenizers", "text_encoders", "preparation", "interop.qwen2"),
     "media": ("types",),
 }
 """Modules that stand directly in the package and are not listed are entry points: they may import everything."""

@@ -1,0 +1,151 @@
+"""One prepared clip as a record, and files of records.
+
+A record is a tf.train.Example (`examples`) with
+
+    latents/value, latents/shape    [T, h, w, C] in the folder's dtype, little endian
+    text, text_mask                 features of the tokens where the mask is True [n, E]; the mask, K bytes of 0 or 1
+    caption, file                   UTF-8; the file relative to the folder of videos
+    start, fps                      seconds into the file of the first frame; frames per second
+    num_frames, height, width       of the clip in pixels
+    clip                            its number in the plan of the folder
+
+`text` and `text_mask` are missing where only captions were kept.
+"""
+
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from array_record.python import array_record_module
+
+from videomar_jax.data.examples import decode, encode
+from videomar_jax.data.sources import ClipShape
+from videomar_jax.types import Bool, Float
+
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_OPTIONS = "group_size:1,zstd:1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedClip:
+    """What a record holds. `text` has a row for every True of `text_mask`; both or neither are None."""
+
+    latents: Float[np.ndarray, "T h w C"]
+    text: Float[np.ndarray, "n E"] | None
+    text_mask: Bool[np.ndarray, "K"] | None
+    caption: str
+    file: str
+    start: float
+    fps: float
+    shape: ClipShape
+    clip: int
+
+
+def to_record(clip: PreparedClip) -> bytes:
+    """The record of a clip; arrays keep their dtype."""
+    features = {
+        "latents/value": clip.latents.tobytes(), "latents/shape": clip.latents.shape, "clip": clip.clip,
+        "caption": clip.caption.encode(errors="replace"), "file": clip.file.encode(errors="surrogateescape"),
+        "start": float(clip.start), "fps": float(clip.fps), "num_frames": clip.shape.num_frames,
+        "height": clip.shape.height, "width": clip.shape.width,
+    }  # fmt: skip
+    if clip.text is not None and clip.text_mask is not None:
+        features |= {"text": clip.text.tobytes(), "text_mask": clip.text_mask.tobytes()}
+    return encode(features)
+
+
+def from_record(record: bytes, dtype: str) -> PreparedClip:
+    """The clip of a record whose arrays are of `dtype`, as views of it. Raises ValueError for other bytes."""
+    found, kind = decode(record), DTYPES[dtype]
+    try:
+        text = mask = None
+        if "text_mask" in found:
+            mask = np.frombuffer(found["text_mask"], bool)
+            text = np.frombuffer(found["text"], kind).reshape(mask.sum(), -1)
+        shape = {name: int(found[name][0]) for name in ("num_frames", "height", "width")}
+        return PreparedClip(
+            latents=np.frombuffer(found["latents/value"], kind).reshape(found["latents/shape"]), text=text,
+            text_mask=mask, caption=bytes(found["caption"]).decode(), clip=int(found["clip"][0]),
+            file=bytes(found["file"]).decode(errors="surrogateescape"), start=float(found["start"][0]),
+            fps=float(found["fps"][0]), shape=ClipShape(**shape),
+        )  # fmt: skip
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"not the record of a clip ({error!r})") from error
+
+
+def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
+    """Writes an ArrayRecord file in one move and says {"clips", "bytes", "sha256"} of it.
+
+    Raises OSError where it cannot be written. Whatever is raised, a file that stood there before is left as it was.
+    """
+    part = part_name(path)
+    try:
+        writer = _told(path, array_record_module.ArrayRecordWriter, str(part), _OPTIONS)
+        count = 0
+        try:
+            for record in records:
+                _told(path, writer.write, record)
+                count += 1
+        finally:
+            _told(path, writer.close)
+        if (found := count_records(part)) != count:
+            raise OSError(f"cannot write {path}: {found} of {count} clips arrived; is the disk full?")
+        digest = file_digest(part)
+        size = settle(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return {"clips": count, "bytes": size, "sha256": digest}
+
+
+def count_records(path: Path) -> int:
+    """How many records a file holds; 0 for one that is cut off. Raises OSError where it cannot be read."""
+    reader = _told(path, array_record_module.ArrayRecordReader, str(path))
+    try:
+        return _told(path, reader.num_records)
+    finally:
+        reader.close()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def part_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process or thread writes to."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.part")
+
+
+def settle(part: Path, path: Path) -> int:
+    """Moves a finished file to its name once its bytes are on the disk; says how many they are."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+    os.replace(part, path)
+    return size
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one move."""
+    part = part_name(path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        settle(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _told(path: Path, call: Callable, *args: Any) -> Any:
+    """`call(*args)`, with the library's errors told as OSError naming the file."""
+    try:
+        return call(*args)
+    except RuntimeError as error:
+        raise OSError(f"{path}: {error}") from error

@@ -1,0 +1,117 @@
+"""The output folder: which shards are complete, the manifest, the rejected clips, the same files for TFDS.
+
+    NAME                the clips of a shard, moved here when complete
+    NAME.json           its receipt: clips, bytes, SHA-256, rejected windows; written after the shard itself
+    rejected.jsonl      all rejected videos and windows with reasons, when every shard is complete
+    manifest.json       last of all; where it stands the folder is complete
+
+A shard counts as complete when its receipt stands and its file has the size that the receipt says. So whatever was
+interrupted is made again, and comes out the same.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from videomar_jax.data.records import write_records, write_text
+from videomar_jax.data.shards import FORMAT, MANIFEST, VERSION
+from videomar_jax.preparation.encoding import Encode
+from videomar_jax.preparation.plan import Plan, ShardPlan
+from videomar_jax.preparation.progress import Progress
+from videomar_jax.preparation.tfds_info import write_tfds_info
+from videomar_jax.tokenizers.base import grid_shape
+
+REJECTED = "rejected.jsonl"
+MODEL = "model"
+Receipt = dict[str, Any]
+
+
+def write_shard(output: Path, shard: ShardPlan, encode: Encode, progress: Progress) -> None:
+    """Makes a shard and its receipt. Raises OSError where the folder cannot be written to."""
+    rejected: list[dict[str, Any]] = []
+
+    def records() -> Iterator[bytes]:
+        for window, result in encode(shard):
+            progress.add(failed=isinstance(result, str))
+            if isinstance(result, bytes):
+                yield result
+            else:
+                rejected.append({"file": window.video, "start": window.start, "reason": result})
+
+    receipt = write_records(output / shard.name, records())
+    write_text(_receipt_path(output, shard), json.dumps(receipt | {"rejected": rejected}) + "\n")
+
+
+def receipt_of(output: Path, shard: ShardPlan) -> Receipt | None:
+    """The receipt of a complete shard, None of any other."""
+    try:
+        receipt = json.loads(_receipt_path(output, shard).read_text(encoding="utf-8"))
+        complete = (output / shard.name).stat().st_size == receipt["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return receipt if complete else None
+
+
+def missing(output: Path, plan: Plan) -> list[ShardPlan]:
+    """The shards that are not complete."""
+    return [shard for shard in plan.shards if receipt_of(output, shard) is None]
+
+
+def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
+    """Writes the manifest and what belongs to it, and returns it; None while shards or OUTPUT/model are missing.
+
+    Any process may call it at any time: the same plan and shards give the same files. Raises ValueError where every
+    clip was rejected.
+    """
+    receipts = [receipt_of(output, shard) for shard in plan.shards]
+    if None in receipts or not (output / MODEL / "tokenizer").exists():
+        return None
+    rejected = [*plan.rejected, *(entry for receipt in receipts for entry in receipt["rejected"])]
+    write_text(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
+    if not any(receipt["clips"] for receipt in receipts):
+        reasons = [f"  {entry['reason']}" for entry in rejected[:10]]
+        raise ValueError("\n".join([f"Every clip was rejected; see {output / REJECTED}:", *reasons]))
+    manifest = _manifest(plan, receipts, len(rejected))
+    write_tfds_info(output, plan, receipts)
+    write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    _remove_parts(output)
+    return manifest
+
+
+def _remove_parts(output: Path) -> None:
+    """What interrupted writing left; nobody writes to a complete folder."""
+    for part in output.glob(".*.part"):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _receipt_path(output: Path, shard: ShardPlan) -> Path:
+    return output / f"{shard.name}.json"
+
+
+def _manifest(plan: Plan, receipts: Sequence[Receipt], rejected: int) -> dict[str, Any]:
+    tokenizer, cutting = plan.parts["tokenizer"], plan.settings.cutting
+    shards = [
+        {"file": shard.name, "split": shard.split, "num_frames": shard.shape.num_frames, "height": shard.shape.height,
+         "width": shard.shape.width, **{name: receipt[name] for name in ("clips", "bytes", "sha256")}}
+        for shard, receipt in zip(plan.shards, receipts, strict=True)
+    ]  # fmt: skip
+    shapes = []
+    for frames, height, width in dict.fromkeys((s["num_frames"], s["height"], s["width"]) for s in shards):
+        mine = [s for s in shards if (s["num_frames"], s["height"], s["width"]) == (frames, height, width)]
+        grid = grid_shape(frames, height, width, temporal_stride=tokenizer["temporal_stride"],
+                          spatial_stride=tokenizer["spatial_stride"])  # fmt: skip
+        clips = {split: sum(s["clips"] for s in mine if s["split"] == split) for split in ("train", "test")}
+        shapes.append({"num_frames": frames, "height": height, "width": width,
+                       "latents": [*grid, tokenizer["channels"]], "clips": clips})  # fmt: skip
+    return {
+        "format": FORMAT, "version": VERSION, "clips": sum(s["clips"] for s in shards), "rejected": rejected,
+        "bytes": sum(s["bytes"] for s in shards), "fps": cutting.fps, "dtype": plan.settings.dtype, **plan.parts,
+        "settings": {"windows_per_clip": cutting.windows_per_clip, "holdout": plan.settings.holdout,
+                     "clips_per_shard": plan.settings.clips_per_shard},
+        "shapes": shapes, "shards": shards,
+    }  # fmt: skip
