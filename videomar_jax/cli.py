@@ -6,11 +6,15 @@ everything with `--traceback`.
 """
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
 from absl import logging as absl_logging
+
+from videomar_jax import distributed
 
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop and saved its state: start the same command again (EX_TEMPFAIL)."""
@@ -25,6 +29,17 @@ class Interrupted(Exception):
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an entry point's `main(argv)`."""
     app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def stop_on_sigterm() -> None:
+    """From here on SIGTERM ends the program with code `INTERRUPTED`, for commands that lose nothing by it; a part that
+    must finish something first, as the training loop must, has a handler of its own for that time."""
+
+    def stop(number, frame):
+        os.write(2, b"SIGTERM: stopped; what was saved stays. The same command goes on from there.\n")
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -72,4 +87,6 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None
 
 def _fail(text: str, code: int) -> None:
     print(text, file=sys.stderr, flush=True)
-    sys.exit(code)
+    if code == INTERRUPTED:
+        sys.exit(code)
+    distributed.leave(code)
