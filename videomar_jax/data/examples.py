@@ -50,7 +50,7 @@ def _feature(value: Feature) -> bytes:
 
 def _value(feature: memoryview) -> memoryview | np.ndarray:
     ((kind, values),) = _fields(feature)
-    ((_, content),) = _fields(values)
+    content = next((content for _, content in _fields(values)), memoryview(b""))  # an empty list has no field
     if kind == _BYTES:
         return content
     if kind == _FLOATS:
