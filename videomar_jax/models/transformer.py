@@ -18,6 +18,7 @@ from flax import nnx
 
 from videomar_jax.models.attention import CrossAttention, KVCache, Mix, SelfAttention, TextKV
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.layout import laid_out
 from videomar_jax.models.linear import layer_norm, linear
 from videomar_jax.models.rope import Rotation
 from videomar_jax.types import Array, Bool, Float, Key
@@ -101,6 +102,7 @@ class Transformer(nnx.Module):
 
         def body(x, layer):
             block, layer_text, layer_cache = layer
+            block, x = laid_out("layer", block), laid_out("stream", x)
             text_kv = block.cross_attention.keys_values(text) if layer_text is None else layer_text
             layer_mix = mix if layer_cache is None else functools.partial(mix, cache=layer_cache)
             x, kv = block(x, text_kv, text_mask, rotation, layer_mix)
@@ -111,4 +113,4 @@ class Transformer(nnx.Module):
         layer_text = text if isinstance(text, TextKV) else None
         layers = (self.blocks, layer_text, cache)
         x, kv = jax.lax.scan(body, x.astype(jnp.float32), layers, unroll=min(self.config.unroll, self.config.depth))
-        return self.norm(x), kv
+        return self.norm(laid_out("stream", x)), kv

@@ -32,6 +32,7 @@ from videomar_jax.training.sharding import (
     batch_shardings,
     clip_share,
     gathered,
+    layout_rule,
     make_mesh,
     place,
     replicated,
@@ -113,8 +114,9 @@ class _Trainer:
         graph, shapes = abstract_model(recipe.model)
         seconds = self._start(jax.random.fold_in(root, 0), initial)
         self.update = make_train_step(
-            graph, self.optimizer, recipe.loss, recipe.optimizer, accumulate=run.accumulate, shardings=self.shardings
-        )
+            graph, self.optimizer, recipe.loss, recipe.optimizer, accumulate=run.accumulate, shardings=self.shardings,
+            rule=layout_rule(self.mesh, recipe.mesh) if self.mesh.size > 1 else None,
+        )  # fmt: skip
         self.start, total = self.step, recipe.curriculum.total_steps
         self.shown = self.measured = self.step
         _log.info("%s parameters, steps %d to %d, %s", f"{count_params(shapes):,}", self.step, total, _told(self.mesh))

@@ -22,6 +22,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from videomar_jax.models.layout import Rule
+
 AXES = ("data", "fsdp", "tensor", "context")
 CLIPS = ("data", "fsdp")
 """The mesh axes that clips of a batch are spread over."""
@@ -140,6 +142,30 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, config: MeshConfig) -
 
     moments = jax.tree_util.tree_map_with_path(moment, state.opt_state)
     return type(state)(replicated(mesh), own, own, moments)
+
+
+def layout_rule(mesh: Mesh, config: MeshConfig) -> Rule:
+    """What a model traced on this mesh lays out (`models.layout`).
+
+    Activations follow the batch. What is cut along `fsdp` is gathered where it is used: a layer's parameters inside the
+    loop over layers, one layer at a time; the few parameters outside of it ("outside", called by the training step).
+    """
+    sizes = {axis: size if axis != "fsdp" else 1 for axis, size in mesh.shape.items()}
+    stream = NamedSharding(mesh, PartitionSpec(CLIPS, None, "context"))
+
+    def gathered_along_fsdp(path, leaf):
+        name = tuple(part for part in _names(path) if part != "value")
+        if name[:2] == ("transformer", "blocks"):
+            return leaf
+        spec = spec_for(name, leaf.shape, sizes, config.min_size)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    def rule(name: str, tree: Any) -> Any:
+        if name == "stream":
+            return jax.lax.with_sharding_constraint(tree, stream)
+        return jax.tree_util.tree_map_with_path(gathered_along_fsdp, tree)
+
+    return rule
 
 
 def batch_shardings(batch: Any, mesh: Mesh | AbstractMesh) -> Any:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from videomar_jax.models.layout import Rule, laid_out, layout
 from videomar_jax.training import loss as losses
 from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
 from videomar_jax.training.optimizer import OptimizerConfig, ema_decay
@@ -22,13 +23,14 @@ from videomar_jax.types import Array, Key
 
 def make_train_step(
     graph: nnx.GraphDef, optimizer: optax.GradientTransformation, loss_config: LossConfig, config: OptimizerConfig, *,
-    accumulate: int = 1, shardings: TrainState | None = None,
+    accumulate: int = 1, shardings: TrainState | None = None, rule: Rule | None = None,
 ) -> Callable[[TrainState, Batch, Key], tuple[TrainState, dict[str, Any]]]:  # fmt: skip
     """The update function. The state is donated; the draws of step s come from fold_in(key, s).
 
     Args:
         accumulate: parts that a batch is worked on in; the number of its clips must be a multiple.
         shardings: where the arrays of the state lie, and stay.
+        rule: where those of the computation lie (`training.sharding.layout_rule`).
     """
     whole = None if shardings is None else jax.tree.leaves(shardings.step)[0]
 
@@ -43,9 +45,13 @@ def make_train_step(
 
         def part(batch, draws):
             def loss_of(params):
-                return next_frame_loss(nnx.merge(graph, params), batch, draws, loss_config, *extra)
+                model = nnx.merge(graph, laid_out("outside", params))
+                return next_frame_loss(model, batch, draws, loss_config, *extra)
 
-            (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            with layout(rule):
+                (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            if shardings is not None:
+                gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
             return gradients, metrics
 
         gradients, metrics = summed_over_parts(part, batch, draws, accumulate)
