@@ -1,6 +1,11 @@
 """What is saved comes back bit by bit, and nothing else ever comes back."""
 
+import contextlib
+import errno
 import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -226,6 +231,212 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(ValueError, match="progress"):
             checkpoints.save(1, {"progress": {"w": jnp.zeros(1)}}, {})
+        with pytest.raises(ValueError, match="metrics"):
+            checkpoints.save(1, {"metrics": {"w": jnp.zeros(1)}}, {})
         with pytest.raises(TypeError, match="JSON"):
             checkpoints.save(1, {"params": {"w": jnp.zeros(1)}}, {"key": jax.random.key(0)})
     assert not list(tmp_path.iterdir())
+
+
+# What stays
+
+
+def save_all(directory, scores: dict, **keep):
+    with Checkpoints(directory, **keep) as checkpoints:
+        for step, score in scores.items():
+            checkpoints.save(step, {"params": {"w": jnp.full((2,), float(step))}}, {"n": step}, score=score)
+
+
+def test_the_best_checkpoint_stays_until_there_is_a_better_one(tmp_path):
+    save_all(tmp_path, {1: 0.9, 2: 0.3, 3: None, 4: 0.5, 5: None}, keep_last=1)
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert checkpoints.all_steps() == [2, 5] and checkpoints.best_step() == 2
+    save_all(tmp_path, {6: 0.31}, keep_last=1)
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert checkpoints.all_steps() == [2, 6], "the best of an earlier start is forgotten"
+    save_all(tmp_path, {7: 0.29, 8: None, 9: 0.3}, keep_last=1, keep_every=4)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [7, 8, 9] and checkpoints.best_step() == 7
+        assert checkpoints.restore(7, {}) == ({}, {"n": 7})
+
+
+def test_without_scores_nothing_is_best(tmp_path):
+    save_all(tmp_path, {1: None, 2: None, 3: None}, keep_last=2)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [2, 3] and checkpoints.best_step() is None
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        assert checkpoints.best_step() is None
+
+
+def test_a_score_must_be_a_number(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"score of checkpoint 1 .* nan"):
+        checkpoints.save(1, {"params": {"w": jnp.zeros(2)}}, {}, score=float("nan"))
+
+
+def test_what_killed_runs_left_behind_is_removed_by_the_next_save(tmp_path):
+    save_all(tmp_path, {1: None})
+    left = tmp_path / "3.orbax-checkpoint-tmp" / "params"
+    left.mkdir(parents=True)
+    (left / "part").write_bytes(b"0" * 100)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [1] and left.exists(), "reading must not delete"
+    save_all(tmp_path, {5: None})
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["1", "5"]
+
+
+# What cannot be written
+
+
+@contextlib.contextmanager
+def files_up_to(size: int):
+    """Writing a file beyond `size` bytes fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def noise(seed: int, size: int = 200_000) -> dict:
+    return {"params": {"w": np.random.default_rng(seed).standard_normal(size, np.float32)}}
+
+
+def test_a_write_that_fails_is_told_with_what_is_left(tmp_path, capfd):
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.save(1, noise(1), {"n": 1})
+        checkpoints.wait()
+        with files_up_to(100_000), pytest.raises(OSError) as error:
+            checkpoints.save(2, noise(2), {"n": 2})  # returns: the writing thread meets the fault
+            checkpoints.save(3, noise(3), {"n": 3})
+        assert checkpoints.all_steps() == [1]
+    told = str(error.value)
+    assert f"Checkpoint 2 could not be written in {tmp_path}: File too large." in told
+    assert "There, checkpoint 1 is whole" in told
+    assert "Traceback" not in capfd.readouterr().err
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        assert_bitwise(checkpoints.restore(1, noise(0))[0], noise(1))
+        checkpoints.save(2, noise(2), {"n": 2})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_bitwise(checkpoints.restore(2, noise(0))[0], noise(2))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES], ids=["full", "unwritable"])
+def test_a_directory_that_takes_nothing_is_told_at_once(tmp_path, monkeypatch, number):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number), str(tmp_path / "runs"))
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", refuse)
+    with Checkpoints(tmp_path / "runs") as checkpoints, pytest.raises(OSError) as error:
+        checkpoints.save(4, noise(1, 4), {})
+    assert f"Checkpoint 4 could not be written in {tmp_path / 'runs'}: {os.strerror(number)}" in str(error.value)
+    assert "there is no older one" in str(error.value)
+
+
+def test_a_full_disk(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        with pytest.raises(OSError, match=r"Checkpoint 2 .*No space left on device\. There, checkpoint 1 is whole"):
+            with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+                for step in (1, 2):
+                    checkpoints.save(step, noise(step), {})
+        with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+            assert_bitwise(checkpoints.restore(1, noise(0))[0], noise(1))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_its_last_save(tmp_path, caplog):
+    with files_up_to(100_000), pytest.raises(FloatingPointError, match="the run"):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, noise(1), {})
+            raise FloatingPointError("the run")
+    assert "Checkpoint 1 could not be written" in caplog.text
+
+
+# What cannot be read
+
+
+def remove(path):
+    path.unlink()
+
+
+def halve(path):
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("three") / "checkpoints"
+    with Checkpoints(directory) as checkpoints:
+        for step in (2, 4, 6):
+            checkpoints.save(step, noise(step, 5000), {"n": step})
+    return directory
+
+
+def restored_newest(directory):
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.restore(checkpoints.latest_step(), noise(0, 5000))
+
+
+@pytest.mark.parametrize("damage", [remove, halve, empty])
+def test_damage_to_any_file_is_told_or_does_no_harm(three, tmp_path, damage):
+    files = [path.relative_to(three) for path in sorted((three / "6").rglob("*")) if path.is_file()]
+    told = 0
+    for file in files:
+        directory = tmp_path / "checkpoints"
+        shutil.copytree(three, directory)
+        damage(directory / file)
+        try:
+            state, progress = restored_newest(directory)
+            assert_bitwise(state, noise(6, 5000))
+            assert progress == {"n": 6}, f"after damage to {file} another step was taken"
+        except ValueError as error:
+            told += 1
+            assert re.search(rf"Checkpoint {directory}/6 is damaged \(.+\)\. Checkpoint 4 is whole", str(error)), file
+        shutil.rmtree(directory)
+    assert told >= 6, f"only {told} of {len(files)} files are needed"
+
+
+def test_the_advice_for_a_damaged_checkpoint_works(three, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(three, directory)
+    shutil.rmtree(directory / "6" / "params")
+    with pytest.raises(ValueError, match="damaged") as error:
+        restored_newest(directory)
+    subprocess.run(re.search(r"mv \S+ \S+$", str(error.value))[0].split(), check=True)
+    state, progress = restored_newest(directory)
+    assert_bitwise(state, noise(4, 5000))
+    assert progress == {"n": 4}
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(6, noise(6, 5000), {"n": 6})
+    assert restored_newest(directory)[1] == {"n": 6}
+
+
+def test_an_older_one_that_is_damaged_too_is_passed_over(three, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(three, directory)
+    for step, left in ((6, "Checkpoint 4 is whole"), (4, "Checkpoint 2 is whole"), (2, r"Nor can .* \(4, 2\)")):
+        shutil.rmtree(directory / str(step) / "progress")
+        with pytest.raises(ValueError, match=f"{directory}/6 is damaged.*{left}"):
+            restored_newest(directory)
+    shutil.rmtree(directory / "2")
+    shutil.rmtree(directory / "4")
+    with pytest.raises(ValueError, match="There is no older one"):
+        restored_newest(directory)
+
+
+def test_a_score_that_cannot_be_read_is_told(tmp_path):
+    save_all(tmp_path, {1: 0.5})
+    (tmp_path / "1" / "metrics" / "metrics").write_text("{")
+    with pytest.raises(ValueError, match=r"score of a checkpoint in .*delete the folder 'metrics'"):
+        Checkpoints(tmp_path)
+    shutil.rmtree(tmp_path / "1" / "metrics")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [1] and checkpoints.best_step() is None
