@@ -15,7 +15,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupt
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0, a port free there.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many they are; SLURM and Open MPI say it themselves.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
-flags.mark_flags_as_required(["config", "workdir"])
+_PROFILE = flags.DEFINE_string("profile", "", "START:STEPS, the steps to take a profile of, into WORKDIR/profile.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the run takes, read one batch, and end.")
+_DEVICES = flags.DEFINE_integer("devices", None, "With --dry_run: plan for so many devices instead of those here.")
+flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> None:
@@ -23,10 +26,18 @@ def main(_: Sequence[str]) -> None:
     cli.stop_on_sigterm()
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from videomar_jax.experiment import Experiment
-    from videomar_jax.runs import run
+    from videomar_jax.runs import Profile, run
 
     experiment = Experiment.from_config(_CONFIG.value)
-    run(experiment, _WORKDIR.value, _CONFIG.value.to_dict())
+    if _DRY_RUN.value:
+        from videomar_jax.planning import dry_run
+
+        dry_run(experiment, _DEVICES.value)
+        return
+    if not _WORKDIR.value:
+        raise ValueError("Name the folder of the run: --workdir=DIR.")
+    profile = Profile.parse(_PROFILE.value) if _PROFILE.value else None
+    run(experiment, _WORKDIR.value, _CONFIG.value.to_dict(), profile)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -39,10 +40,11 @@ from videomar_jax.pretrained import (
 )
 from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.tokenizers import Tokenizer
-from videomar_jax.training.loop import train
+from videomar_jax.training.loop import Profile, train
 from videomar_jax.training.recipe import check_parts
+from videomar_jax.training.sharding import gathered, together
 from videomar_jax.training.state import Params, abstract_model
-from videomar_jax.training.stream import Parts
+from videomar_jax.training.stream import Parts, check_data
 from videomar_jax.types import UInt8
 
 _log = logging.getLogger(__name__)
@@ -50,11 +52,16 @@ FREE = ("run", "mesh", "evaluation", "sampling")
 """Sections that may change between two starts of a run: they do not touch the parameters."""
 
 
-def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Trains (or goes on training) in `workdir` and reports; returns the report.
+def run(
+    experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str, Any], profile: Profile | None = None
+) -> dict[str, Any]:
+    """Trains (or goes on training) in `workdir` and reports; returns the report (of process 0; {} on the others).
+
+    With several processes all of them call this, on one file system; process 0 alone writes, but for checkpoints.
 
     Args:
         config: the config as plain values, kept beside the run and compared when it is started again.
+        profile: which steps to take a profile of, into WORKDIR/profile.
     Raises:
         ValueError: the workdir holds another run or other files, or parts do not fit together.
         Interrupted: the run was asked to stop and saved its state.
@@ -64,18 +71,19 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
     seconds: dict[str, float] = {}
     with _phase(seconds, "prepare"):
         last = experiment.final_stage
-        source = experiment.source("train", min_frames=max(s.num_frames for s in experiment.recipe.curriculum.stages))
-        held_out = experiment.source("test", min_frames=last.num_frames)
-        for stage in experiment.recipe.curriculum.stages:
-            source.read(0, np.random.default_rng(0), stage_shape(stage))  # sizes that no clip can have are told now
+        source, held_out = experiment.source("train"), experiment.source("test")
         card = _card(experiment, source, workdir)
         parts = Parts(source=source, tokenizer=card.tokenizer, text_encoder=card.text_encoder,
                       threads=experiment.data.threads, held_out=held_out)  # fmt: skip
         check_parts(experiment.recipe, parts)
+        check_data(experiment.recipe.curriculum, parts)  # sizes that no clip can have are told now
         clips = min(experiment.evaluation.clips, len(held_out))
         shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
-        claim(workdir, config)
-        (save_settings if _has_card(workdir) else save_card)(card, workdir)
+        together("checked")
+        if jax.process_index() == 0:
+            claim(workdir, config)
+            (save_settings if _has_card(workdir) else save_card)(card, workdir)
+        together("claimed")
     graph, _ = abstract_model(card.config)
 
     def sampler(params: Params) -> VideoSampler:
@@ -83,7 +91,7 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
 
     outcome = train(
         experiment.recipe, parts, workdir, preview=lambda ema: preview(sampler(ema), shown),
-        initial=_initial(experiment),
+        initial=_initial(experiment), profile=profile,
     )  # fmt: skip
     seconds |= outcome.seconds
     if not outcome.finished:
@@ -91,8 +99,11 @@ def run(experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str,
             f"Stopped at step {int(outcome.state.step)} of {experiment.recipe.curriculum.total_steps}; the state is "
             f"saved in {workdir / 'checkpoints'}. The same command goes on from there."
         )
+    ema = gathered(outcome.state.ema)
+    if jax.process_index():
+        return {}
     with _phase(seconds, "evaluate"):
-        report, pictures = evaluate(experiment, sampler(outcome.state.ema), held_out, workdir / "report")
+        report, pictures = evaluate(experiment, sampler(ema), held_out, workdir / "report")
     report |= {"seconds": seconds, "seconds_total": sum(seconds.values())}
     write_report(workdir, report, {f"report/{file}": caption for file, caption in pictures.items()})
     _log.info("report: %s", workdir / "report.md")

@@ -58,6 +58,14 @@ class Profile:
     start: int
     steps: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Profile":
+        """Reads "START:STEPS"; ValueError for anything else."""
+        start, colon, steps = text.partition(":")
+        if not (colon and start.isdecimal() and steps.isdecimal() and int(steps)):
+            raise ValueError(f"--profile={text} must be START:STEPS, such as 20:5 for the steps 20 to 24.")
+        return cls(start=int(start), steps=int(steps))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -96,7 +104,7 @@ class _Trainer:
     def __init__(self, recipe: Recipe, parts: Parts, workdir: Path, preview, profile, stack: ExitStack):
         self.recipe, self.parts, self.workdir, self.preview, self.profile = recipe, parts, workdir, preview, profile
         self.mesh = make_mesh(recipe.mesh)
-        check_mesh(recipe, parts.tokenizer, dict(self.mesh.shape))
+        check_mesh(recipe, parts.tokenizer.spatial_stride, dict(self.mesh.shape))
         self.share, self.shares = clip_share(self.mesh)
         run = recipe.run
         self.checkpoints = stack.enter_context(
@@ -137,7 +145,7 @@ class _Trainer:
                                          clips=run.validation_clips, batch_size=last.batch_size)  # fmt: skip
         with self._naming_the_last_checkpoint():
             self._stages()
-            self.meters.flush()
+            self.voted |= self.meters.flush()
             self.clock.leave()
             self._between_steps()
             self.checkpoints.wait()
@@ -172,7 +180,10 @@ class _Trainer:
             if done >= stage.steps:
                 continue
             self.clock.enter(stage.name)
-            stream = training_batches(self.recipe.seed, index, stage, self.parts, done, **self._shares())
+            stream = training_batches(
+                self.recipe.seed, index, stage, self.parts, done, process_index=self.share, process_count=self.shares,
+                lookahead=self.recipe.run.lookahead,
+            )  # fmt: skip
             try:
                 while self.step < curriculum.boundaries[index]:
                     self._between_steps()
@@ -181,9 +192,6 @@ class _Trainer:
                     self._step(stage, stream)
             finally:
                 stream.close()
-
-    def _shares(self) -> dict[str, int]:
-        return {"process_index": self.share, "process_count": self.shares} if self.shares > 1 else {}
 
     def _step(self, stage: Stage, stream: Iterator[Batch]) -> None:
         self._profile()
@@ -238,7 +246,7 @@ class _Trainer:
         if self.shown == self.step:
             return
         self.shown = self.step
-        ema = gathered(self.state.ema, self.mesh)
+        ema = gathered(self.state.ema)
         if jax.process_index() == 0:
             picture = self.preview(ema)
             write_png(self.workdir / "samples" / f"step_{self.step:07d}.png", picture, overwrite=True)

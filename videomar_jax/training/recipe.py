@@ -17,6 +17,7 @@ class RunConfig:
     """How a run works on a batch, and how often it speaks, saves, measures and shows."""
 
     accumulate: int = 1  # parts a batch is worked on in, for less memory
+    lookahead: bool = True  # the next batch is read and encoded while the device works
     log_every: int = 10
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
@@ -84,32 +85,37 @@ def check_parts(recipe: Recipe, parts: Parts) -> None:
     if recipe.loss.regression_weight and not model.regression:
         raise ValueError("loss.regression_weight needs model.regression=True.")
     for stage in recipe.curriculum.stages:
-        try:
-            _, rows, columns = latent_shape(tokenizer, stage.num_frames, stage.height, stage.width)
-        except ValueError as error:
-            raise ValueError(f"Stage '{stage.name}': {error}") from error
-        if rows % model.patch_size or columns % model.patch_size:
-            raise ValueError(
-                f"Stage '{stage.name}': latents of {rows}x{columns} are no multiple of model.patch_size "
-                f"{model.patch_size}; change the stage's height and width."
-            )
+        for shape in stage.shapes:
+            try:
+                _, rows, columns = latent_shape(tokenizer, shape.num_frames, shape.height, shape.width)
+            except ValueError as error:
+                raise ValueError(f"Stage '{stage.name}': {error}") from error
+            if rows % model.patch_size or columns % model.patch_size:
+                raise ValueError(
+                    f"Stage '{stage.name}': latents of {rows}x{columns} are no multiple of model.patch_size "
+                    f"{model.patch_size}; change the stage's height and width."
+                )
 
 
-def check_mesh(recipe: Recipe, tokenizer: Tokenizer, sizes: dict[str, int]) -> None:
-    """Raises a ValueError where a stage's batches cannot be spread evenly over a mesh of these sizes."""
-    blocks, parts, size = sizes["data"] * sizes["fsdp"], recipe.run.accumulate, recipe.model.patch_size
+def check_mesh(recipe: Recipe, spatial_stride: int, sizes: dict[str, int]) -> None:
+    """Raises a ValueError where a stage's batches cannot be spread evenly over a mesh of these sizes.
+
+    spatial_stride: of the tokenizer.
+    """
+    blocks, parts = sizes["data"] * sizes["fsdp"], recipe.run.accumulate
     if recipe.model.num_heads % sizes["tensor"]:
         raise ValueError(f"model.num_heads {recipe.model.num_heads} is no multiple of mesh.tensor {sizes['tensor']}.")
     for stage in recipe.curriculum.stages:
-        if stage.batch_size % (blocks * parts):
-            raise ValueError(
-                f"Stage '{stage.name}': batch_size {stage.batch_size} is no multiple of mesh.data x mesh.fsdp x "
-                f"run.accumulate = {sizes['data']} x {sizes['fsdp']} x {parts} = {blocks * parts}: "
-                f"change it or config.mesh."
-            )
-        rows = latent_shape(tokenizer, stage.num_frames, stage.height, stage.width)[1] // size
-        if rows % sizes["context"]:
-            raise ValueError(
-                f"Stage '{stage.name}': frames of {rows} token rows cannot be spread over mesh.context "
-                f"{sizes['context']}; it must divide the rows."
-            )
+        for shape in stage.shapes:
+            if shape.batch_size % (blocks * parts):
+                raise ValueError(
+                    f"Stage '{stage.name}': batch_size {shape.batch_size} is no multiple of mesh.data x mesh.fsdp x "
+                    f"run.accumulate = {sizes['data']} x {sizes['fsdp']} x {parts} = {blocks * parts}: "
+                    f"change it or config.mesh."
+                )
+            rows = shape.height // spatial_stride // recipe.model.patch_size
+            if rows % sizes["context"]:
+                raise ValueError(
+                    f"Stage '{stage.name}': frames of {rows} token rows cannot be spread over mesh.context "
+                    f"{sizes['context']}; it must divide the rows."
+                )

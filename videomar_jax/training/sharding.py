@@ -15,11 +15,12 @@ gives the same numbers up to the order of sums.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videomar_jax.models.layout import Rule
@@ -226,9 +227,19 @@ def bytes_per_device(shapes: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def gathered(tree: Any, mesh: Mesh) -> Any:
+def gathered(tree: Any) -> Any:
     """The tree as arrays that this process alone can compute with; all processes must call it."""
     if jax.process_count() == 1:
         return tree
-    whole: Callable = jax.jit(lambda x: x, out_shardings=replicated(mesh))
-    return jax.tree.map(lambda leaf: np.asarray(whole(leaf).addressable_data(0)), tree)
+
+    def whole(leaf: jax.Array) -> np.ndarray:
+        copy = jax.jit(lambda x: x, out_shardings=replicated(leaf.sharding.mesh))
+        return np.asarray(copy(leaf).addressable_data(0))
+
+    return jax.tree.map(whole, tree)
+
+
+def together(what: str) -> None:
+    """Returns when all processes of the run have come this far."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
