@@ -17,9 +17,9 @@ PEAK_FLOPS = {
 """Dense 16-bit matmul peaks from the makers' data sheets, by the beginning or a part of the device's name."""
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """FLOP/s that the device's maker promises in 16 bit, None where we do not know."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device.device_kind), None)
+def peak_flops(device_kind: str) -> float | None:
+    """FLOP/s that a device's maker promises in 16 bit, None where we do not know."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
 
 
 class Meters:
@@ -34,7 +34,7 @@ class Meters:
 
     def __init__(self, log: RunLog, progress: Progress, every: int, rate: Callable[[int], Any]):
         self._log, self._progress, self._every, self._rate = log, progress, every, rate
-        self._peak = peak_flops(jax.local_devices()[0])
+        self._peak = peak_flops(jax.local_devices()[0].device_kind)
         self._pending: tuple | None = None
         self._bins: dict[str, np.ndarray] = {}
         self._waited, self._since = 0.0, time.monotonic()
