@@ -24,6 +24,7 @@ _FRAMES = flags.DEFINE_integer("num_frames", 49, "Pixel frames that sample makes
 _HEIGHT = flags.DEFINE_integer("height", 480, "Pixel rows, likewise.", lower_bound=1)
 _WIDTH = flags.DEFINE_integer("width", 768, "Pixel columns, likewise.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of matrix products when the model runs.")
+_PARAM_DTYPE = flags.DEFINE_enum("param_dtype", None, ["float32", "bfloat16"], "Of parameters; as stored if not given.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file of --export.")
 flags.mark_flag_as_required("checkpoint")
 
@@ -45,6 +46,7 @@ def main(_: Sequence[str]) -> None:
         _CHECKPOINT.value, Path(_OUTPUT.value), tokenizer=_TOKENIZER.value, text_encoder=_TEXT.value,
         weights="ema" if _WEIGHTS.value == "ema" else "model", scale=_SCALE.value, text_options=text_options,
         config_overrides={"dtype": _DTYPE.value}, shape=(_FRAMES.value, _HEIGHT.value, _WIDTH.value),
+        param_dtype=_PARAM_DTYPE.value,
     )  # fmt: skip
 
 

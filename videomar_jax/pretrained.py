@@ -10,10 +10,15 @@ DIR is a run's workdir or a converted checkpoint; `load_pretrained` takes it, or
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text encoder is known)
 from videomar_jax.models.config import ModelConfig
@@ -23,6 +28,7 @@ from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from videomar_jax.training.checkpoint import Checkpoints
 from videomar_jax.training.state import Params, abstract_model
+from videomar_jax.training.streamed import stored_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,29 +120,63 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
 def load_pretrained(path: str | os.PathLike, *, weights: str = "ema") -> Pretrained:
     """Reads a model from a run's folder (its newest checkpoint) or from one of its checkpoints/STEP.
 
+    Its parameters have the types of `for_running`: a bfloat16 checkpoint takes half the memory of a float32 one.
+
     Args:
         weights: "ema", the averaged parameters, or "params", those of the last step.
     Raises:
         FileNotFoundError, ValueError: what is missing or does not fit, and where.
     """
-    folder, params, step = load_params(path, weights)
+    folder, params, step = load_params(path, weights, dtype=None)
     card = load_card(folder)
     graph, _ = abstract_model(card.config)
-    return Pretrained(model=nnx.merge(graph, params), card=card, step=step)
+    return Pretrained(model=nnx.merge(graph, for_running(params, card.config.dtype)), card=card, step=step)
 
 
-def load_params(path: str | os.PathLike, weights: str = "ema") -> tuple[Path, Params, int]:
-    """(folder of the model, its parameters, the checkpoint's step); arguments and errors as `load_pretrained`."""
+def for_running(params: Params, dtype: str) -> Params:
+    """Parameters as a model that computes in `dtype` wants them: kernels of linear layers, which it casts to `dtype` at
+    every use, stay in 16 bits where they are of that type; all else takes part in float32 arithmetic and is float32.
+
+    What the model computes is the same as with float32 throughout. `params` is used up, so that there need not be
+    memory for both.
+    """
+
+    def running(path: str, leaf: Any) -> jax.Array:
+        return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, dtype) if path.endswith("/kernel") else jnp.float32)
+
+    return _each(params, running)
+
+
+def load_params(
+    path: str | os.PathLike, weights: str = "ema", *, dtype: str | None = "float32"
+) -> tuple[Path, Params, int]:
+    """(folder of the model, its parameters as NumPy arrays, the checkpoint's step).
+
+    Args, Raises: as `load_pretrained`.
+        dtype: type of the parameters; None keeps the stored ones.
+    """
     if weights not in ("ema", "params"):
         raise ValueError(f"weights is {weights!r}; it may be 'ema' or 'params'.")
     folder, step = _split(path)
-    shapes = abstract_model(load_config(folder))[1]
+    shapes = flatten_dict(abstract_model(load_config(folder))[1], sep="/")
     with Checkpoints(folder / "checkpoints") as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise FileNotFoundError(f"{folder / 'checkpoints'} holds no complete checkpoint yet.")
-        state, _ = checkpoints.restore(step, {weights: shapes})
-    return folder, state[weights], step
+        types = stored_types(folder / "checkpoints", step, weights)
+        like = {path: np.empty(leaf.shape, types.get(path, leaf.dtype)) for path, leaf in shapes.items()}
+        state, _ = checkpoints.restore(step, {weights: unflatten_dict(like, sep="/")})
+    params = state.pop(weights)
+    return folder, params if dtype is None else _each(params, lambda _, leaf: np.asarray(leaf, dtype)), step
+
+
+def _each(params: Params, change: Callable[[str, Any], Any]) -> Params:
+    """`change(path, parameter)` of all of them; the old ones go one by one."""
+    leaves = flatten_dict(params, sep="/")
+    params.clear()
+    for path in leaves:
+        leaves[path] = change(path, leaves[path])
+    return unflatten_dict(leaves, sep="/")
 
 
 def run_folder(path: str | os.PathLike) -> Path:

@@ -13,7 +13,7 @@ from weight_files import write
 
 from videomar_jax.interop.files import TensorSpec, WeightFileError, open_tensors, write_tensors
 from videomar_jax.interop.rules import expected, flat, nested
-from videomar_jax.interop.videomar import parameter_shapes, read_checkpoint, write_checkpoint
+from videomar_jax.interop.videomar import inspect_checkpoint, parameter_shapes, read_checkpoint, write_checkpoint
 from videomar_jax.interop.videomar_rules import RULES
 from videomar_jax.models.config import PRESETS, ModelConfig
 
@@ -228,6 +228,22 @@ def test_placing_on_a_mesh(tmp_path):
         read_checkpoint(path, shardings=tree)
     write_checkpoint(placed, TINY, tmp_path / "from_mesh.pth")
     assert (tmp_path / "from_mesh.pth").read_bytes() == path.read_bytes()
+
+
+def test_parameters_can_be_taken_as_they_come(tmp_path):
+    params, path, sizes = random_params(TINY), tmp_path / "x.pth", {}
+    write_checkpoint(params, TINY, path)
+
+    def place(name, array):
+        sizes[name] = array.size
+        return array.sum()
+
+    config, sums, report = read_checkpoint(path, place=place)
+    assert set(sizes) == set(flat(params)) and list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert_equal(sums, nested({name: leaf.sum() for name, leaf in flat(params).items()}))
+    assert inspect_checkpoint(path) == report and report.config == config == TINY
+    with pytest.raises(ValueError, match="shardings or place"):
+        read_checkpoint(path, place=place, shardings=lambda shapes: shapes)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])

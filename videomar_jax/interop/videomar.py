@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -69,10 +69,28 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
     return {path: tuple(leaf.shape) for path, leaf in flat(nnx.to_pure_dict(nnx.state(model))).items()}
 
 
+class _Match(NamedTuple):
+    """How the tensors of a file and the parameters of a model belong together."""
+
+    report: ImportReport
+    shapes: Shapes  # of the parameters
+    slots: dict[str, Slot]  # by official name
+    found: dict[str, list[TensorSpec]]  # likewise
+    stored_as: dict[str, str]  # official name: name in the file
+
+
+def inspect_checkpoint(
+    path: str | os.PathLike, *, weights: str = "ema", config_overrides: Mapping[str, Any] | None = None
+) -> ImportReport:
+    """What `read_checkpoint` will find, from names, shapes and types alone; arguments and errors are the same."""
+    with open_tensors(path) as file:
+        return _match(file, weights, config_overrides or {}).report
+
+
 def read_checkpoint(
     path: str | os.PathLike, *, weights: str = "ema",
     config_overrides: Mapping[str, Any] | None = None, dtype: str | None = "float32",
-    shardings: Any | Callable[[Params], Any] = None,
+    shardings: Any | Callable[[Params], Any] = None, place: Callable[[str, np.ndarray], Any] | None = None,
 ) -> tuple[ModelConfig, Params, ImportReport]:  # fmt: skip
     """Reads published (or exported) weights, one tensor at a time.
 
@@ -83,32 +101,43 @@ def read_checkpoint(
         dtype: type of the parameters; None keeps the stored ones.
         shardings: a tree like the parameters, or a function from their `jax.ShapeDtypeStruct`s to one; each parameter
             is then put on its devices as soon as it is complete. None leaves numpy arrays.
+        place: takes each parameter ("a/b/c", array) as soon as it is complete, the largest first, and returns what
+            the tree shall hold in its stead: who writes parameters down as they come never holds them all.
     Returns:
         (config, parameters as nested dictionaries, report)
     Raises:
         WeightFileError: not such a file; all missing, unknown, repeated and misshapen tensors are named together.
+        ValueError: both `shardings` and `place` are given.
     """
+    if shardings is not None and place is not None:
+        raise ValueError("Give shardings or place, not both: either says where parameters go.")
+    with open_tensors(path) as file:
+        match = _match(file, weights, config_overrides or {})
+        dtypes = _dtypes(match.slots, match.found, dtype)
+        place = place or _placement(match.shapes, dtypes, shardings)
+        params = assemble(match.slots, match.shapes, lambda name: file[match.stored_as[name]], dtypes, place)
+    return match.report.config, params, match.report
+
+
+def _match(file: TensorFile, weights: str, overrides: Mapping[str, Any]) -> _Match:
+    """Finds out what the file holds, or raises a WeightFileError that says everything that is wrong with it."""
     if weights not in ("ema", "model"):
         raise ValueError(f"weights is {weights!r}; it may be 'ema' or 'model'.")
-    with open_tensors(path) as file:
-        container, names, ignored = _select(file, weights)
-        found: dict[str, list[TensorSpec]] = {}
-        for stored, name in names:
-            found.setdefault(name, []).append(file.specs[stored])
-        config, assumed = _config(file, found, config_overrides or {})
-        shapes = parameter_shapes(config)
-        if extra := uncovered(RULES, shapes):
-            raise WeightFileError(f"{file.path} cannot fill {', '.join(extra)}: published weights have no such parts.")
-        slots = expected(RULES, shapes)
-        if lines := faults(slots, found):
-            raise WeightFileError("\n  ".join([f"{file.path} does not fit VideoMAR:", *lines]))
-        stored_as = {name: stored for stored, name in names}
-        dtypes = _dtypes(slots, found, dtype)
-        place = _placement(shapes, dtypes, shardings)
-        params = assemble(slots, shapes, lambda name: file[stored_as[name]], dtypes, place)
-        stored = dict(Counter(str(specs[0].dtype) for specs in found.values()))
+    container, names, ignored = _select(file, weights)
+    found: dict[str, list[TensorSpec]] = {}
+    for stored, name in names:
+        found.setdefault(name, []).append(file.specs[stored])
+    config, assumed = _config(file, found, overrides)
+    shapes = parameter_shapes(config)
+    if extra := uncovered(RULES, shapes):
+        raise WeightFileError(f"{file.path} cannot fill {', '.join(extra)}: published weights have no such parts.")
+    slots = expected(RULES, shapes)
+    if lines := faults(slots, found):
+        raise WeightFileError("\n  ".join([f"{file.path} does not fit VideoMAR:", *lines]))
+    types = dict(Counter(str(specs[0].dtype) for specs in found.values()))
     count = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-    return config, params, ImportReport(str(path), container, len(slots), count, stored, config, assumed, ignored)
+    report = ImportReport(str(file.path), container, len(slots), count, types, config, assumed, ignored)
+    return _Match(report, shapes, slots, found, {name: stored for stored, name in names})
 
 
 def _select(file: TensorFile, weights: str) -> tuple[str, list[tuple[str, str]], dict[str, int]]:
