@@ -14,7 +14,8 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"base.py has no variant {variant!r}.")
     config = ConfigDict()
     config.seed = 0  # of parameters, data order and all draws
-    config.init_from = ""  # a run or a converted model: its averaged parameters, with a new optimizer, at step 0
+    config.init_from = ""  # a run, one of its checkpoints/STEP or a converted model: its averaged parameters (and its
+    # tokenizer, where none is named below), with a new optimizer, at step 0
 
     # The model: a preset, and what differs from it.
     config.model = ConfigDict()
@@ -48,17 +49,22 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Clips
     config.data = ConfigDict()
-    config.data.kind = "shapes"  # shapes (drawn on demand) | videos (a folder)
-    config.data.path = ""  # videos: the folder
+    config.data.kind = "shapes"  # shapes (drawn on demand) | videos (a folder) | shards (prepared clips) | tfds
+    config.data.path = ""  # videos, shards: the folder; tfds: the dataset's name, or the folder of a prepared one
     config.data.captions = ""  # videos: a captions.csv or .jsonl elsewhere; "" looks in the folder
-    config.data.fps = 12.0  # videos: frames per second that clips are resampled to
-    config.data.holdout = 0.2  # videos: last share of each clip that training never sees
+    config.data.fps = 12.0  # videos: frames per second that clips are resampled to; tfds: that they have
+    config.data.holdout = 0.2  # videos: last share of each clip that training never sees; tfds: of the split
+    config.data.split = "train"  # tfds: the split to train on
+    config.data.held_out = ""  # tfds: the split to measure on; "": the last `holdout` of the other
+    config.data.video_key = "video"  # tfds: the feature that holds the frames, "a/b" for nested ones
+    config.data.caption_key = "caption"  # tfds: the feature that holds text or a class; "" for none
+    config.data.data_dir = ""  # tfds: where datasets lie; "": where TFDS looks by itself
     config.data.length = 100_000  # shapes: distinct training clips
     config.data.threads = 2  # reader threads
 
     # Video to latents
     config.tokenizer = ConfigDict()
-    config.tokenizer.kind = "pca"  # pca (fitted on the training clips) | cosmos
+    config.tokenizer.kind = "pca"  # pca (fitted on the training clips) | cosmos; shards come with their own
     config.tokenizer.path = ""  # cosmos: file, folder or Hugging Face repo id, or RELEASE@ one of these
     config.tokenizer.scale = 0.5  # cosmos: factor on its latents (VideoMAR's)
     config.tokenizer.patch = 4  # pca, as all that follows: spatial stride
@@ -101,7 +107,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.ema_decay = 0.9999
     config.optimizer.ema_warmup = False
 
-    # Rows: name, num_frames, height, width, batch_size, steps, learning_rate
+    # Rows: name, num_frames, height, width, batch_size, steps, learning_rate; or for batches of several shapes
+    # name, mix, steps, learning_rate, the mix of entries num_frames, sizes (or height, width), batch_size, weight
     config.curriculum = ()
 
     # Devices along each axis of the mesh; -1 takes the rest
@@ -115,6 +122,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Around the steps
     config.run = ConfigDict()
     config.run.accumulate = 1  # parts a batch is worked on in, one after the other
+    config.run.lookahead = True  # reads and encodes the next batch while the device works
     config.run.log_every = 10
     config.run.checkpoint_every = 100  # and at every stage's end
     config.run.keep_checkpoints = 2

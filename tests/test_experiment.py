@@ -12,11 +12,11 @@ from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment import Experiment, stage_shape
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.training.curriculum import Stage
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
 from videomar_jax.training.recipe import RunConfig
 from videomar_jax.training.sharding import MeshConfig
+from videomar_jax.training.stages import ROW
 
 SECTIONS = {
     "data": experiment.DataConfig,
@@ -37,6 +37,13 @@ def fields(kind):
 
 def row(**changes):
     return dict(name="a", num_frames=3, height=16, width=16, batch_size=2, steps=4, learning_rate=1e-3) | changes
+
+
+def mixed(**changes):
+    """A row of images and of videos of two sizes, with changes to the latter."""
+    videos = dict(num_frames=3, sizes=((16, 24), (24, 16)), batch_size=2, weight=0.5) | changes
+    images = dict(num_frames=1, height=24, width=24, batch_size=4)
+    return dict(name="a", mix=(images, videos), steps=4, learning_rate=1e-3)
 
 
 # The files
@@ -83,7 +90,7 @@ def test_quickstart_is_accepted(variant):
 
 def test_curriculum_rows_have_the_keys_of_a_stage():
     for stage in load_config("quickstart").to_dict()["curriculum"]:
-        assert set(stage) == fields(Stage)
+        assert set(stage) == set(ROW)
 
 
 @pytest.mark.parametrize("name", ["base", "quickstart"])
@@ -161,10 +168,15 @@ def test_a_section_that_is_a_value():
         ("model", dict(width=30), r"rope_split.*head width that is a multiple of 8"),
         ("model", dict(depth=0), r"model\.depth must be at least 1"),
         ("data", dict(kind="film"), r"data\.kind is 'film'.*'videos'"),
-        ("data", dict(kind="videos", path=""), r"--config\.data\.path=DIR"),
+        ("data", dict(kind="videos", path=""), r"folder of clips with --config\.data\.path=DIR"),
+        ("data", dict(kind="shards", path=""), r"folder of prepared clips with --config\.data\.path=DIR"),
+        ("data", dict(kind="tfds", path=""), r"dataset with --config\.data\.path=NAME"),
+        ("data", dict(kind="tfds", path="x", split="train[:9%]"), r"'train\[:9%\]'.*--config\.data\.held_out=SPLIT"),
         ("data", dict(holdout=0.0), r"data\.holdout must lie between 0 and 1"),
         ("tokenizer", dict(kind="vae"), r"tokenizer\.kind is 'vae'.*'pca'"),
         ("tokenizer", dict(patch=0), r"tokenizer\.patch must be at least 1"),
+        ("tokenizer", dict(kind="cosmos", path=""), r"--config\.tokenizer\.path=PLACE"),
+        ("text", dict(kind="qwen2", path=""), r"--config\.text\.path=PLACE"),
         ("text", dict(kind="clip"), r"text\.kind is 'clip'.*'hashed'"),
         ("text", dict(tokens=0), r"text\.tokens must be at least 1"),
         ("loss", dict(mask_rate_min=1.0), r"loss\.mask_rate_min must lie in \[0, 1\)"),
@@ -222,6 +234,32 @@ def test_a_choice_that_is_none(config, field, value, words):
 def test_a_curriculum_row_that_cannot_be(change, words):
     with pytest.raises(ValueError, match=words):
         Experiment.from_config(tiny(curriculum=(row(name="fine"), row(**change))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(sizes=((16, 24), (24, 18))), "Stage 'a': width 18 is not a multiple of the spatial stride 4"),
+        (dict(num_frames=4), "Stage 'a': 4 frames are not"),
+        (dict(weight=0), r"Curriculum row 0 \('a'\), mix\[1\]: weight must be a positive number"),
+        (dict(wieght=1), r"Curriculum row 0 \('a'\), mix\[1\] has an unknown key 'wieght'"),
+    ],
+    ids=str,
+)
+def test_a_mix_that_cannot_be(change, words):
+    assert len(Experiment.from_config(tiny(curriculum=(mixed(),))).recipe.curriculum.stages[0].shapes) == 3
+    with pytest.raises(ValueError, match=words):
+        Experiment.from_config(tiny(curriculum=(mixed(**change),)))
+
+
+@pytest.mark.parametrize("path", ["nvidia/Cosmos-0.1-Tokenizer-CV8x16x16", "/w/CV8x16x16/encoder.jit", "CV8x16x16@/w"])
+def test_a_tokenizer_whose_name_tells_its_strides_is_held_against_the_curriculum(path):
+    cosmos = dict(kind="cosmos", path=path)
+    made = Experiment.from_config(tiny(tokenizer=cosmos, curriculum=(row(num_frames=9),)))
+    assert made.strides() == (8, 16)
+    with pytest.raises(ValueError, match=r"Stage 'a': 3 frames are not 1 \+ 8 \* k"):
+        Experiment.from_config(tiny(tokenizer=cosmos, curriculum=(row(),)))
+    assert Experiment.from_config(tiny(tokenizer=dict(kind="cosmos", path="/w"))).strides() is None
 
 
 def test_a_row_without_a_key():

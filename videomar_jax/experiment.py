@@ -1,109 +1,43 @@
 """The door between `configs/` and the package: a ConfigDict becomes frozen dataclasses that check themselves.
 
 Nothing further inside reads a ConfigDict. `Experiment.from_config` says what is wrong with a config before anything
-is allocated; its `source`, `tokenizer` and `text_encoder` build the parts that the config names.
+is allocated; its `source`, `tokenizer` and `text_encoder` build the parts that the config names (`materials`).
 """
 
 import dataclasses
 import difflib
-import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from videomar_jax.data.pipeline import fixed_clips
-from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape, ClipSource
-from videomar_jax.data.videos import VideoFolder
+from videomar_jax.materials import (
+    DataConfig,
+    TextConfig,
+    TokenizerConfig,
+    at_least_one,
+    check_named,
+    make_text_encoder,
+    make_tokenizer,
+    one_of,
+    open_held_out,
+    open_source,
+)
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.diffusion import make_process
-from videomar_jax.parts import open_text_encoder, open_tokenizer
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder
-from videomar_jax.tokenizers import PCATokenizer, Tokenizer
+from videomar_jax.text_encoders import TextEncoder
+from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.tokenizers.base import grid_shape
 from videomar_jax.training.curriculum import Curriculum, Stage
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
 from videomar_jax.training.recipe import Recipe, RunConfig
 from videomar_jax.training.sharding import MeshConfig
+from videomar_jax.training.stream import clip_shape
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-
-def _choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it may be one of {', '.join(map(repr, choices))}.")
-
-
-def _at_least_one(section: str, config: Any, *fields: str) -> None:
-    for field in fields:
-        if getattr(config, field) < 1:
-            raise ValueError(f"{section}.{field} must be at least 1, not {getattr(config, field)}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where clips come from."""
-
-    kind: str
-    path: str
-    captions: str
-    fps: float
-    holdout: float
-    length: int
-    threads: int
-
-    def __post_init__(self):
-        _choice("data.kind", self.kind, ("shapes", "videos"))
-        _at_least_one("data", self, "length")
-        if self.kind == "videos" and not self.path:
-            raise ValueError("data.kind is 'videos': name the folder of clips with --config.data.path=DIR.")
-        if not 0 < self.holdout < 1:
-            raise ValueError(f"data.holdout must lie between 0 and 1, not {self.holdout}: it is what is measured on.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Video to latents."""
-
-    kind: str
-    path: str
-    scale: float
-    patch: int
-    temporal_stride: int
-    channels: int
-    patches: str
-    whitening: float
-    fit_clips: int
-
-    def __post_init__(self):
-        _choice("tokenizer.kind", self.kind, ("pca", "cosmos"))
-        if self.kind == "cosmos" and not self.path:
-            raise ValueError("tokenizer.kind is 'cosmos': name its weights with --config.tokenizer.path=PLACE.")
-        if not self.scale > 0:
-            raise ValueError(f"tokenizer.scale must be positive, not {self.scale}.")
-        _at_least_one("tokenizer", self, "patch", "temporal_stride", "channels", "fit_clips")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """Captions to features."""
-
-    kind: str
-    path: str
-    system_text_file: str
-    padding_side: str
-    tokens: int
-    width: int
-
-    def __post_init__(self):
-        _choice("text.kind", self.kind, ("hashed", "qwen2"))
-        if self.kind == "qwen2" and not self.path:
-            raise ValueError("text.kind is 'qwen2': name its folder with --config.text.path=PLACE.")
-        _at_least_one("text", self, "tokens", "width")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +48,7 @@ class EvaluationConfig:
     batch_size: int
 
     def __post_init__(self):
-        _at_least_one("evaluation", self, "clips", "batch_size")
+        at_least_one("evaluation", self, "clips", "batch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,6 +93,7 @@ class Experiment:
             sampling=_section(SamplingConfig, "sampling", values),
             evaluation=_section(EvaluationConfig, "evaluation", values),
         )
+        check_named(experiment.data, experiment.tokenizer_config, experiment.text, recipe.init_from)
         experiment._check_stages()
         make_process(recipe.model).plan(experiment.sampling.head_steps)  # told now, not at the first preview
         return experiment
@@ -166,74 +101,67 @@ class Experiment:
     def _check_stages(self) -> None:
         """Sizes that the tokenizer cannot take are told before any clip is read."""
         for stage in self.recipe.curriculum.stages:
-            self.check_shape(f"Stage '{stage.name}'", stage_shape(stage))
+            for shape in stage.shapes:
+                self.check_shape(f"Stage '{stage.name}'", clip_shape(shape))
 
     def check_shape(self, name: str, shape: ClipShape) -> None:
-        """Raises a ValueError for clips that the tokenizer cannot cut."""
-        config = self.tokenizer_config
-        if config.kind != "pca":
-            return  # its strides are known when it is open; `training.loop.check_parts` looks at them then
+        """Raises a ValueError for clips that the tokenizer cannot cut, where its strides are known already."""
+        if (strides := self.strides()) is None:
+            return  # `training.recipe.check_parts` looks at them when it is open
         try:
-            grid_shape(shape.num_frames, shape.height, shape.width, temporal_stride=config.temporal_stride,
-                       spatial_stride=config.patch)  # fmt: skip
+            grid_shape(shape.num_frames, shape.height, shape.width, temporal_stride=strides[0],
+                       spatial_stride=strides[1])  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+    def strides(self) -> tuple[int, int] | None:
+        """The tokenizer's (temporal, spatial) stride, where they are known before it is opened."""
+        return None if self.data.kind == "shards" else self.tokenizer_config.strides()
 
     @property
     def final_stage(self) -> Stage:
         """The last stage, whose clips are what the model is for."""
         return self.recipe.curriculum.stages[-1]
 
-    def source(self, split: str, *, min_frames: int = 1) -> ClipSource:
-        """Clips of a split: "train", "test", and for shapes "unseen"."""
-        data, seed = self.data, self.recipe.seed
-        if data.kind == "shapes":
-            length = data.length if split == "train" else 10 * self.evaluation.clips
-            return Shapes(seed=seed, length=length, split=split, bounce=split == "train")
-        return VideoFolder(
-            data.path, captions=data.captions or None, fps=float(data.fps), split=split, holdout=data.holdout,
-            min_frames=min_frames,
-        )  # fmt: skip
+    def source(self, split: str, *, min_frames: int | None = None) -> ClipSource:
+        """Clips of a split: "train", "test", and for shapes "unseen".
+
+        min_frames: leaves out shorter videos; None for what the shortest clips of the curriculum need, or for "test"
+            those of the last stage.
+        """
+        shape = stage_shape(self.final_stage)
+        shortest = min(shape.num_frames for stage in self.recipe.curriculum.stages for shape in stage.shapes)
+        if min_frames is None:
+            min_frames = shortest if split == "train" else shape.num_frames
+        settings = dict(seed=self.recipe.seed, min_frames=min_frames, drawn=10 * self.evaluation.clips)
+        if split == "test":
+            return open_held_out(self.data, shape, **settings)
+        return open_source(self.data, split, **settings)
 
     def tokenizer(self, source: ClipSource) -> Tokenizer:
-        """The tokenizer: opened, or fitted on training clips of the last stage's size."""
-        config = self.tokenizer_config
-        if config.kind == "cosmos":
-            return open_tokenizer(f"cosmos:{config.path}", scale=config.scale, dtype=self.recipe.model.dtype)
-        _log.info("fitting the tokenizer on %d clips", config.fit_clips)
-        # A folder may hold few clips: read each often enough, at another time and place.
-        repeats = -(-config.fit_clips // len(source))
-        clips = (
-            fixed_clips(source, [index], shape=stage_shape(self.final_stage), seed=self.recipe.seed + repeat)["video"]
-            for repeat in range(repeats)
-            for index in range(min(len(source), config.fit_clips - repeat * len(source)))
-        )
-        return PCATokenizer.fit(
-            clips, patch=config.patch, temporal_stride=config.temporal_stride, channels=config.channels,
-            patches=config.patches, whitening=config.whitening,
+        """The tokenizer; where it is fitted, on training clips of the last stage's size."""
+        recipe = self.recipe
+        return make_tokenizer(
+            self.tokenizer_config, self.data, recipe.init_from, dtype=recipe.model.dtype, source=source,
+            shape=stage_shape(self.final_stage), seed=recipe.seed,
         )  # fmt: skip
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder."""
-        text = self.text
-        if text.kind == "hashed":
-            return HashedTextEncoder(text.tokens, text.width)
-        return open_text_encoder(
-            f"qwen2:{text.path}", tokens=text.tokens, padding_side=text.padding_side, dtype=self.recipe.model.dtype,
-            system_text_file=text.system_text_file or None,
-        )  # fmt: skip
+        recipe = self.recipe
+        return make_text_encoder(self.text, self.data, recipe.init_from, dtype=recipe.model.dtype)
 
 
 def stage_shape(stage: Stage) -> ClipShape:
-    """The clips of a stage."""
-    return ClipShape(num_frames=stage.num_frames, height=stage.height, width=stage.width)
+    """The clips that stand for a stage: its main shape."""
+    return clip_shape(stage.main)
 
 
 def _model(values: Mapping[str, Any]) -> ModelConfig:
     """The preset with the fields that are set."""
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     _check_keys("model", values, fields | {"preset"}, {"preset"})
-    _choice("model.preset", values["preset"], tuple(PRESETS))
+    one_of("model.preset", values["preset"], tuple(PRESETS))
     changes = {name: value for name, value in values.items() if name != "preset" and value is not None}
     return dataclasses.replace(PRESETS[values["preset"]], **changes)
 

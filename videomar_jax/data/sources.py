@@ -103,7 +103,7 @@ def nearest_sizes(
 class Part:
     """Some clips of a source, in the order of `indices`, as a source of their own."""
 
-    def __init__(self, source: ClipSource, indices: Sequence[int]):
+    def __init__(self, source: ClipSource, indices: Sequence[int] | Int[np.ndarray, "clips"]):
         if not len(indices):
             raise ValueError("a part of a source must hold at least one clip")
         self.fps = source.fps
