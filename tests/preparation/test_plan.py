@@ -76,6 +76,18 @@ def test_a_video_holds_out_its_last_windows(many, holdout):
             assert max(splits["train"]) < min(splits["test"]), f"{video} trains on what comes later"
 
 
+def test_the_sizes_of_a_window_are_in_one_split():
+    """Else training would see at one size what is held out at another."""
+    large = (9, 32, 48)
+    both = [w for number in range(5) for sizes in (WIDE, large) for w in windows(*[(0, WIDE)] * number, (7, sizes))]
+    how = settings(cutting=Cutting(fps=12.0, lengths=(9,), sizes=((16, 24), (32, 48))), holdout=0.3)
+    splits = {}
+    for shard in plan_shards(both, how):
+        for window in shard.windows:
+            splits.setdefault((window.video, window.start), []).append(shard.split)
+    assert len(splits) == 35 and {tuple(found) for found in splits.values()} == {("train",) * 2, ("test",) * 2}
+
+
 def test_a_single_window_is_for_training_and_no_holdout_for_all():
     (shard,) = plan_shards(windows((1, WIDE)), settings(holdout=0.5))
     assert shard.split == "train"

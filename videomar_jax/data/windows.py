@@ -2,8 +2,8 @@
 
 A video of n frames at `fps` gets the greatest of `lengths` that it holds, L, and n div L windows of it. Window k owns
 the frames presented in [t_k, t_k+1), t_k = first + k L / fps; it starts at the first of them and takes L frames 1 / fps
-apart, each the nearest of its own: no frame is in two windows. Frames are scaled to cover the one of `sizes` that is
-nearest to them in aspect ratio, and cropped in the middle.
+apart, each the nearest of its own: no frame is in two windows. Of `sizes` those with the aspect ratio nearest to the
+video's are made, each a clip of its own: frames are scaled to cover the size, and cropped in the middle.
 """
 
 import re
@@ -28,7 +28,7 @@ _EPSILON = 1e-6
 class Cutting:
     """How videos become windows.
 
-    lengths: frames of a window, greatest first.   sizes: pixel (rows, columns), of different aspect ratios.
+    lengths: frames of a window, greatest first.   sizes: pixel (rows, columns).
     windows_per_clip: most windows of one video, evenly spread; 0 for all that it holds.
     """
 
@@ -44,13 +44,8 @@ class Cutting:
             raise ValueError(f"lengths must be different frame counts of at least 1, greatest first: {self.lengths}")
         if not self.sizes or min(min(size) for size in self.sizes) < 1:
             raise ValueError(f"sizes must be pixel rows and columns of at least 1, not {self.sizes}")
-        for i, (height, width) in enumerate(self.sizes):
-            for rows, columns in self.sizes[:i]:
-                if rows * width == height * columns:
-                    raise ValueError(
-                        f"sizes {rows}x{columns} and {height}x{width} have one aspect ratio, so that no clip is nearer "
-                        f"to either; prepare each in a folder of its own"
-                    )
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes name one twice: {self.sizes}")
         if self.windows_per_clip < 0:
             raise ValueError(f"windows_per_clip must be at least 0 (all), not {self.windows_per_clip}")
 
@@ -98,7 +93,8 @@ def find_videos(folder: Path) -> dict[str, int]:
 
 
 def cut_video(folder: Path, video: str, caption: str, cutting: Cutting) -> list[Window]:
-    """The windows of one video, in order. Raises ValueError, naming it, where it is damaged or too short."""
+    """The windows of one video, by size and in order of time. Raises ValueError, naming it, where it is damaged or too
+    short."""
     info = probe(folder / video)
     first, last = float(info.times[0]), float(info.times[-1])
     count = len(grid(first, last, cutting.fps))
@@ -106,13 +102,16 @@ def cut_video(folder: Path, video: str, caption: str, cutting: Cutting) -> list[
     if length is None:
         least = cutting.lengths[-1]
         raise ValueError(f"{folder / video}: {count} frames at {cutting.fps:g} fps, {least} needed")
-    shape = _shape(info, length, cutting.sizes)
-    found = []
+    spans = []
     for k in _chosen(count // length, cutting.windows_per_clip):
         begin, stop = (first + (k + i) * length / cutting.fps for i in (0, 1))
-        if len(own := info.times[(info.times >= begin - _EPSILON) & (info.times <= stop - _EPSILON)]):
-            found.append(Window(video=video, first=first, start=float(own[0]), stop=stop, shape=shape, caption=caption))
-    return found
+        own = info.times[(info.times >= begin - _EPSILON) & (info.times <= stop - _EPSILON)]
+        spans += [(float(own[0]), stop)] if len(own) else []
+    return [
+        Window(video=video, first=first, start=start, stop=stop, shape=shape, caption=caption)
+        for shape in _shapes(info, length, cutting.sizes)
+        for start, stop in spans
+    ]
 
 
 def read_window(folder: Path, window: Window, fps: float) -> UInt8[np.ndarray, "F Hp Wp 3"]:
@@ -127,10 +126,11 @@ def read_window(folder: Path, window: Window, fps: float) -> UInt8[np.ndarray, "
     return np.concatenate([_fitted(to_rgb(frame), shape) for frame in frames])
 
 
-def _shape(info: VideoInfo, length: int, sizes: Sequence[tuple[int, int]]) -> ClipShape:
-    number = nearest_sizes(np.array([info.height]), np.array([info.width]), sizes)[0]
-    height, width = sizes[number]
-    return ClipShape(num_frames=length, height=height, width=width)
+def _shapes(info: VideoInfo, length: int, sizes: Sequence[tuple[int, int]]) -> list[ClipShape]:
+    """The sizes of the aspect ratio that is nearest to the video's."""
+    rows, columns = sizes[nearest_sizes(np.array([info.height]), np.array([info.width]), sizes)[0]]
+    same = [(height, width) for height, width in sizes if height * columns == rows * width]
+    return [ClipShape(num_frames=length, height=height, width=width) for height, width in same]
 
 
 def _chosen(count: int, most: int) -> list[int]:
