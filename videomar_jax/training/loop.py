@@ -11,6 +11,7 @@ With several processes all of them run this loop in step; process 0 alone writes
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,13 +19,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.media import write_png
 from videomar_jax.training.checkpoint import Checkpoints
 from videomar_jax.training.curriculum import Stage
 from videomar_jax.training.logging import Progress, RunLog
-from videomar_jax.training.loss import Batch
+from videomar_jax.training.loss import Batch, truncated_frames
 from videomar_jax.training.meters import Meters, StageClock
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.recipe import Recipe, check_mesh, check_parts
@@ -39,11 +41,11 @@ from videomar_jax.training.sharding import (
     state_shardings,
 )
 from videomar_jax.training.state import Params, TrainState, abstract_model, count_params, init_state
-from videomar_jax.training.step import make_train_step
+from videomar_jax.training.step import make_train_step, token_shape
 from videomar_jax.training.stopping import stop_signals, vote
 from videomar_jax.training.stream import Parts, training_batches
 from videomar_jax.training.validation import Validation
-from videomar_jax.types import UInt8
+from videomar_jax.types import Key, UInt8
 
 _log = logging.getLogger(__name__)
 
@@ -117,10 +119,9 @@ class _Trainer:
     def run(self, initial: Params | None) -> Outcome:
         """From the newest checkpoint, or the beginning, to the end."""
         recipe, run, stack = self.recipe, self.recipe.run, self.stack
-        root = jax.random.key(recipe.seed)
-        self.key = jax.device_put(jax.random.fold_in(root, 1), replicated(self.mesh))
+        beginning, self.key = _keys(recipe.seed, self.mesh)
         graph, shapes = abstract_model(recipe.model)
-        seconds = self._start(jax.random.fold_in(root, 0), initial)
+        seconds = self._start(beginning, initial)
         self.update = make_train_step(
             graph, self.optimizer, recipe.loss, recipe.optimizer, accumulate=run.accumulate, shardings=self.shardings,
             rule=layout_rule(self.mesh, recipe.mesh) if self.mesh.size > 1 else None,
@@ -198,16 +199,24 @@ class _Trainer:
         before = time.monotonic()
         batch = next(stream)
         waited = time.monotonic() - before
-        clips = len(batch.latents) * self.shares
-        batch = self._placed(batch, clips)
+        batch = self._placed(self._cut(batch))
         self.state, metrics = self.update(self.state, batch, self.key)
         self.step += 1
-        tokens = int(np.prod(batch.latents.shape[:4])) // self.recipe.model.patch_size**2
         stop = vote(self.mesh, self.stop.asked)
+        tokens = math.prod(token_shape(batch, self.recipe.model.patch_size))
         self.voted = self.meters.put(self.step, stage.name, tokens, 0.0, waited, metrics, stop)
 
-    def _placed(self, batch: Batch, clips: int) -> Batch:
+    def _cut(self, batch: Batch) -> Batch:
+        """Without the frames after the current one, where the loss has no use for them."""
+        if self.recipe.loss.layout == "full":
+            return batch
+        frames = truncated_frames(self.recipe.seed, self.step, batch.latents.shape[1])
+        return dataclasses.replace(batch, latents=batch.latents[:, :frames])
+
+    def _placed(self, batch: Batch) -> Batch:
+        """This process's share as its part of the global batch."""
         shardings = batch_shardings(batch, self.mesh)
+        clips = len(batch.latents) * self.shares
         if jax.process_count() == 1:
             return jax.device_put(batch, shardings)
         return place(batch, shardings, first_row=self.share * clips // self.shares, rows=clips)
@@ -276,7 +285,17 @@ class _Trainer:
             raise type(error)(f"{error} {left if saved is not None else 'No checkpoint was saved yet.'}") from error
 
 
-def _told(mesh) -> str:
+def _keys(seed: int, mesh: Mesh) -> tuple[Key, Key]:
+    """The keys of the initial parameters and of all steps, on every device."""
+
+    def keys():
+        root = jax.random.key(seed)
+        return jax.random.fold_in(root, 0), jax.random.fold_in(root, 1)
+
+    return jax.jit(keys, out_shardings=replicated(mesh))()
+
+
+def _told(mesh: Mesh) -> str:
     """The mesh in words."""
     axes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
     return f"{mesh.size} devices ({' x '.join(axes)})" if axes else "1 device"

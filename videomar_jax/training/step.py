@@ -14,8 +14,7 @@ import optax
 from flax import nnx
 
 from videomar_jax.models.layout import Rule, laid_out, layout
-from videomar_jax.training import loss as losses
-from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
+from videomar_jax.training.loss import Batch, LossConfig, draw, loss_normaliser, next_frame_loss
 from videomar_jax.training.optimizer import OptimizerConfig, ema_decay
 from videomar_jax.training.state import TrainState
 from videomar_jax.types import Array, Key
@@ -41,12 +40,12 @@ def make_train_step(
         model = nnx.merge(graph, state.params)
         shape = token_shape(batch, model.config.patch_size)
         draws = draw(jax.random.fold_in(key, state.step), model, shape, loss_config)
-        extra = () if accumulate == 1 else (losses.loss_normaliser(draws, shape, loss_config),)
+        normaliser = loss_normaliser(draws, shape, loss_config)
 
         def part(batch, draws):
             def loss_of(params):
                 model = nnx.merge(graph, laid_out("outside", params))
-                return next_frame_loss(model, batch, draws, loss_config, *extra)
+                return next_frame_loss(model, batch, draws, loss_config, normaliser)
 
             with layout(rule):
                 (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
