@@ -72,7 +72,8 @@ def test_every_clip_is_read_as_it_was_written(tmp_path, dtype):
         np.testing.assert_array_equal(got["text"][MASK], put.text.astype(np.float32))
         assert got["text"].shape == (4, 5) and not got["text"][~MASK].any()
         assert got["text_mask"].tolist() == MASK.tolist() and got["caption"] == f"clip {index}"
-        assert source.describe(index)["file"] == f"{index}.mp4" and source.describe(index)["start"] == index / 2
+        assert source.name(index) == str(index) and source.describe(index)["file"] == f"{index}.mp4"
+        assert source.describe(index)["start"] == index / 2
     with pytest.raises(IndexError, match="8 clips"):
         source.read(8, None, LONG)
 

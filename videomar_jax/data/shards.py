@@ -98,6 +98,10 @@ class LatentShards:
         frames = 1 + (shape.num_frames - 1) // self._stride
         return Clip(latents=clip.latents[:frames].astype(np.float32), caption=clip.caption, **_text(clip))
 
+    def name(self, index: int) -> str:
+        """The video, without folder and ending, that clip number `index` is cut from."""
+        return Path(self._clip(index)[1].file).stem
+
     def describe(self, index: int) -> dict[str, Any]:
         """Where a clip comes from: file, start (s), fps, clip (number in the plan), caption, split, file of records."""
         shard, clip = self._clip(index)
