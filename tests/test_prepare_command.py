@@ -77,19 +77,9 @@ def test_a_command_that_is_killed_goes_on_and_makes_the_same_bytes(place, tmp_pa
     assert code == 0, said
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
-    code, said = command(*flags_of(place, tmp_path / "killed", "--fps=24"))
-    assert code == 2 and "cutting.fps was 12.0 and is 24.0" in said and "Traceback" not in said
 
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (["--sizes=20x24"], "5 frames at 20x24: height 20 is not a multiple of the spatial stride 8; nearest: 16"),
-        (["--videos=/nowhere/videos"], "video folder /nowhere/videos does not exist"),
-    ],
-    ids=["size", "videos"],
-)
-def test_a_wrong_flag_ends_in_one_line(place, tmp_path, changes, words):
-    code, said = command(*flags_of(place, tmp_path / "out", *changes))
+def test_a_wrong_flag_ends_in_one_line(place, tmp_path):
+    code, said = command(*flags_of(place, tmp_path / "out", "--sizes=20x24"))
+    words = "5 frames at 20x24: height 20 is not a multiple of the spatial stride 8; nearest: 16 or 24"
     assert code == 2 and words in said and "Traceback" not in said
     assert not list(tmp_path.rglob("*.json"))
