@@ -204,11 +204,11 @@ def place(tree: Any, shardings: Any, *, first_row: int = 0, rows: int | None = N
     first_row, rows: the array holds the rows from `first_row` on of a global one with `rows` rows; None: all of it.
     """
 
-    def one(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    def one(array: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(array)
         shape = array.shape if rows is None else (rows, *array.shape[1:])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...]) -> Any:
             if rows is None:
                 return array[index]
             start, stop, _ = index[0].indices(rows)
