@@ -89,14 +89,17 @@ def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: str = "
     return jnp.concatenate(parts, axis=1)
 
 
-def cached(q: Heads, k: Heads, v: Heads, *, cache: KVCache, visible: Bool[Array, "L"], kernel: str = "auto") -> Heads:
-    """One frame sees the `visible` frames of the cache and itself."""
+def cached(
+    q: Float[Array, "B 1 Q n d"], k: Heads, v: Heads, *, cache: KVCache, visible: Bool[Array, "L"] | None,
+    kernel: str = "auto",
+) -> Float[Array, "B 1 Q n d"]:  # fmt: skip
+    """Queries of one frame see the `visible` frames of the cache (None: all of them) and the frame itself."""
     keys, values = (flat(jnp.concatenate([c.astype(x.dtype), x], axis=1)) for c, x in zip(cache, (k, v), strict=True))
-    own = jnp.ones(q.shape[1] * q.shape[2], bool)
-    mask = jnp.concatenate([jnp.repeat(visible, q.shape[2]), own])[None]
+    mask = None
+    if visible is not None:
+        own = jnp.ones(k.shape[1] * k.shape[2], bool)
+        mask = jnp.concatenate([jnp.repeat(visible, k.shape[2]), own])[None]
     return attend(flat(q), keys, values, key_mask=mask, kernel=kernel).reshape(q.shape)
-
-
 
 
 def qk_norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.RMSNorm:
