@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.media import write_png
+from videomar_jax.models.config import ModelConfig
 from videomar_jax.training.checkpoint import Checkpoints
 from videomar_jax.training.curriculum import Stage
 from videomar_jax.training.logging import Progress, RunLog
@@ -120,7 +121,7 @@ class _Trainer:
         """From the newest checkpoint, or the beginning, to the end."""
         recipe, run, stack = self.recipe, self.recipe.run, self.stack
         beginning, self.key = _keys(recipe.seed, self.mesh)
-        graph, shapes = abstract_model(recipe.model)
+        graph, shapes = abstract_model(_runnable(recipe.model, self.mesh))
         seconds = self._start(beginning, initial)
         self.update = make_train_step(
             graph, self.optimizer, recipe.loss, recipe.optimizer, accumulate=run.accumulate, shardings=self.shardings,
@@ -283,6 +284,12 @@ class _Trainer:
             if isinstance(error, UnicodeError):
                 raise
             raise type(error)(f"{error} {left if saved is not None else 'No checkpoint was saved yet.'}") from error
+
+
+def _runnable(model: ModelConfig, mesh: Mesh) -> ModelConfig:
+    """The model as this mesh can run it: cuDNN's attention takes no frames whose tokens are cut over devices."""
+    cut = mesh.shape["context"] > 1 and model.attention == "auto"
+    return dataclasses.replace(model, attention="xla") if cut else model
 
 
 def _keys(seed: int, mesh: Mesh) -> tuple[Key, Key]:

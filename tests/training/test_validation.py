@@ -1,0 +1,58 @@
+"""The loss on held-out clips: what it is the mean of, and that nothing in it is random."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tiny_run import tiny
+
+from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.sources import ClipShape
+from videomar_jax.experiment import Experiment
+from videomar_jax.training.loss import LossConfig, draw, next_frame_loss
+from videomar_jax.training.sharding import MeshConfig, make_mesh
+from videomar_jax.training.state import abstract_model, init_params
+from videomar_jax.training.stream import Parts, to_batch
+from videomar_jax.training.validation import Validation
+
+SHAPE = ClipShape(num_frames=3, height=16, width=16)
+LOSS = LossConfig(frames="all", draws_per_token=1)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    experiment = Experiment.from_config(tiny())
+    source = experiment.source("train")
+    return Parts(source=source, tokenizer=experiment.tokenizer(source), text_encoder=experiment.text_encoder(),
+                 held_out=experiment.source("test"))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Experiment.from_config(tiny(model=dict(head_zero_init=False))).recipe.model
+
+
+def validation(model, parts, clips=8):
+    return Validation(abstract_model(model)[0], LOSS, parts, make_mesh(MeshConfig(data=1)), shape=SHAPE, clips=clips,
+                      batch_size=4)  # fmt: skip
+
+
+def test_it_is_the_mean_over_the_first_held_out_clips_with_fixed_draws(model, parts):
+    graph, params = abstract_model(model)[0], init_params(model, jax.random.key(1))
+    measure = validation(model, parts)
+    network = nnx.merge(graph, params)
+    losses = []
+    for number in range(2):
+        clips = fixed_clips(parts.held_out, range(4 * number, 4 * number + 4), shape=SHAPE)
+        batch = jax.tree.map(jnp.asarray, to_batch(clips, parts))
+        draws = draw(jax.random.fold_in(jax.random.key(0), number), network, (4, 2, 16), LOSS)
+        losses.append(float(next_frame_loss(network, batch, draws, LOSS)[0]))
+    np.testing.assert_allclose(measure(params), np.mean(losses), rtol=1e-5)
+    assert measure(params) == measure(params), "the draws are not fixed"
+    assert measure(init_params(model, jax.random.key(2))) != measure(params), "the parameters do not matter"
+
+
+def test_fewer_clips_than_a_batch_make_one_batch(model, parts):
+    assert len(validation(model, parts, clips=1)._batches) == 1
+    assert len(validation(model, parts, clips=11)._batches) == 2, "rounded down to whole batches"
