@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.head_zero_init = placeholder(bool)
     config.model.flow_time = placeholder(str)  # uniform | logit_normal
     config.model.regression = placeholder(bool)  # linear read-out of z, for loss.regression_weight
+    config.model.history_levels = placeholder(bool)  # tell the model the noise level of earlier frames
     config.model.dtype = placeholder(str)  # float32 | bfloat16, of matrix products
     config.model.remat = placeholder(str)  # none | full | dots
     config.model.unroll = placeholder(int)  # layers per turn of the layer loop
@@ -86,10 +87,12 @@ def get_config(variant: str = "") -> ConfigDict:
     # The objective (paper, section 3.2)
     config.loss = ConfigDict()
     config.loss.frames = "one"  # one random next frame per clip, the paper's | all next frames at once
+    config.loss.layout = "full"  # one: the whole clip | truncated after the current frame, the same for a batch
     config.loss.normaliser = "mask"  # mask: all hidden tokens, as published | loss_mask: supervised tokens
     config.loss.mask_rate_min = 0.7
     config.loss.text_dropout = 0.1
     config.loss.draws_per_token = 4  # diffusion batch multiplier
+    config.loss.history_noise = 0.0  # largest share of noise in the earlier frames; goes with model.history_levels
     config.loss.regression_weight = 0.0
 
     # The update rule; learning rates stand in the curriculum

@@ -9,7 +9,7 @@ import pytest
 from tiny_model import GRID, tiny_model, tiny_text, tiny_tokens
 
 from videomar_jax.models.attention import KVCache
-from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.models.videomar import History, VideoMAR
 
 EXACT = dict(atol=3e-5, rtol=0)
 """Float32 over two layers, for values about 1."""
@@ -206,3 +206,28 @@ def test_text_of_another_size_is_refused():
         tiny_model().context(text[..., :7], mask)
     with pytest.raises(ValueError, match=r"\(4, 8\).*takes \(5, 8\)"):
         tiny_model().context(text[:, :4], mask[:, :4])
+
+
+# ---- levels of noise in the history
+
+
+@pytest.mark.parametrize("level", [None, (0.3, 0.7)])
+def test_a_finished_frame_carries_its_level_cached_or_not(level):
+    """The last frame's z over a cache of noisy frames is that of one pass in which these are the history."""
+    model, (tokens, mask) = tiny_model(history_levels=True), tiny_tokens()
+    mask = mask & (jnp.arange(3) == 2)[None, :, None]
+    told = None if level is None else jnp.array(level)
+
+    @jax.jit
+    def both(model):
+        context, cache = model.context(*tiny_text()), model.empty_cache(2, 3, 6)
+        for t in range(2):
+            cache = model.remember(tokens[:, t], jnp.asarray(t), context, cache, GRID, level=told)
+        history = History(jnp.zeros(2) if told is None else told, jnp.arange(3)[None] < 2)
+        whole = model(tokens, mask, context, GRID, history=history)
+        untold = model(tokens, mask, context, GRID)
+        return model.frame(tokens[:, 2], mask[:, 2], jnp.asarray(2), context, cache, GRID), whole[:, 2], untold[:, 2]
+
+    cached, whole, untold = both(model)
+    np.testing.assert_allclose(cached, whole, **EXACT)
+    assert np.abs(whole - untold).max() > 1e-2

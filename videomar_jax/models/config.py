@@ -45,6 +45,8 @@ class ModelConfig:
     flow_time: Literal["uniform", "logit_normal"] = "uniform"  # how the flow head draws training times
     # Auxiliary regression of the clean token from z (ours; its weight is the loss's business)
     regression: bool = False
+    # Tell the model how noisy the finished frames are (MAGI 2025); goes with the loss's history noise
+    history_levels: bool = False
     # Computation
     dtype: Literal["float32", "bfloat16"] = "float32"  # matmuls; statistics, softmax and diffusion stay float32
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass computes again
@@ -90,7 +92,8 @@ class ModelConfig:
     def sizes(self) -> dict[str, Any]:
         """The fields that decide which parameters there are, and of what shape."""
         names = ("latent_channels", "patch_size", "width", "depth", "num_heads", "mlp_ratio", "text_tokens",
-                 "text_width", "pooled_text", "head", "head_width", "head_depth", "regression")  # fmt: skip
+                 "text_width", "pooled_text", "head", "head_width", "head_depth", "regression",
+                 "history_levels")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Process(Protocol):
 
     def draw_times(self, key: Key, shape: tuple[int, ...]) -> Array: ...
 
+    def level(self, t: Array) -> Float[Array, "..."]: ...
+
     def noised(self, x_0: Rows, t: Array, eps: Rows) -> Rows: ...
 
     def loss(self, output: Array, x_0: Rows, x_t: Rows, t: Array, eps: Rows) -> Float[Array, "..."]: ...
@@ -159,6 +161,10 @@ class DDPM:
         """Uniform integers 0..steps-1."""
         return jax.random.randint(key, shape, 0, self.steps)
 
+    def level(self, t: Array) -> Float[Array, "..."]:
+        """How far towards pure noise a step is, in [0, 1)."""
+        return t / self.steps
+
     def tables(self, respacing: str | int = "") -> Plan:
         """The float64 tables cast to float32 (and the integer `timestep_map`)."""
         tables = ddpm_tables(kept_steps(respacing, self.steps), cosine_betas(self.steps))
@@ -229,6 +235,10 @@ class Flow:
         if self.time == "logit_normal":
             return jax.nn.sigmoid(jax.random.normal(key, shape))
         return jax.random.uniform(key, shape)
+
+    def level(self, t: Array) -> Float[Array, "..."]:
+        """The time itself."""
+        return t
 
     def noised(self, x_0: Rows, t: Array, eps: Rows) -> Rows:
         """Equation (5)."""

@@ -12,6 +12,8 @@ Three ways to run it, the same weights and the same z:
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +22,11 @@ from flax import nnx
 from videomar_jax.models import attention
 from videomar_jax.models.attention import KVCache, TextKV
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.diffusion_head import DiffusionHead
+from videomar_jax.models.diffusion_head import FEATURES, DiffusionHead, time_features
 from videomar_jax.models.linear import linear
 from videomar_jax.models.patchify import positions
 from videomar_jax.models.rope import PositionScale, rotation
-from videomar_jax.models.transformer import Transformer
+from videomar_jax.models.transformer import Layer, Rows, Transformer
 from videomar_jax.types import Array, Bool, Float, TextFeatures, TextMask, TokenMask, Tokens
 
 Grid = tuple[int, int]
@@ -39,6 +41,13 @@ class Context:
     tokens: Float[Array, "B K D"] | TextKV  # projected features, or their keys and values for every layer
     mask: Bool[Array, "B K"] | None
     pooled: Float[Array, "B D"] | None = None
+
+
+class History(NamedTuple):
+    """Which frames are finished ones that others continue, and the share of noise in them (0: clean)."""
+
+    level: Float[Array, "B"]
+    frames: Bool[Array, "#B T"]
 
 
 class VideoMAR(nnx.Module):
@@ -57,6 +66,8 @@ class VideoMAR(nnx.Module):
             self.pooled_embed = linear(config.width, config.width, config, rngs)
         if config.regression:
             self.regression = linear(config.width, config.token_dim, config, rngs, use_bias=True)
+        if config.history_levels:
+            self.history_embed = linear(FEATURES, config.width, config, rngs, use_bias=True, std=0.0)
 
     # ---- text
 
@@ -87,9 +98,15 @@ class VideoMAR(nnx.Module):
 
     # ---- passes
 
-    def embed(self, tokens: Tokens, mask: TokenMask, context: Context) -> Float[Array, "B T S D"]:
-        """Token projection, hidden tokens replaced by the mask token."""
+    def embed(
+        self, tokens: Tokens, mask: TokenMask, context: Context, history: History | None = None
+    ) -> Float[Array, "B T S D"]:
+        """Token projection, hidden tokens replaced by the mask token; a model with `history_levels` adds to every token
+        of a finished frame the embedding of its noise level."""
         x = jnp.where(mask[..., None], self.mask_token[...], self.z_proj(tokens).astype(jnp.float32))
+        if history is not None and self.config.history_levels:
+            told = self.history_embed(time_features(history.level)).astype(jnp.float32)
+            x = x + jnp.where(history.frames[..., None, None], told[:, None, None, :], 0.0)
         return x if context.pooled is None else x + context.pooled[:, None, None, :]
 
     def rotation(self, frames: Array | int, grid: Grid, scale: PositionScale | None = None):
@@ -101,26 +118,36 @@ class VideoMAR(nnx.Module):
         return functools.partial(function, kernel=self.config.attention, **settings)
 
     def __call__(
-        self, tokens: Tokens, mask: TokenMask, context: Context, grid: Grid, *, causal: bool = True
-    ) -> Float[Array, "B T S D"]:
-        """z of every token, all frames in one pass; `causal=False` lets frames see later ones (ablation only)."""
+        self, tokens: Tokens, mask: TokenMask, context: Context, grid: Grid, *, causal: bool = True,
+        history: History | None = None,
+    ) -> Float[Array, "B T S D"]:  # fmt: skip
+        """z of every token, all frames in one pass; `causal=False` lets frames see later ones (ablation only).
+        `history` tells a model with `history_levels` which frames are finished."""
         mix = self.mix(attention.frame_causal if causal else attention.whole_clip)
         turns = self.rotation(tokens.shape[1], grid)
-        return self.transformer(self.embed(tokens, mask, context), context.tokens, context.mask, turns, mix)[0]
+        x = self.embed(tokens, mask, context, history)
+        return self.transformer(x, context.tokens, context.mask, turns, mix)[0]
 
     def teacher_forced(
-        self, tokens: Tokens, mask: Bool[Array, "B M S"], context: Context, grid: Grid
-    ) -> Float[Array, "B M S D"]:
+        self, tokens: Tokens, mask: Bool[Array, "B M S"], context: Context, grid: Grid, *,
+        earlier: Float[Array, "B T-1 S P"] | None = None, level: Float[Array, "B"] | None = None,
+    ) -> Float[Array, "B M S D"]:  # fmt: skip
         """z of the masked copies of the frames 1..T-1 (of frame 0 for an image), each given clean earlier frames.
 
         Equal to one causal pass for each frame, in a single pass over T-1 clean and M masked frames
         (complete teacher forcing, MAGI 2025). `mask` belongs to the masked copies; M = max(T - 1, 1).
+
+        Args:
+            earlier: the frames 0..T-2 as later frames see them, where noise was added; None: as they are.
+            level: the share of noise in them; None: 0.
         """
         frames = tokens.shape[1]
         clean = frames - 1
         masked = tokens[:, min(clean, 1) :]
         hidden = jnp.concatenate([jnp.zeros_like(mask[:, :clean]), mask], axis=1)
-        x = self.embed(jnp.concatenate([tokens[:, :clean], masked], axis=1), hidden, context)
+        history = _history(level, jnp.arange(hidden.shape[1]) < clean, len(tokens))
+        seen = jnp.concatenate([tokens[:, :clean] if earlier is None else earlier, masked], axis=1)
+        x = self.embed(seen, hidden, context, history)
         numbers = jnp.concatenate([jnp.arange(clean), jnp.arange(min(clean, 1), frames)])
         mix = self.mix(attention.teacher_forcing, clean=clean)
         z, _ = self.transformer(x, context.tokens, context.mask, self.rotation(numbers, grid), mix)
@@ -136,26 +163,51 @@ class VideoMAR(nnx.Module):
 
     def frame(
         self, tokens: Float[Array, "B S P"], mask: Bool[Array, "B S"], number: Array, context: Context, cache: KVCache,
-        grid: Grid, scale: PositionScale | None = None,
-    ) -> Float[Array, "B S D"]:  # fmt: skip
-        """z of frame `number`, given the frames before it in the cache (which is only read)."""
-        return self._frame(tokens, mask, number, context, cache, grid, scale, keep_kv=False)[0]
+        grid: Grid, scale: PositionScale | None = None, *, seen: Bool[Array, "L"] | str = "earlier",
+        rows: Rows | None = None, layers: Sequence[Layer] | None = None,
+    ) -> Float[Array, "B R D"]:  # fmt: skip
+        """z of frame `number`, given the finished frames in the cache (which is only read).
+
+        Args:
+            seen: which places of the cache hold something to see: a mask, "all", or "earlier" for the first `number`.
+            rows: tokens whose z is wanted; None: all S.
+            layers: the transformer's layers with text and cache, cut apart (`Transformer.apart`).
+        """
+        return self._frame(tokens, mask, number, context, cache, grid, scale, seen=seen, rows=rows, layers=layers)[0]
+
+    def finished(
+        self, tokens: Float[Array, "B S P"], number: Array, context: Context, cache: KVCache, grid: Grid,
+        scale: PositionScale | None = None, level: Float[Array, "B"] | None = None, *,
+        seen: Bool[Array, "L"] | str = "earlier",
+    ) -> KVCache:  # fmt: skip
+        """Keys and values of finished frame `number`, [depth, B, 1, S, n, d]: a pass with nothing hidden.
+        `level` is the share of noise in `tokens`, for models with `history_levels`; None: 0. `seen` as in `frame`."""
+        mask = jnp.zeros(tokens.shape[:2], bool)
+        history = _history(level, jnp.ones(1, bool), len(tokens))
+        return self._frame(tokens, mask, number, context, cache, grid, scale, history, keep_kv=True, seen=seen)[1]
 
     def remember(
         self, tokens: Float[Array, "B S P"], number: Array, context: Context, cache: KVCache, grid: Grid,
-        scale: PositionScale | None = None,
+        scale: PositionScale | None = None, level: Float[Array, "B"] | None = None,
     ) -> KVCache:  # fmt: skip
-        """The cache with finished frame `number` added: its keys and values come from a pass with nothing hidden."""
-        mask = jnp.zeros(tokens.shape[:2], bool)
-        _, kv = self._frame(tokens, mask, number, context, cache, grid, scale, keep_kv=True)
+        """The cache with finished frame `number` added in its place; `level` as in `finished`."""
+        kv = self.finished(tokens, number, context, cache, grid, scale, level)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number, axis=2)
         return KVCache(*(put(old, new.astype(old.dtype)) for old, new in zip(cache, kv, strict=True)))
 
-    def _frame(self, tokens, mask, number, context, cache, grid, scale, *, keep_kv):
-        visible = jnp.arange(cache.keys.shape[2]) < number
-        mix = self.mix(attention.cached, visible=visible)
+    def _frame(self, tokens, mask, number, context, cache, grid, scale, history=None, *, keep_kv=False, seen="earlier",
+               rows=None, layers=None):  # fmt: skip
+        if isinstance(seen, str):
+            seen = None if seen == "all" else jnp.arange(cache.keys.shape[2]) < number
+        mix = self.mix(attention.cached, visible=seen)
         place = jnp.asarray(number if self.config.rope_frame_origin == "absolute" else 0)
         turns = self.rotation(place[None], grid, scale)
-        x = self.embed(tokens[:, None], mask[:, None], context)
-        z, kv = self.transformer(x, context.tokens, context.mask, turns, mix, cache=cache, keep_kv=keep_kv)
+        x = self.embed(tokens[:, None], mask[:, None], context, history)
+        z, kv = self.transformer(
+            x, context.tokens, context.mask, turns, mix, cache=cache, keep_kv=keep_kv, rows=rows, layers=layers
+        )
         return z[:, 0], kv
+
+
+def _history(level: Float[Array, "B"] | None, frames: Bool[Array, "T"], clips: int) -> History:
+    return History(jnp.zeros(clips) if level is None else level, frames[None])
