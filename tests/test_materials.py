@@ -1,5 +1,6 @@
 """Each kind of data is opened as the config says; prepared clips and models to begin with bring their own parts."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -111,6 +112,18 @@ def test_prepared_clips_bring_tokenizer_and_text_encoder(shards, pca, caplog):
     told = [record.getMessage() for record in caplog.records]
     assert told == [f"tokenizer: the one of {shards}", f"text encoder: the one of {shards}"]
     assert "latents" in made.source("train").read(0, np.random.default_rng(0), stage_shape(made.final_stage))
+
+
+def test_prepared_clips_must_be_of_the_tokenizer_of_the_model_to_begin_with(shards, pca, tmp_path):
+    data = dict(kind="shards", path=str(shards))
+    for place, tokenizer in (("same", pca), ("other", dataclasses.replace(pca, image=pca.video))):
+        run = model_folder(tmp_path / place, tokenizer)
+        made = experiment(data=data, init_from=str(run))
+        if tokenizer is pca:
+            assert fingerprint(made.tokenizer(made.source("train"))) == fingerprint(pca)
+        else:
+            with pytest.raises(ValueError, match=rf"another tokenizer than those in {shards}.*{run}/model/tokenizer"):
+                made.tokenizer(made.source("train"))
 
 
 def test_prepared_clips_without_features_take_the_configs_text_encoder(tmp_path, pca):

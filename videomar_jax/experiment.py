@@ -12,21 +12,11 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from videomar_jax.data.sources import ClipShape, ClipSource
-from videomar_jax.materials import (
-    DataConfig,
-    TextConfig,
-    TokenizerConfig,
-    at_least_one,
-    check_named,
-    make_text_encoder,
-    make_tokenizer,
-    one_of,
-    open_held_out,
-    open_source,
-)
+from videomar_jax.materials import make_text_encoder, make_tokenizer, open_held_out, open_source
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.diffusion import make_process
 from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sections import DataConfig, TextConfig, TokenizerConfig, at_least_one, check_named, one_of
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.tokenizers.base import grid_shape

@@ -9,10 +9,8 @@ A run that begins with another model's parameters (init_from) takes that model's
 one would mean nothing to it, unless tokenizer.path names one; and its text encoder where text.path names none.
 """
 
-import dataclasses
 import functools
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,120 +27,12 @@ from videomar_jax.data.tfds_clips import TFDSClips
 from videomar_jax.data.videos import VideoFolder
 from videomar_jax.parts import open_text_encoder, open_tokenizer
 from videomar_jax.pretrained import run_folder
+from videomar_jax.sections import DataConfig, TextConfig, TokenizerConfig
 from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder, load_text_encoder
 from videomar_jax.tokenizers import PCATokenizer, Tokenizer, load_tokenizer, to_video
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
+from videomar_jax.tokenizers.base import fingerprint
 
 _log = logging.getLogger(__name__)
-
-
-def one_of(name: str, value: Any, choices: tuple) -> None:
-    """Raises a ValueError for a value that is none of these."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it may be one of {', '.join(map(repr, choices))}.")
-
-
-def at_least_one(section: str, config: Any, *fields: str) -> None:
-    """Raises a ValueError for the first of these fields that is less."""
-    for field in fields:
-        if getattr(config, field) < 1:
-            raise ValueError(f"{section}.{field} must be at least 1, not {getattr(config, field)}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where clips come from."""
-
-    kind: str
-    path: str
-    captions: str
-    fps: float
-    holdout: float
-    split: str
-    held_out: str
-    video_key: str
-    caption_key: str
-    data_dir: str
-    length: int
-    threads: int
-
-    def __post_init__(self):
-        one_of("data.kind", self.kind, ("shapes", "videos", "shards", "tfds"))
-        at_least_one("data", self, "length")
-        wanted = {"videos": "the folder of clips", "shards": "the folder of prepared clips", "tfds": "the dataset"}
-        if self.kind in wanted and not self.path:
-            place = "NAME" if self.kind == "tfds" else "DIR"
-            raise ValueError(f"data.kind is {self.kind!r}: name {wanted[self.kind]} with --config.data.path={place}.")
-        if not 0 < self.holdout < 1:
-            raise ValueError(f"data.holdout must lie between 0 and 1, not {self.holdout}: it is what is measured on.")
-        if self.kind == "tfds" and not self.held_out and "[" in self.split:
-            raise ValueError(
-                f"data.split {self.split!r} is a part of a split already: name the part to measure on with "
-                f"--config.data.held_out=SPLIT."
-            )
-
-    def tfds_split(self, split: str) -> str:
-        """The TFDS split for "train" or "test": what `held_out` names, or the last `holdout` of `split`."""
-        if self.held_out:
-            return self.split if split == "train" else self.held_out
-        first = min(max(round(100 * (1 - self.holdout)), 1), 99)
-        return f"{self.split}[:{first}%]" if split == "train" else f"{self.split}[{first}%:]"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Video to latents."""
-
-    kind: str
-    path: str
-    scale: float
-    patch: int
-    temporal_stride: int
-    channels: int
-    patches: str
-    whitening: float
-    fit_clips: int
-
-    def __post_init__(self):
-        one_of("tokenizer.kind", self.kind, ("pca", "cosmos"))
-        if not self.scale > 0:
-            raise ValueError(f"tokenizer.scale must be positive, not {self.scale}.")
-        at_least_one("tokenizer", self, "patch", "temporal_stride", "channels", "fit_clips")
-
-    def strides(self) -> tuple[int, int] | None:
-        """(temporal, spatial) stride, where they are known before the tokenizer is opened."""
-        if self.kind == "pca":
-            return self.temporal_stride, self.patch
-        release, _, place = self.path.rpartition("@")
-        found = re.search(r"CV\d+x\d+x\d+", release or place)
-        config = CosmosConfig.release(found[0]) if found else None
-        return (config.temporal_stride, config.spatial_stride) if config else None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """Captions to features."""
-
-    kind: str
-    path: str
-    system_text_file: str
-    padding_side: str
-    tokens: int
-    width: int
-
-    def __post_init__(self):
-        one_of("text.kind", self.kind, ("hashed", "qwen2"))
-        at_least_one("text", self, "tokens", "width")
-
-
-def check_named(data: DataConfig, tokenizer: TokenizerConfig, text: TextConfig, init_from: str) -> None:
-    """Raises a ValueError for a tokenizer or text encoder that neither the config nor another model names."""
-    if init_from or data.kind == "shards":
-        return
-    if tokenizer.kind == "cosmos" and not tokenizer.path:
-        raise ValueError("tokenizer.kind is 'cosmos': name its weights with --config.tokenizer.path=PLACE.")
-    if text.kind == "qwen2" and not text.path:
-        raise ValueError("text.kind is 'qwen2': name its folder with --config.text.path=PLACE.")
 
 
 # Clips
@@ -204,11 +94,14 @@ def make_tokenizer(
     dtype: a Cosmos tokenizer computes in it. source, shape, seed: the clips that PCA is fitted on.
 
     Raises:
-        ValueError: the model to begin with has another kind of tokenizer than the config.
+        ValueError: the model to begin with has another tokenizer than the config or the prepared clips.
         FileNotFoundError: a file is missing.
     """
     if data.kind == "shards":
-        return _take("tokenizer", load_tokenizer, Path(data.path))
+        tokenizer = _take("tokenizer", load_tokenizer, Path(data.path))
+        if init_from:
+            _check_same(tokenizer, Path(data.path), run_folder(init_from))
+        return tokenizer
     if init_from and not (config.kind == "cosmos" and config.path):
         return _inherited(config, run_folder(init_from))
     if config.kind == "cosmos":
@@ -255,6 +148,21 @@ def _inherited(config: TokenizerConfig, folder: Path) -> Tokenizer:
             f"init_from: the tokenizer of {folder} is another one than the config's ({', '.join(differ)})."
         )
     return tokenizer
+
+
+def _check_same(tokenizer: Tokenizer, shards: Path, folder: Path) -> None:
+    """Raises a ValueError where prepared clips are of another tokenizer than the model in `folder` was trained with."""
+
+    def what(one: Tokenizer) -> tuple:
+        sizes = one.temporal_stride, one.spatial_stride, one.channels
+        # A published network is the same in any dtype; a fitted one is told by its arrays.
+        return (one.kind, *sizes, one.scale if one.kind == "cosmos" else fingerprint(one))
+
+    if what(tokenizer) != what(load_tokenizer(folder / "model" / "tokenizer")):
+        raise ValueError(
+            f"init_from: the model in {folder} was trained on latents of another tokenizer than those in {shards}: "
+            f"prepare the clips with its own, {folder / 'model' / 'tokenizer'}."
+        )
 
 
 def _fitted(config: TokenizerConfig, source: ClipSource, shape: ClipShape, seed: int) -> Tokenizer:

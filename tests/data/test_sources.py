@@ -10,6 +10,7 @@ from videomar_jax.data.sources import (
     SizedSource,
     check_index,
     clips_for,
+    name_of,
     nearest_sizes,
 )
 
@@ -55,6 +56,9 @@ class Prepared:
         check_index(index, 6)
         return {"latents": np.full((2, 4, 4, 1), index, np.float16), "caption": f"{index}"}
 
+    def name(self, index):
+        return f"film {index // 2}"
+
     def fits(self, shape, sizes):
         return np.arange(0 if shape.height == shape.width else 1, 6, 2)
 
@@ -83,6 +87,7 @@ def test_a_part_is_a_source_of_its_own():
     rng = np.random.default_rng(0)
     assert [part.read(i, rng, SQUARE)["caption"] for i in range(3)] == ["5", "2", "4"]
     assert part.fits(SQUARE, ((16, 16), (16, 32))).tolist() == [1, 2]
+    assert [name_of(part, i) for i in range(3)] == ["film 2", "film 1", "film 2"]
     for index in (-1, 3):
         with pytest.raises(IndexError):
             part.read(index, rng, SQUARE)
@@ -97,4 +102,7 @@ def test_decoded_clips_have_their_video():
     source = Decoded(Prepared(), decode)
     clip = source.read(3, np.random.default_rng(0), SQUARE)
     assert (clip["video"] == 3).all() and clip["caption"] == "3" and "latents" in clip
+    assert name_of(source, 3) == "film 1"
+    shapes = Shapes(seed=0, length=5, split="train", bounce=True)
+    assert name_of(shapes, 3) == name_of(Part(shapes, [3]), 0) == ""
     assert len(source) == 6 and source.fps == 4.0 and source.fits(SQUARE, ((16, 16),)).tolist() == [0, 2, 4]

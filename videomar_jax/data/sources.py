@@ -13,7 +13,8 @@ The clip depends on the arguments and the source's own settings only: the same c
 thread, in any order. Whatever is drawn at random comes from `rng`; a source that cuts nothing at random ignores it.
 
 A source that knows how long and wide its clips are says which of them a shape is for (`SizedSource.fits`), so that
-each is cut to the size that is nearest to its own aspect ratio. Without it every clip is for every shape.
+each is cut to the size that is nearest to its own aspect ratio. Without it every clip is for every shape. One whose
+clips come from files has `name(index) -> str`, what reports call the file (`name_of`).
 """
 
 from collections.abc import Callable, Sequence
@@ -89,6 +90,11 @@ def clips_for(source: ClipSource, shape: ClipShape, sizes: Sizes) -> Int[np.ndar
     return np.arange(len(source))
 
 
+def name_of(source: ClipSource, index: int) -> str:
+    """What clip number `index` is cut from, as the source calls it; "" where it has no names."""
+    return source.name(index) if hasattr(source, "name") else ""
+
+
 def nearest_sizes(
     rows: Int[np.ndarray, "clips"], columns: Int[np.ndarray, "clips"], sizes: Sizes
 ) -> Int[np.ndarray, "clips"]:
@@ -117,6 +123,10 @@ class Part:
         check_index(index, len(self))
         return self._source.read(int(self._indices[index]), rng, shape)
 
+    def name(self, index: int) -> str:
+        """As the whole source calls it."""
+        return name_of(self._source, int(self._indices[index]))
+
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """The clips of this part that the source says are for `shape`."""
         return np.flatnonzero(np.isin(self._indices, clips_for(self._source, shape, sizes)))
@@ -139,6 +149,10 @@ class Decoded:
         """The source's clip with its `video`."""
         clip = self._source.read(index, rng, shape)
         return clip if "video" in clip else Clip(**clip, video=self._decode(clip["latents"]))
+
+    def name(self, index: int) -> str:
+        """As the source calls it."""
+        return name_of(self._source, index)
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """As the source says."""
