@@ -139,14 +139,23 @@ def get_config(variant: str = "") -> ConfigDict:
     # How videos are drawn, in training and by default afterwards (paper, section 3.3)
     config.sampling = ConfigDict()
     config.sampling.steps = 64  # reveal steps of a frame
-    config.sampling.head_steps = "100"  # diffusion steps of the head
+    config.sampling.head_steps = "100"  # diffusion steps of the head; "A-B" goes from A to B as tokens appear
+    config.sampling.head_solver = "euler"  # euler | heun, of the flow head
     config.sampling.guidance = 3.0
     config.sampling.guidance_schedule = "linear"  # linear | constant
+    config.sampling.guidance_interval = (0.0, 1.0)  # share of the reveal steps, from and to, that are guided
     config.sampling.temperature = 1.0
     config.sampling.temperature_law = "constant"  # constant | paper | linear
     config.sampling.clip = 2.0  # largest latent value; 0: tokens are left as drawn
     config.sampling.clip_first = False
     config.sampling.token_dtype = "float32"  # float32 | bfloat16, which drawn tokens are rounded to
+    config.sampling.dtype = "model"  # model | float32 | bfloat16, of the transformer's matrix products
+    config.sampling.head_dtype = "float32"  # model | float32 | bfloat16, of the head's
+    config.sampling.window = placeholder(int)  # finished frames that are kept and seen; None: all
+    config.sampling.keep_first = True  # with a window: frame 0 stays
+    config.sampling.positions = "absolute"  # absolute | shifted, of a frame 0 that stays
+    config.sampling.position_scaling = "none"  # none | interpolate | ntk, rows and columns beyond the trained grid
+    config.sampling.frame_scaling = "none"  # none | interpolate | ntk, frames beyond the trained length
 
     # What is measured at the end
     config.evaluation = ConfigDict()

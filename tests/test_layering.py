@@ -24,7 +24,8 @@ MAY_IMPORT = {  # parts of the package, by the importing module's prefix
     "training.recipe": ("types", "models", "training", "tokenizers", "text_encoders"),
     "training.validation": ("types", "models", "training", "data"),
     "sampling": ("types", "models", "sampling", "tokenizers", "text_encoders"),
-    "sampling.schedules": (),
+    "sampling.config": (),
+    "sampling.schedules": ("sampling.config",),
     "sampling.decode": ("types", "models", "sampling"),
     "tokenizers": ("types", "tokenizers"),
     "text_encoders": ("types", "text_encoders"),
@@ -39,6 +40,7 @@ MAY_IMPORT = {  # parts of the package, by the importing module's prefix
 
 NEVER = {  # libraries that a part must do without
     "models": ("os", "pathlib", "io", "json", "shutil", "tempfile", "orbax", "ml_collections", "absl", "jax.sharding"),
+    "sampling.config": ("jax", "flax"),
     "sampling.schedules": ("jax", "flax"),
     "data": ("jax", "flax", "torch"),
     "evaluation": ("orbax", "ml_collections", "grain"),

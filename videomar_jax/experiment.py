@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from videomar_jax.data.sources import ClipShape, ClipSource
 from videomar_jax.materials import make_text_encoder, make_tokenizer, open_held_out, open_source
 from videomar_jax.models.config import PRESETS, ModelConfig
-from videomar_jax.models.diffusion import make_process
+from videomar_jax.sampling.head_plan import head_plan
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.sections import DataConfig, TextConfig, TokenizerConfig, at_least_one, check_named, one_of
 from videomar_jax.text_encoders import TextEncoder
@@ -85,7 +85,7 @@ class Experiment:
         )
         check_named(experiment.data, experiment.tokenizer_config, experiment.text, recipe.init_from)
         experiment._check_stages()
-        make_process(recipe.model).plan(experiment.sampling.head_steps)  # told now, not at the first preview
+        head_plan(recipe.model, experiment.sampling)  # steps that the head cannot take are told now
         return experiment
 
     def _check_stages(self) -> None:

@@ -210,10 +210,10 @@ def test_a_scale_of_one_gives_the_same_video(made):
 
 
 def test_values_do_not_recompile(made):
-    programs = decode._scan_frames._cache_size(), decode.start_decoding._cache_size()
+    programs = decode._one_frame._cache_size(), decode.start_decoding._cache_size()
     for change in ({"guidance": 5.0}, {"temperature": 0.5}, {"clip": 0.3}, {"guidance_schedule": "constant"}):
         assert np.abs(make(**change)[0] - made[0]).max() > 1e-3, f"{change} has no effect"
-    assert (decode._scan_frames._cache_size(), decode.start_decoding._cache_size()) == programs
+    assert (decode._one_frame._cache_size(), decode.start_decoding._cache_size()) == programs
 
 
 def test_clipping_starts_with_the_second_generated_frame(made):

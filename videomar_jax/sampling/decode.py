@@ -1,13 +1,12 @@
 """Generation: frame after frame, inside a frame many tokens at a time (paper, section 3.3).
 
-    for each frame t:                                   scan in `generate`, host loop in `generate_frames`
+    for each frame t:                                   host loop; one compiled program a frame
         remember frame t - 1: one pass, its keys and values join the cache
-        for each reveal step:                           scan in `generate_frame`
-            z = model.frame(tokens, mask, cache)        with text, and without for guidance
-            draw the tokens that this step reveals from the diffusion head given z       (scan over head steps)
+        draw frame t                                    (`sampling.frame`)
 
-All shapes are static: a step draws at most K tokens, the surplus is dropped. Schedules are arrays, so another guidance,
-temperature or clip value runs the same program. Noise is indexed by token position, each position being drawn once.
+`generate_frames` yields each frame as soon as it is begun to be computed; `generate` is all of them. Schedules are
+arrays, so another guidance, temperature or clip value runs the same program; so do another seed, image or prompt, and
+every frame that sees as much of the cache.
 """
 
 import dataclasses
@@ -20,47 +19,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomar_jax.models.attention import KVCache
-from videomar_jax.models.diffusion import Plan, make_process, needs_step_noise
-from videomar_jax.models.masking import ranks
+from videomar_jax.models.diffusion import make_process, needs_step_noise
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import Context, VideoMAR
-from videomar_jax.sampling.schedules import RevealPlan, SamplingConfig, clip_bounds, reveal_plan, temperatures
-from videomar_jax.types import Array, Bool, Float, Int, Latents, TextFeatures, TextMask
+from videomar_jax.sampling.draws import FrameDraws, draw_frame
+from videomar_jax.sampling.extrapolate import cache_length, held, place_of, position_scale, shift_first
+from videomar_jax.sampling.frame import FrameProgram, FrameSettings, FrameTrace, Levers, Seen, generate_frame
+from videomar_jax.sampling.head import FastHead, draw_tokens, fast_head
+from videomar_jax.sampling.head_plan import HeadPlan, evaluations, head_plan
+from videomar_jax.sampling.memory import check_memory, free_bytes
+from videomar_jax.sampling.placement import Placement, placed, placement, ways
+from videomar_jax.sampling.precision import for_sampling
+from videomar_jax.sampling.schedules import (
+    RevealPlan,
+    SamplingConfig,
+    clip_bounds,
+    count_sizes,
+    head_step_names,
+    reveal_plan,
+    temperatures,
+)
+from videomar_jax.types import Array, Float, Latents, TextFeatures, TextMask
 
-
-class FrameDraws(NamedTuple):
-    """Every random choice of one frame, by token position; N head steps (none for the flow head)."""
-
-    order: Int[Array, "B S"]
-    noise: Float[Array, "B S P"]
-    step_noise: Float[Array, "N B S P"]
-
-
-class FrameSettings(NamedTuple):
-    """The values of one generated frame; none of them changes the compiled program."""
-
-    number: Array  # int, the frame's place in the video
-    temperature: Array
-    bound: Array  # tokens are clipped to [-bound, bound]
-
-
-class FrameTrace(NamedTuple):
-    """What happened at each reveal step, for comparison with recorded runs."""
-
-    z: Float[Array, "I G S D"]  # G = 2B with guidance, B without
-    tokens: Float[Array, "I B S P"]
-    hidden: Bool[Array, "I B S"]  # before the step
+__all__ = ["FrameDraws", "FrameTrace", "Levers", "draw_frame", "draw_tokens", "generate", "generate_frames"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
     """What the compiled program depends on, beside the shapes of its arguments."""
 
-    grid: tuple[int, int]  # (H, W)
-    max_count: int  # K, the largest number of tokens in a reveal step
-    token_dtype: str = "float32"  # drawn tokens are rounded to it
-    trace: bool = False  # also return what happened at every reveal step
+    frame: FrameProgram
+    length: int  # places of the cache
+    prefix: int  # places of the cache that this frame looks at
+    full: bool  # all of these hold a frame, so that none is masked
+    keep_first: bool
+    shifted: bool
+    placement: Placement
 
 
 class DecodeState(NamedTuple):
@@ -70,151 +65,158 @@ class DecodeState(NamedTuple):
     last: Float[Array, "B S P"]
 
 
-def draw_frame(keys: Array, number: Array, tokens: int, width: int, head_steps: int) -> FrameDraws:
-    """The draws of frame `number`; sample i uses `keys[i]` alone, so its video does not depend on its batch."""
-
-    def one(key):
-        order, start, steps = jax.random.split(jax.random.fold_in(key, number), 3)
-        step_noise = jax.random.normal(steps, (head_steps, tokens, width))
-        return FrameDraws(jax.random.permutation(order, tokens), jax.random.normal(start, (tokens, width)), step_noise)
-
-    draws = jax.vmap(one)(keys)
-    return draws._replace(step_noise=jnp.moveaxis(draws.step_noise, 0, 1))
-
-
-def draw_tokens(model: VideoMAR, z: Float[Array, "G k D"], noise: Float[Array, "B k P"],
-                step_noise: Float[Array, "N B k P"], head_plan: Plan, guidance: Array, temperature: Array,
-                ) -> Float[Array, "B k P"]:  # fmt: skip
-    """Draws tokens given z by running the head's diffusion backwards; with guidance z has 2B rows, text first."""
-    process, batch = make_process(model.config), len(noise)
-    condition = model.head.condition(z)
-    guided = len(z) == 2 * batch
-
-    def head_step(x, step):
-        plan, injected = step
-        rows = jnp.concatenate([x, x]) if guided else x
-        output = model.head.denoise(rows, plan["time"], condition)
-        null = output[batch:] if guided else None
-        return process.advance(x, output[:batch], null, plan, injected, guidance, temperature), None
-
-    injected = step_noise if needs_step_noise(process) else None
-    with jax.named_scope("diffusion_head"):
-        return jax.lax.scan(head_step, process.start(noise, temperature), (head_plan, injected))[0]
-
-
-def generate_frame(
-    model: VideoMAR, context: Context, cache: KVCache, settings: FrameSettings, draws: FrameDraws, plan: RevealPlan,
-    head_plan: Plan, program: Program, scale: PositionScale | None = None,
-) -> tuple[Float[Array, "B S P"], FrameTrace | None]:  # fmt: skip
-    """Draws all tokens of one frame. `context` and `cache` have 2B rows (text, then null context) with guidance.
-
-    Args:
-        plan: what each step reveals.
-        head_plan: the diffusion steps of the head.
-    """
-    batch, num_tokens, _ = draws.noise.shape
-    doubled = cache.keys.shape[1] // batch
-    place = ranks(draws.order)
-    padded = jnp.pad(draws.order, ((0, 0), (0, program.max_count)), constant_values=num_tokens)
-    row = jnp.arange(batch)[:, None]
-
-    def reveal(tokens, step: RevealPlan):
-        hidden = place >= step.start
-        rows, mask = jnp.tile(tokens, (doubled, 1, 1)), jnp.tile(hidden, (doubled, 1))
-        z = model.frame(rows, mask, settings.number, context, cache, program.grid, scale)
-        chosen = jax.lax.dynamic_slice_in_dim(padded, step.start, program.max_count, axis=1)
-        chosen = jnp.where(jnp.arange(program.max_count) < step.count, chosen, num_tokens)  # surplus: past the end
-        z_chosen = jnp.take_along_axis(z, jnp.tile(chosen, (doubled, 1))[..., None], axis=1, mode="clip")
-        noise = jnp.take_along_axis(draws.noise, chosen[..., None], axis=1, mode="clip")
-        injected = jnp.take_along_axis(draws.step_noise, chosen[None, ..., None], axis=2, mode="clip")
-        new = draw_tokens(model, z_chosen, noise, injected, head_plan, step.guidance, settings.temperature)
-        new = jnp.clip(new, -settings.bound, settings.bound).astype(program.token_dtype).astype(new.dtype)
-        tokens = tokens.at[row, chosen].set(new, mode="drop")
-        return tokens, FrameTrace(z, tokens, hidden) if program.trace else None
-
-    return jax.lax.scan(reveal, jnp.zeros_like(draws.noise), plan)
-
-
 class Decoder(NamedTuple):
     """The arrays that all frames share."""
 
     context: Context
-    keys: Array  # one per sample
+    head: FastHead
+    keys: Array | None  # one per sample
     plan: RevealPlan
-    head_plan: Plan
+    head_plan: HeadPlan
 
 
-@functools.partial(jax.jit, static_argnames=("frames", "guided", "grid"))
+@functools.partial(jax.jit, static_argnames=("guided", "program"))
 def start_decoding(
-    model: VideoMAR, given: Float[Array, "B G S P"], text: TextFeatures, text_mask: TextMask,
-    scale: PositionScale | None, *, frames: int, guided: bool, grid: tuple[int, int],
-) -> tuple[Context, DecodeState]:  # fmt: skip
-    """Text keys and values, and a cache that holds all given frames but the last (which the first step remembers)."""
+    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, plan: HeadPlan,
+    scale: PositionScale | None, *, guided: bool, program: Program,
+) -> tuple[Context, FastHead, HeadPlan, DecodeState]:  # fmt: skip
+    """What is computed once for a video: the text's keys and values, the head's weights and times, and a cache that
+    holds all given frames but the last (which the first step remembers)."""
+    given = patchify(given, model.config.patch_size)
     batch, num_given, tokens, _ = given.shape
     if guided:
         text, text_mask = jnp.tile(text, (2, 1, 1)), jnp.tile(text_mask, (2, 1))
     rows = len(text)
     context = model.with_keys_values(model.context(text, text_mask, jnp.arange(rows) >= batch))
-    cache = model.empty_cache(rows, frames, tokens)
-    for number in range(num_given - 1):
-        seen = jnp.tile(given[:, number], (rows // batch, 1, 1))
-        cache = model.remember(seen, jnp.asarray(number), context, cache, grid, scale)
-    return context, DecodeState(cache, given[:, -1])
+    cache, last = placed(program.placement, model.empty_cache(rows, program.length, tokens), given[:, -1])
+
+    def remember(number, cache):
+        frame = jax.lax.dynamic_index_in_dim(given, number, axis=1, keepdims=False)
+        return _remember(model, context, cache, frame, number, scale, program)
+
+    cache = jax.lax.fori_loop(0, num_given - 1, remember, cache) if num_given > 1 else cache
+    times = model.head.time_embedding(plan.steps["time"])
+    plan = plan._replace(steps=plan.steps | {"embedding": times})
+    return context, fast_head(model.head), plan, DecodeState(cache, last)
+
+
+def _view(model, cache, number, scale, program) -> KVCache:
+    """What frame `number` looks at of the cache."""
+    view = KVCache(*(part[:, :, : program.prefix] for part in cache))
+    if not program.shifted:
+        return view
+    return shift_first(view, jnp.maximum(number - program.length, 0), model.config, scale)
+
+
+def _remember(model, context, cache, tokens, number, scale, program) -> KVCache:
+    """The cache with finished frame `number` in its place."""
+    tokens = jnp.tile(tokens, (cache.keys.shape[1] // len(tokens), 1, 1))
+    seen = held(number, program.length, program.keep_first)[: program.prefix] >= 0
+    view = _view(model, cache, number, scale, program)
+    kv = model.finished(tokens, number, context, view, program.frame.grid, scale, seen=seen)
+    place = place_of(number, program.length, program.keep_first)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=2)
+    return KVCache(*(put(old, new.astype(old.dtype)) for old, new in zip(cache, kv, strict=True)))
 
 
 def next_frame(model: VideoMAR, decoder: Decoder, state: DecodeState, settings: FrameSettings,
                draws: FrameDraws | None, scale: PositionScale | None, program: Program):  # fmt: skip
-    """Remembers the last frame, then draws the next one."""
-    batch, tokens, width = state.last.shape
-    last = jnp.tile(state.last, (state.cache.keys.shape[1] // batch, 1, 1))
-    cache = model.remember(last, settings.number - 1, decoder.context, state.cache, program.grid, scale)
+    """Remembers the last frame, then draws the next one; returns it as latents too, and the trace."""
+    _, tokens, width = state.last.shape
+    number = settings.number
+    cache = _remember(model, decoder.context, state.cache, state.last, number - 1, scale, program)
     if draws is None:
-        noisy_steps = len(decoder.head_plan["time"]) if needs_step_noise(make_process(model.config)) else 0
-        draws = draw_frame(decoder.keys, settings.number, tokens, width, noisy_steps)
+        noisy = evaluations(decoder.head_plan) if needs_step_noise(make_process(model.config)) else 0
+        draws = draw_frame(decoder.keys, number, tokens, width, noisy)
+    places = "all" if program.full else held(number, program.length, program.keep_first)[: program.prefix] >= 0
+    seen = Seen(_view(model, cache, number, scale, program), places)
     new, steps = generate_frame(
-        model, decoder.context, cache, settings, draws, decoder.plan, decoder.head_plan, program, scale
-    )
-    return DecodeState(cache, new), steps
-
-
-@functools.partial(jax.jit, static_argnames="program")
-def _scan_frames(model, decoder, state, settings, draws, scale, program):
-    def body(state, frame):
-        state, steps = next_frame(model, decoder, state, *frame, scale, program)
-        return state, (state.last, steps)
-
-    _, (tokens, steps) = jax.lax.scan(body, state, (settings, draws))
-    return jnp.moveaxis(tokens, 0, 1), steps
+        model, decoder.head, decoder.context, seen, settings, draws, decoder.plan, decoder.head_plan, program.frame,
+        scale,
+    )  # fmt: skip
+    state = DecodeState(*placed(program.placement, cache, new))
+    return state, unpatchify(new[:, None], program.frame.grid, model.config.patch_size)[:, 0], steps
 
 
 _one_frame = jax.jit(next_frame, static_argnames="program", donate_argnames="state")
 
 
-def _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trace=False):
+def _prefix(number: int, length: int, levels: int) -> tuple[int, bool]:
+    """(places that frame `number` looks at, whether all of them hold a frame), for so many compiled lengths."""
+    if levels == 1:
+        return length, False
+    stored, step = min(number, length), -(-length // levels)
+    prefix = min(length, -(-stored // step) * step)
+    return prefix, prefix == stored
+
+
+class _Video(NamedTuple):
+    """A request, ready to be drawn frame by frame."""
+
+    model: VideoMAR
+    decoder: Decoder
+    state: DecodeState
+    settings: FrameSettings  # of all generated frames
+    scale: PositionScale | None
+    program: Program
+    levels: int
+
+
+def _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trained, levers, trace=False) -> _Video:
     """Checks the request and builds everything that does not change from frame to frame."""
+    model = for_sampling(model, config)
     num_given, size = given.shape[1], model.config.patch_size
     if not 1 <= num_given < num_frames:
         raise ValueError(f"Cannot make {num_frames} latent frames from {num_given} given ones; ask for more.")
+    if given.shape[2] % size or given.shape[3] % size:
+        raise ValueError(f"Latents of {given.shape[2]}x{given.shape[3]} cannot be cut into patches of {size}x{size}.")
     grid = (given.shape[2] // size, given.shape[3] // size)
-    head_plan = make_process(model.config).plan(config.head_steps)
-    plan = reveal_plan(grid[0] * grid[1], config)
-    tokens = patchify(given, size)
-    context, state = start_decoding(
-        model, tokens, text, text_mask, scale, frames=num_frames - 1, guided=config.guided, grid=grid
-    )
+    tokens = grid[0] * grid[1]
+    plan = reveal_plan(tokens, config)
+    heads = head_plan(model.config, config, head_step_names(config.head_steps, len(plan.count)))
+    scale = position_scale(config, (num_frames, *grid), trained) if scale is None else scale
+    levers = Levers.for_work(model.config, tokens, len(plan.count)) if levers is None else levers
+    length = cache_length(config, num_frames - 1)
+    place = placement(model, model.config, given, tokens)
+    check_memory(model.config, config, batch=len(given), frames=num_frames, grid=grid, free=free_bytes(),
+                 ways=ways(place))  # fmt: skip
+    frame = FrameProgram(
+        grid=grid, sizes=count_sizes(plan.count, levers.sizes), token_dtype=config.token_dtype, trace=trace,
+        branches=tuple(sorted({bool(g) for g in plan.guided}, reverse=True)), levers=levers,
+    )  # fmt: skip
+    keep_first = config.keep_first and config.window is not None
+    shifted = config.positions == "shifted" and keep_first and model.config.rope_frame_origin == "absolute"
+    program = Program(frame=frame, length=length, prefix=length, full=False, keep_first=keep_first, shifted=shifted,
+                      placement=place)  # fmt: skip
+    context, head, heads, state = start_decoding(model, given, text, text_mask, heads, scale, guided=config.guided,
+                                                 program=program)  # fmt: skip
     generated = num_frames - num_given
     numbers = np.arange(num_given, num_frames, dtype=np.int32)
     settings = FrameSettings(numbers, temperatures(generated, config), clip_bounds(generated, config))
-    program = Program(grid=grid, max_count=int(plan.count.max()), token_dtype=config.token_dtype, trace=trace)
-    return Decoder(context, keys, plan, head_plan), state, settings, program
+    return _Video(model, Decoder(context, head, keys, plan, heads), state, settings, scale, program, levers.prefixes)
+
+
+def _drawn(video: _Video, draws: FrameDraws | None = None) -> Iterator[tuple[Array, FrameTrace | None]]:
+    """Latents and trace of each new frame."""
+    state = video.state
+    video = video._replace(state=None)  # donated, and not to be held twice
+    for i, number in enumerate(video.settings.number):
+        prefix, full = _prefix(int(number), video.program.length, video.levels)
+        program = dataclasses.replace(video.program, prefix=prefix, full=full)
+        settings, now = jax.tree.map(lambda x, i=i: x[i], (video.settings, draws))
+        state, latents, steps = _one_frame(video.model, video.decoder, state, settings, now, video.scale, program)
+        yield latents, steps
 
 
 def generate(
     model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
     config: SamplingConfig, keys: Array | None = None, draws: FrameDraws | None = None,
-    scale: PositionScale | None = None, trace: bool = False,
+    scale: PositionScale | None = None, trained: tuple[int, int, int] | None = None, levers: Levers | None = None,
+    trace: bool = False,
 ) -> Latents | tuple[Latents, FrameTrace]:  # fmt: skip
-    """Continues videos: `given` latent frames come back untouched, the rest is drawn. One program for the whole video.
+    """Continues videos: `given` latent frames come back untouched, the rest is drawn.
+
+    Where the model's parameters or `given` are spread over a mesh of devices, so is the work.
 
     Args:
         given: [B, G, h, w, C] scaled latents of the conditioning frames; G = 1 is image to video.
@@ -222,25 +224,29 @@ def generate(
         num_frames: latent frames in all, more than G.
         keys: one random key for each sample, `jax.random.split(key, B)`; sample i depends on keys[i] only.
         draws: recorded draws instead of keys, each with a leading axis of generated frames.
-        scale: how positions beyond the training grid are folded back.
+        scale: how positions beyond the training grid are folded back; None: as the config says, given `trained`.
+        trained: (frames, rows, columns) in tokens that the model was trained on, for the config's scaling.
+        levers: what is done for speed; None: what pays. The result is the same up to rounding.
         trace: also return what happened at every reveal step.
     Returns:
         [B, num_frames, h, w, C].
+    Raises:
+        ValueError: a request that cannot be met, or that memory does not hold; told before anything is drawn.
     """
     if (keys is None) == (draws is None):
         raise ValueError("Give either keys or recorded draws.")
-    decoder, state, settings, program = _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trace)
-    tokens, steps = _scan_frames(model, decoder, state, settings, draws, scale, program)
-    video = jnp.concatenate([given, unpatchify(tokens, program.grid, model.config.patch_size)], axis=1)
-    return (video, steps) if trace else video
+    video = _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trained, levers, trace)
+    frames = list(_drawn(video, draws))
+    latents = jnp.concatenate([given, jnp.stack([new for new, _ in frames], axis=1)], axis=1)
+    return (latents, jax.tree.map(lambda *x: jnp.stack(x), *(steps for _, steps in frames))) if trace else latents
 
 
 def generate_frames(
     model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
     config: SamplingConfig, keys: Array, scale: PositionScale | None = None,
+    trained: tuple[int, int, int] | None = None, levers: Levers | None = None,
 ) -> Iterator[Float[Array, "B h w C"]]:  # fmt: skip
-    """Like `generate`, but yields each new latent frame as soon as it is drawn; the frames are the same."""
-    decoder, state, settings, program = _prepare(model, given, text, text_mask, num_frames, config, keys, scale)
-    for i in range(len(settings.number)):
-        state, _ = _one_frame(model, decoder, state, jax.tree.map(lambda x, i=i: x[i], settings), None, scale, program)
-        yield unpatchify(state.last[:, None], program.grid, model.config.patch_size)[:, 0]
+    """Like `generate`, but yields each new latent frame as soon as its computation is under way; the frames are the
+    same. Arguments and errors as there; errors are told at once, not when the first frame is asked for."""
+    video = _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trained, levers)
+    return (latents for latents, _ in _drawn(video))

@@ -4,57 +4,23 @@ A frame of S tokens is revealed in I steps along a random order. After step s = 
 
     len_s = max(1, min(len_{s-1} - 1, floor(S cos(pi/2 (s+1)/I)))),   the last step reveals all that is left   (MAR)
 
-    guidance    linear: 1 + (g - 1)(S - len_s)/S         constant: g
+    guidance    linear: 1 + (g - 1)(S - len_s)/S         constant: g; only where a <= s/I < b (guidance_interval)
+    head steps  "A-B": A + (B - A) s/(I-1), rounded      (DiSA 2025: late tokens are nearly decided by their neighbours)
     temperature constant: tau     paper: 0.9 + 10^-(i+1)     linear (the code's): 0.95 - 0.05 i/G
                 for the i-th of G generated frames, the two progressive laws scaled by tau
 """
 
-import dataclasses
-from typing import Literal, NamedTuple
+import itertools
+from typing import NamedTuple
 
 import numpy as np
 
+from videomar_jax.sampling.config import SamplingConfig
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How a video is drawn. The defaults are the paper's.
-
-    Raises:
-        ValueError: a value that makes no sense, by name.
-    """
-
-    steps: int = 64  # reveal steps of a frame
-    head_steps: str = "100"  # diffusion steps of the head: a respacing (ddpm) or a number (flow)
-    guidance: float = 3.0
-    guidance_schedule: Literal["linear", "constant"] = "linear"
-    temperature: float = 1.0
-    temperature_law: Literal["constant", "paper", "linear"] = "constant"
-    clip: float = 2.0  # largest latent value, from the second generated frame on; 0 leaves tokens as drawn
-    clip_first: bool = False  # clip the first generated frame as well
-    token_dtype: Literal["float32", "bfloat16"] = "float32"  # drawn tokens are rounded to it; published: bfloat16
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"sampling.steps must be at least 1, not {self.steps}.")
-        if self.guidance < 0:
-            raise ValueError(f"sampling.guidance must not be negative, but is {self.guidance}; 1 turns it off.")
-        if self.temperature < 0:
-            raise ValueError(f"sampling.temperature must not be negative, but is {self.temperature}.")
-        if self.guidance_schedule not in ("linear", "constant"):
-            raise ValueError(f"sampling.guidance_schedule is {self.guidance_schedule!r}; use 'linear' or 'constant'.")
-        if self.token_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"sampling.token_dtype is {self.token_dtype!r}; use 'float32' or 'bfloat16'.")
-        if self.temperature_law not in ("constant", "paper", "linear"):
-            raise ValueError(
-                f"sampling.temperature_law is {self.temperature_law!r}; use 'constant', 'paper' or 'linear'."
-            )
-        if self.clip < 0:
-            raise ValueError(f"sampling.clip must not be negative, but is {self.clip}; 0 turns it off.")
-
-    @property
-    def guided(self) -> bool:
-        """Whether the branch without text is run at all."""
-        return self.guidance != 1
+__all__ = [
+    "RevealPlan", "SamplingConfig", "clip_bounds", "count_sizes", "head_step_names", "mask_lengths", "reveal_plan",
+    "temperatures",
+]  # fmt: skip
 
 
 class RevealPlan(NamedTuple):
@@ -63,6 +29,8 @@ class RevealPlan(NamedTuple):
     start: np.ndarray  # int32 [I]
     count: np.ndarray  # int32 [I]
     guidance: np.ndarray  # float32 [I]
+    guided: np.ndarray  # bool [I], whether the branch without text is run
+    head: np.ndarray  # int32 [I], which of `head_step_names`
 
 
 def mask_lengths(tokens: int, steps: int) -> np.ndarray:
@@ -76,7 +44,11 @@ def mask_lengths(tokens: int, steps: int) -> np.ndarray:
 
 
 def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
-    """What each step reveals and its guidance; steps that reveal nothing (more steps than tokens) are left out."""
+    """What each step reveals and how; steps that reveal nothing (more steps than tokens) are left out.
+
+    Raises:
+        ValueError: no reveal step lies in the guidance interval.
+    """
     lengths = mask_lengths(tokens, config.steps)
     hidden_before = np.append(tokens, lengths[:-1])
     hidden_after = np.append(lengths[:-1], 0)
@@ -85,7 +57,45 @@ def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
         guidance = 1 + (config.guidance - 1) * (tokens - lengths) / tokens
     used = hidden_before > hidden_after
     start, count = tokens - hidden_before, hidden_before - hidden_after
-    return RevealPlan(start[used].astype(np.int32), count[used].astype(np.int32), guidance[used].astype(np.float32))
+    first, last = config.guidance_interval
+    progress = np.arange(used.sum()) / used.sum()
+    guided = (first <= progress) & (progress < last) & config.guided
+    if config.guided and not guided.any():
+        raise ValueError(
+            f"sampling.guidance_interval {config.guidance_interval} holds none of the {len(progress)} reveal steps; "
+            f"widen it, or turn guidance off with 1."
+        )
+    names = head_step_names(config.head_steps, int(used.sum()))
+    head = np.array([list(dict.fromkeys(names)).index(name) for name in names])
+    guidance = np.where(guided, guidance[used], 1)
+    return RevealPlan(
+        start[used].astype(np.int32), count[used].astype(np.int32), guidance.astype(np.float32), guided,
+        head.astype(np.int32),
+    )  # fmt: skip
+
+
+def head_step_names(head_steps: str, steps: int) -> list[str]:
+    """The head's steps in each of `steps` reveal steps: the same every time, or falling along "A-B"."""
+    if "-" not in head_steps:
+        return [head_steps] * steps
+    first, last = map(int, head_steps.split("-"))
+    return [str(round(count)) for count in np.linspace(first, last, steps).tolist()]
+
+
+def count_sizes(counts: np.ndarray, most: int = 3) -> tuple[int, ...]:
+    """At most `most` sizes, ascending, such that rounding every count up to the next size adds least in all.
+
+    The head runs on rows of one of these sizes, so that an early step that reveals two tokens does not work on as many
+    as the last one reveals.
+    """
+    values = sorted({int(count) for count in counts})
+    choices = itertools.combinations(values[:-1], min(most, len(values)) - 1)
+    return min(((*choice, values[-1]) for choice in choices), key=lambda sizes: padded(counts, sizes).sum())
+
+
+def padded(counts: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """Every count rounded up to the next of the ascending `sizes`."""
+    return np.asarray(sizes)[np.searchsorted(sizes, counts)]
 
 
 def temperatures(generated: int, config: SamplingConfig) -> np.ndarray:
