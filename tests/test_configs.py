@@ -126,7 +126,7 @@ def chained(tmp_path_factory):
     logger.setLevel(logging.INFO)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_train_step", make_train_step)
-        patch.setattr(runs, "preview", lambda *_: np.zeros((8, 8, 3), np.uint8))
+        patch.setattr(runs, "preview", lambda *_: (np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)))
         patch.setattr(runs, "evaluate", lambda *_: ({"cases": {}}, {}))
         for before, file in zip(("", *STAGES), STAGES, strict=False):
             shapes[file] = []

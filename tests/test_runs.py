@@ -79,8 +79,9 @@ def test_the_report_shows_pictures(finished):
 
 
 def test_strips_were_written_while_it_trained(finished):
-    strips = sorted((finished / "samples").iterdir())
+    strips = sorted((finished / "samples").glob("*.png"))
     assert [path.name for path in strips] == ["step_0000003.png", "step_0000006.png"]
+    assert all(path.with_suffix(".mp4").stat().st_size > 0 for path in strips), "the clips are shown moving too"
     first, last = (np.array(Image.open(path)) for path in strips)
     assert first.shape == last.shape and (first != last).any()
     truth = slice(36, 36 + 72)  # the first row under its label: the clips are the same, the model is not

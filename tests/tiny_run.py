@@ -23,6 +23,7 @@ def load_config(file: str, variant: str = "", **sections) -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config(variant)
     config.mesh.data = 1  # one of the eight devices of the tests, where a test does not say otherwise
+    config.run.lookahead = False  # so that tests can act at a certain batch
     for name, change in sections.items():
         if isinstance(change, dict):
             config[name].update(change)

@@ -45,7 +45,6 @@ from videomar_jax.training.recipe import check_parts
 from videomar_jax.training.sharding import gathered, together
 from videomar_jax.training.state import Params, abstract_model
 from videomar_jax.training.stream import Parts, check_data
-from videomar_jax.types import UInt8
 
 _log = logging.getLogger(__name__)
 FREE = ("run", "mesh", "evaluation", "sampling")
@@ -179,12 +178,12 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     os.replace(part, file)
 
 
-def preview(sampler: VideoSampler, clips: Mapping[str, Any], rows: int = 4) -> UInt8[np.ndarray, "Hs Ws 3"]:
-    """A contact sheet of held-out clips, truth above generated."""
+def preview(sampler: VideoSampler, clips: Mapping[str, Any], rows: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out clips, truth above generated: a contact sheet, and the clips moving side by side [F, …]."""
     video = clips["video"]
     made = sampler(video[:, :1], clips["caption"], video.shape[1])
     case = Case(name="", title="", reference=video, prompts=clips["caption"])
-    return contact_sheet(sheet_rows(case, made, rows))
+    return contact_sheet(sheet_rows(case, made, rows)), _tiles(video, made)
 
 
 def evaluate(

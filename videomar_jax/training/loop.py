@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.media import write_png
+from videomar_jax.media import write_mp4, write_png
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.training.checkpoint import Checkpoints
 from videomar_jax.training.curriculum import Stage
@@ -50,8 +50,8 @@ from videomar_jax.types import Key, UInt8
 
 _log = logging.getLogger(__name__)
 
-Preview = Callable[[Params], UInt8[np.ndarray, "rows columns 3"]]
-"""Draws a picture of generated clips with the given (averaged) parameters."""
+Preview = Callable[[Params], tuple[UInt8[np.ndarray, "rows columns 3"], UInt8[np.ndarray, "F rows columns 3"]]]
+"""Generates clips with the given (averaged) parameters: a picture of their frames, and the clips moving."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,8 +258,10 @@ class _Trainer:
         self.shown = self.step
         ema = gathered(self.state.ema)
         if jax.process_index() == 0:
-            picture = self.preview(ema)
-            write_png(self.workdir / "samples" / f"step_{self.step:07d}.png", picture, overwrite=True)
+            picture, moving = self.preview(ema)
+            name = str(self.workdir / "samples" / f"step_{self.step:07d}")
+            write_png(f"{name}.png", picture, overwrite=True)
+            write_mp4(f"{name}.mp4", moving, self.parts.source.fps, min_side=256, overwrite=True)
             self.log.image(self.step, "samples", picture)
 
     def _profile(self) -> None:
