@@ -11,7 +11,7 @@ clips of the end (49 frames of 480x768 at 12 fps). Steps, batches, rates and mix
 "ours" is our choice, by the rules of the code base it grew from (MAR: rate 1e-4 for 256 clips). docs/curriculum.md has
 the three stages in one table, with what they cost.
 
-`stage1.py:tiny` is the same in a minute on a CPU, with moving shapes: a test of the whole path, which learns little.
+`stage1.py:tiny` is the same in minutes on a CPU, with moving shapes: a test of the whole path, which learns little.
 """
 
 import importlib.util
