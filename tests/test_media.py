@@ -49,6 +49,16 @@ def test_mp4_keeps_frames_size_times_and_colours(tmp_path, fps):
     np.testing.assert_allclose(read.mean((0, 1, 2)), video.mean((0, 1, 2)), atol=2, err_msg="the colours are shifted")
 
 
+def test_webm_is_vp9_with_the_same_frames_times_and_colours(tmp_path):
+    video = _smooth(height=33, width=47)
+    media.write_webm(tmp_path / "clip.webm", video, 12, min_side=64)
+    read, times, facts = _read_mp4(tmp_path / "clip.webm")
+    assert facts == ("vp9", "yuv420p", 12) and read.shape == (6, 66, 94, 3)
+    np.testing.assert_allclose(times, np.arange(6) / 12, atol=1e-3)
+    assert _psnr(read, video.repeat(2, 1).repeat(2, 2)) > 33
+    np.testing.assert_allclose(read.mean((0, 1, 2)), video.mean((0, 1, 2)), atol=2, err_msg="the colours are shifted")
+
+
 def test_mp4_pads_odd_sides_by_their_last_row_and_column(tmp_path):
     video = _smooth(height=33, width=47)
     media.write_mp4(tmp_path / "clip.mp4", video, 8)
@@ -240,91 +250,3 @@ def test_contact_sheet_refuses_bad_input():
             media.contact_sheet([("clip", _flat())], **kwargs)
     with pytest.raises(ValueError, match="'clip'"):
         inspect.unwrap(media.contact_sheet)([("clip", _flat()[0])])
-
-
-def _save(path, picture, **kwargs):
-    picture.save(path, **kwargs)
-    return path
-
-
-def test_load_image_resize_stretches_and_crop_keeps_the_shape(tmp_path):
-    wide = np.zeros((20, 60, 3), np.uint8)
-    wide[:, :20, 0], wide[:, 20:40, 1], wide[:, 40:, 2] = 200, 200, 200
-    path = _save(tmp_path / "wide.png", Image.fromarray(wide))
-    np.testing.assert_array_equal(media.load_image(path, height=20, width=60), wide)
-    stretched = media.load_image(path, height=30, width=30)
-    assert stretched.shape == (30, 30, 3)
-    for third, channel in ((5, 0), (15, 1), (25, 2)):
-        assert stretched[:, third].argmax(-1).tolist() == [channel] * 30
-    cropped = media.load_image(path, height=20, width=20, fit="crop")
-    np.testing.assert_array_equal(cropped, wide[:, 20:40])
-    assert (media.load_image(path, height=60, width=40, fit="crop").argmax(-1) == 1).all()
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_load_image_applies_the_exif_rotation(tmp_path, orientation):
-    upright = _smooth()[0]
-    # How the camera stored it: the inverse of what each orientation tells the viewer to do.
-    stored = {
-        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
-        5: upright.swapaxes(0, 1), 6: np.rot90(upright, 1),
-        7: upright[::-1, ::-1].swapaxes(0, 1), 8: np.rot90(upright, -1),
-    }[orientation]  # fmt: skip
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = _save(tmp_path / "photo.png", Image.fromarray(np.ascontiguousarray(stored)), exif=exif)
-    np.testing.assert_array_equal(media.load_image(path, height=32, width=48), upright)
-
-
-def test_load_image_puts_transparent_parts_on_white(tmp_path):
-    pixels = np.zeros((4, 6, 4), np.uint8)
-    pixels[..., 0], pixels[:, 2:4, 3], pixels[:, 4:, 3] = 200, 128, 255
-    expected = np.empty((4, 6, 3), np.uint8)
-    expected[:, :2], expected[:, 2:4], expected[:, 4:] = 255, (227, 127, 127), (200, 0, 0)
-    read = media.load_image(_save(tmp_path / "rgba.png", Image.fromarray(pixels)), height=4, width=6)
-    np.testing.assert_allclose(read, expected, atol=1)
-    palette = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8))
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    read = media.load_image(_save(tmp_path / "p.gif", palette, transparency=0), height=2, width=2)
-    np.testing.assert_array_equal(read, [[[255] * 3, [40, 50, 60]], [[40, 50, 60], [255] * 3]])
-
-
-def test_load_image_scales_16_bits_and_repeats_grey(tmp_path):
-    grey = (np.arange(12).reshape(3, 4) * 5957).astype(np.uint16)
-    expected = np.repeat((grey / 65535 * 255).round()[..., None], 3, axis=-1)
-    for name in ("deep.png", "deep.tiff"):
-        path = _save(tmp_path / name, Image.fromarray(grey))
-        np.testing.assert_array_equal(media.load_image(path, height=3, width=4), expected)
-    path = _save(tmp_path / "grey.png", Image.fromarray(expected[..., 0].astype(np.uint8)))
-    np.testing.assert_array_equal(media.load_image(path, height=3, width=4), expected)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr"])
-def test_load_image_reads_other_modes_as_rgb(tmp_path, mode):
-    path = _save(tmp_path / "image.tiff", Image.new("RGB", (5, 4), "white").convert(mode))
-    np.testing.assert_array_equal(media.load_image(path, height=4, width=5), np.full((4, 5, 3), 255))
-
-
-def test_load_image_faults_name_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
-        media.load_image(tmp_path / "missing.png", height=4, width=4)
-    with pytest.raises(FileNotFoundError, match=tmp_path.name):
-        media.load_image(tmp_path, height=4, width=4)
-    (tmp_path / "text.png").write_text("not a picture")
-    (tmp_path / "empty.jpg").touch()
-    for suffix in ("png", "jpg", "gif", "webp"):
-        whole = _save(tmp_path / f"whole.{suffix}", Image.fromarray(_smooth(1, 64, 64)[0]))
-        (tmp_path / f"half.{suffix}").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    _save(tmp_path / "float.tiff", Image.fromarray(np.ones((4, 4), np.float32)))
-    _save(tmp_path / "wide.tiff", Image.fromarray(np.full((4, 4), 70_000, np.int32)))
-    for name in ("text.png", "empty.jpg", "half.png", "half.jpg", "half.gif", "half.webp", "float.tiff", "wide.tiff"):
-        with pytest.raises(ValueError, match=name):
-            media.load_image(tmp_path / name, height=4, width=4)
-
-
-def test_load_image_refuses_an_unknown_fit_or_size(tmp_path):
-    path = _save(tmp_path / "image.png", Image.new("RGB", (4, 4)))
-    with pytest.raises(ValueError, match="'stretch'"):
-        media.load_image(path, height=4, width=4, fit="stretch")
-    with pytest.raises(ValueError, match="height"):
-        media.load_image(path, height=0, width=4)

@@ -1,4 +1,4 @@
-"""Videos and pictures between arrays and files: MP4, GIF, PNG and contact sheets out, images in.
+"""Videos and pictures as files: MP4, WebM, GIF, PNG, contact sheets and raw arrays.
 
 Arrays are uint8 RGB, channels last. Every writer creates the folders above its file, writes under a temporary name
 beside it and renames at the end, so an interrupted write leaves nothing that looks finished. An existing file is
@@ -11,18 +11,19 @@ import math
 import os
 import textwrap
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from videomar_jax.types import UInt8
 
 # H.264: quality near visually lossless; BT.709 colour, written into the stream so that players do not guess.
 _H264 = {"crf": "12", "preset": "medium"}
+_VP9 = {"crf": "18", "b:v": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
 _BT709 = 1
 _FASTSTART = {"movflags": "+faststart"}
 # The sheet's look: a light page, since the clips are often dark at the border.
@@ -44,16 +45,32 @@ def write_mp4(
     repetition: players blur tiny videos, and 4:2:0 halves their colour resolution. Odd sides gain one repeated row
     or column, since the format wants even ones.
     """
+    _write_yuv420(path, video, fps, min_side, overwrite, "mp4", "libx264", _H264, _FASTSTART)
+
+
+def write_webm(
+    path: str | os.PathLike,
+    video: UInt8[np.ndarray, "F Hp Wp 3"],
+    fps: float | int | Fraction,
+    *,
+    min_side: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Writes VP9, which browsers play without a licence; sizes as `write_mp4`. Times are rounded to milliseconds."""
+    _write_yuv420(path, video, fps, min_side, overwrite, "webm", "libvpx-vp9", _VP9, {})
+
+
+def _write_yuv420(path, video, fps, min_side, overwrite, kind, codec, codec_options, container_options):
     _check_video(video)
     rate = _frame_rate(fps)
     video = _enlarge(video, max(1, math.ceil(min_side / min(video.shape[1:3]))))
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with (
-        _finished_file(path, overwrite) as partial,
-        av.open(partial, "w", format="mp4", options=_FASTSTART) as container,
+        finished_file(path, overwrite) as partial,
+        av.open(partial, "w", format=kind, options=container_options) as container,
     ):
-        stream = container.add_stream("libx264", rate=rate, options=_H264)
+        stream = container.add_stream(codec, rate=rate, options=codec_options)
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
@@ -85,7 +102,7 @@ def write_gif(
     durations = [10 * (end - start) for start, end in itertools.pairwise(ticks)]
     if scale < 1:
         raise ValueError(f"scale must be a whole number of at least 1, got {scale}.")
-    with _finished_file(path, overwrite) as partial:
+    with finished_file(path, overwrite) as partial:
         frames = [_repeat(frame, scale) for frame in _palette_images(video)]
         frames[0].save(
             partial, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
@@ -96,8 +113,20 @@ def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "Hp Wp 3"], *, o
     """Writes one picture without loss."""
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"An image must be uint8 [Hp, Wp, 3], got {image.dtype} {image.shape}.")
-    with _finished_file(path, overwrite) as partial:
+    with finished_file(path, overwrite) as partial:
         Image.fromarray(image).save(partial, format="PNG")
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, overwrite: bool = False) -> None:
+    """Writes named arrays as a NumPy archive (.npz)."""
+    with finished_file(path, overwrite) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def write_text(path: str | os.PathLike, text: str, *, overwrite: bool = False) -> None:
+    """Writes a text in UTF-8."""
+    with finished_file(path, overwrite) as partial:
+        Path(partial).write_text(text, encoding="utf-8")
 
 
 def contact_sheet(
@@ -125,35 +154,8 @@ def contact_sheet(
     return _compose([label for label, _ in videos], strips)
 
 
-def load_image(
-    path: str | os.PathLike, *, height: int, width: int, fit: str = "resize"
-) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """Reads any picture that Pillow knows as RGB of the size asked for, turned upright as its EXIF tag says.
-
-    `fit="resize"` stretches it to the size whatever its aspect ratio, which is VideoMAR's rule for the conditioning
-    image; `fit="crop"` keeps the aspect ratio, covers the size and cuts off both sides evenly. Transparent parts
-    become white, 16-bit grey is scaled to 8 bits, an animation gives its first frame.
-
-    Raises FileNotFoundError for a missing file, ValueError for one that is no image, or damaged, or of floats.
-    """
-    if fit not in ("resize", "crop"):
-        raise ValueError(f'fit must be "resize" or "crop", got {fit!r}.')
-    if height < 1 or width < 1:
-        raise ValueError(f"height and width must be at least 1, got {height} x {width}.")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no image file {os.fspath(path)!r}.")
-    try:
-        with Image.open(path) as opened:
-            picture = _to_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{os.fspath(path)!r} cannot be read as an image: {error}") from error
-    if fit == "crop":
-        return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
-    return np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
-
-
 @contextlib.contextmanager
-def _finished_file(path: str | os.PathLike, overwrite: bool) -> Iterator[str]:
+def finished_file(path: str | os.PathLike, overwrite: bool) -> Iterator[str]:
     """Gives a temporary name beside `path`; renames it to `path` on success and removes it on failure."""
     if "://" in os.fspath(path):
         raise ValueError(f"{path} is not a local path: write to a local folder and copy the file from there.")
@@ -246,18 +248,3 @@ def _compose(labels, strips):
         sheet.paste(Image.fromarray(strip), (_MARGIN, y + height))
         y += height + strip.shape[0] + _MARGIN
     return np.array(sheet)
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Eight-bit RGB from any Pillow mode, transparent parts over white."""
-    if picture.mode == "F":
-        raise ValueError("its values are floats of unknown range; save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        grey = np.asarray(picture).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its 32-bit values exceed 16 bits; save it with 8 or 16 bits")
-        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

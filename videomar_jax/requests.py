@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from videomar_jax.media import contact_sheet, load_image, write_gif, write_mp4, write_png
+from videomar_jax.images import load_image
+from videomar_jax.media import contact_sheet, write_gif, write_mp4, write_png
 from videomar_jax.models.diffusion import make_process
 from videomar_jax.pretrained import ModelCard, load_card, load_pretrained, run_folder
 from videomar_jax.sampling.image_to_video import VideoSampler
