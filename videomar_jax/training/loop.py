@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.media import write_mp4, write_png
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.flops import forward_flops
 from videomar_jax.training.checkpoint import Checkpoints
 from videomar_jax.training.curriculum import Stage
 from videomar_jax.training.logging import Progress, RunLog
@@ -205,7 +206,7 @@ class _Trainer:
         self.step += 1
         stop = vote(self.mesh, self.stop.asked)
         tokens = math.prod(token_shape(batch, self.recipe.model.patch_size))
-        self.voted = self.meters.put(self.step, stage.name, tokens, 0.0, waited, metrics, stop)
+        self.voted = self.meters.put(self.step, stage.name, tokens, self._flops(batch), waited, metrics, stop)
 
     def _cut(self, batch: Batch) -> Batch:
         """Without the frames after the current one, where the loss has no use for them."""
@@ -213,6 +214,16 @@ class _Trainer:
             return batch
         frames = truncated_frames(self.recipe.seed, self.step, batch.latents.shape[1])
         return dataclasses.replace(batch, latents=batch.latents[:, :frames])
+
+    def _flops(self, batch: Batch) -> float:
+        """Of forward and backward pass, without what rematerialisation computes again."""
+        clips, frames, tokens = token_shape(batch, self.recipe.model.patch_size)
+        loss = self.recipe.loss
+        forward = forward_flops(
+            self.recipe.model, loss_frames=loss.frames, draws_per_token=loss.draws_per_token, batch=clips,
+            frames=frames, tokens=tokens,
+        )  # fmt: skip
+        return 3 * forward.total()
 
     def _placed(self, batch: Batch) -> Batch:
         """This process's share as its part of the global batch."""
