@@ -1,7 +1,9 @@
-"""From requests to video files: the first frame of every video is the image it was made from."""
+"""From requests to video files: the first frame of every video is the image it was made from, and its record makes the
+same video again."""
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 from PIL import Image
 from tiny_run import write_clip
 
-from videomar_jax import requests
+from videomar_jax import production, requests, streaming
 from videomar_jax.pretrained import load_pretrained
+from videomar_jax.production import Order, Output, Stopped
 from videomar_jax.sampling.image_to_video import image_to_video
+from videomar_jax.tokenizers import to_pixels
 
 SIZE = 24  # of the tiny run's last row
 
@@ -43,13 +47,18 @@ def mp4_frames(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def make(asked, checkpoint, output, **changes):
-    settings = dict(settings={}, shape={}, batch_size=2) | changes
-    return requests.fulfil(asked, checkpoint=checkpoint, output=output, **settings)
+def make(asked, checkpoint, folder, overwrite=False, formats=("mp4", "gif", "png"), **changes):
+    order = Order(checkpoint=checkpoint, **dict(batch_size=2) | changes)
+    return production.fulfil(asked, order, Output(folder=folder, formats=formats, overwrite=overwrite))
 
 
-def request(image, name="v", prompt="a red circle moves left", seed=0):
-    return requests.Request(image=Path(image), prompt=prompt, seed=seed, name=name)
+def latents(folder, name="v"):
+    with np.load(folder / f"{name}.npz") as arrays:
+        return arrays["latents"]
+
+
+def request(image, name="v", prompt="a red circle moves left", seed=0, **more):
+    return requests.Request(image=Path(image), prompt=prompt, seed=seed, name=name, **more)
 
 
 # What is asked for
@@ -90,11 +99,16 @@ def test_a_file_of_requests(tmp_path):
         ("{image: 3", "line 2: "),
         ('["a.png"]', 'line 2: expected an object with "image"'),
         ('{"prompt": "p"}', 'line 2: expected an object with "image"'),
-        ('{"image": "a.png", "promt": "p"}', r"line 2: unknown keys \['promt'\]; known are image, prompt, seed, name"),
+        ('{"image": "a.png", "promt": "p"}', r"line 2: unknown keys \['promt'\]; known are image, video, given"),
         ('{"image": "a.png", "seed": -1}', "line 2: seed must be a whole number in .* not -1"),
         ('{"image": "a.png", "seed": 1.5}', "line 2: seed must be a whole number"),
         ('{"image": "a.png", "name": "../up"}', r"line 2: name must be a file name without folders, not '\.\./up'"),
         ('{"image": "a.png", "name": ""}', "line 2: name must be"),
+        ('{"image": "a.png", "video": "b.mp4"}', 'line 2: expected an object with "image"'),
+        ('{"video": "b.mp4"}', 'line 2: "video" and "given_frames" go together'),
+        ('{"image": "a.png", "given_frames": 3}', 'line 2: "video" and "given_frames" go together'),
+        ('{"video": "b.mp4", "given_frames": "3"}', "line 2: given_frames must be a whole number, not '3'"),
+        ('{"video": "b.mp4", "given_frames": 0}', "line 2: given_frames must be at least 1, not 0"),
     ],
 )
 def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path, line, words):
@@ -106,6 +120,15 @@ def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path, line, words):
     file.write_text(f"\n{line}\n")
     with pytest.raises(ValueError, match=f"r.jsonl holds no request(.|\n)*{words}"):
         requests.from_file(file, 0)
+
+
+def test_videos_to_go_on_from():
+    asked = requests.from_flags(["a.png"], ["x", "y"], 3, videos=["b.mp4"], given_frames=5)
+    assert [(r.image.name, r.prompt, r.seed, r.given_frames) for r in asked] == [("a.png", "x", 3, None),
+                                                                                 ("b.mp4", "y", 4, 5)]  # fmt: skip
+    for more in (dict(videos=["b.mp4"]), dict(images=["a.png"], given_frames=3)):
+        with pytest.raises(ValueError, match="--video=FILE and --given_frames=N go together"):
+            requests.from_flags(**dict(images=[], prompts=[], seed=0) | more)
 
 
 def test_no_file_or_an_empty_one(tmp_path):
@@ -125,7 +148,7 @@ def test_files_begin_with_the_image(finished, tmp_path):
     asked = [request(image, f"v{n}", seed=20 + n) for n, image in enumerate(images)]
     assert make(asked, finished, tmp_path / "out") == []
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        f"v{n}.{ending}" for n in range(3) for ending in ("gif", "mp4", "png")
+        f"v{n}.{ending}" for n in range(3) for ending in ("gif", "json", "mp4", "png")
     ]
     loaded = load_pretrained(finished)
     card = loaded.card
@@ -176,7 +199,7 @@ def test_an_image_that_is_none_is_named_and_the_others_are_made(finished, tmp_pa
     faults = make(asked, finished, tmp_path / "out")
     assert len(faults) == 2 and "text.png" in faults[0] and "cannot be read as an image" in faults[0]
     assert "no image file" in faults[1] and "gone.png" in faults[1]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.gif", "b.mp4", "b.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.gif", "b.json", "b.mp4", "b.png"]
 
 
 def test_existing_files_are_kept_unless_asked(finished, tmp_path):
@@ -189,6 +212,138 @@ def test_existing_files_are_kept_unless_asked(finished, tmp_path):
     assert kept.read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
     make([request(image)], finished, tmp_path / "out", overwrite=True)
     assert kept.read_bytes()[:3] == b"GIF"
+
+
+# Videos that go on, formats, records
+
+
+def test_a_video_goes_on_where_it_ends(finished, tmp_path):
+    """Its last frames at the model's rate begin the new video; beside it an image of another length of history."""
+    clip = write_clip(tmp_path / "clip.mp4", count=20, size=(SIZE, SIZE))
+    asked = [request(clip, "on", given_frames=3), request(draw(tmp_path / "i.png"), "v"),
+             request(clip, "odd", given_frames=2), request(clip, "all", given_frames=5)]  # fmt: skip
+    faults = make(asked, finished, tmp_path / "out", formats=("png", "latents"))
+    assert len(faults) == 2 and "2 frames are not 1 + 2" in faults[0], faults
+    assert "5 given frames leave nothing of 5 to make" in faults[1]
+    ends = mp4_frames(clip)[-3:]
+    np.testing.assert_array_equal(first_tile(tmp_path / "out" / "on.png"), ends[0])
+    tokenizer = load_pretrained(finished).card.tokenizer
+    wanted = np.asarray(tokenizer.encode(to_pixels(ends[None])))[0]
+    np.testing.assert_allclose(latents(tmp_path / "out", "on")[:2], wanted, atol=1e-4)
+    assert latents(tmp_path / "out", "on").shape == latents(tmp_path / "out").shape == (3, 6, 6, 16)
+
+
+def test_every_format_at_another_rate(finished, tmp_path):
+    order, folder = Order(checkpoint=finished), tmp_path / "out"
+    output = Output(folder=folder, formats=("webm", "mp4", "latents"), fps=7.0)
+    production.fulfil([request(draw(tmp_path / "i.png"))], order, output)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".mp4", ".npz", ".webm"]
+    for name in ("v.webm", "v.mp4"):
+        with av.open(str(folder / name)) as container:
+            assert container.streams.video[0].average_rate == 7
+    for wrong in (dict(formats=("mp4", "avi")), dict(formats=())):
+        with pytest.raises(ValueError, match=r"There is no format (avi|at all): choose among mp4, gif"):
+            Output(folder=folder, **wrong)
+    with pytest.raises(ValueError, match="fps must lie between 0 and 1000, not -1"):
+        Output(folder=folder, fps=-1.0)
+
+
+@pytest.fixture(scope="module")
+def made(finished, tmp_path_factory):
+    """Three videos in batches of two, the last batch filled up, with settings and a size of their own."""
+    folder = tmp_path_factory.mktemp("made")
+    asked = [request(draw(folder / f"i{n}.png", seed=n), f"v{n}", seed=20 + n) for n in range(3)]
+    changes = dict(settings=dict(temperature=0.7, guidance=2.0), shape=dict(num_frames=7), fit="crop")
+    make(asked, finished, folder / "out", formats=("latents", "png"), **changes)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["v1", "v2"], ids=["second_of_two", "in_a_filled_batch"])
+def test_a_record_makes_the_same_video_again(made, tmp_path, name):
+    production.remake(made / "out" / f"{name}.json", Output(folder=tmp_path, formats=("latents", "png")))
+    np.testing.assert_array_equal(latents(tmp_path, name), latents(made / "out", name))
+    np.testing.assert_array_equal(pixels(tmp_path / f"{name}.png"), pixels(made / "out" / f"{name}.png"))
+    first, second = (json.loads((folder / f"{name}.json").read_text()) for folder in (made / "out", tmp_path))
+    timed = ("first_frame_s", "seconds")
+    assert {k: v for k, v in first.items() if k not in timed} == {k: v for k, v in second.items() if k not in timed}
+
+
+def test_what_a_record_says(made, finished):
+    record = production.read_record(made / "out" / "v1.json")
+    assert (record.prompt, record.seed, record.num_frames, record.frames) == ("a red circle moves left", 21, 7, 7)
+    assert (record.sampling["temperature"], record.fit, record.fps, record.place) == (0.7, "crop", 12.0, 1)
+    assert Path(record.checkpoint) == finished / "checkpoints" / "6" and record.files == ["v1.npz", "v1.png"]
+    assert record.image == str(made / "i1.png") and 0 < record.first_frame_s <= record.seconds
+    assert {"jax", "numpy", "videomar_jax"} <= set(record.versions)
+
+
+def changed_image(made, run, file):
+    draw(made / "moved.png", seed=5)
+    return dict(image=str(made / "moved.png")), ValueError, "moved.png is not the image that .*v0.json was made from"
+
+
+def no_image(made, run, file):
+    return dict(image=str(made / "gone.png")), FileNotFoundError, "image of .*v0.json is gone: .*gone.png.*--image"
+
+
+def other_weights(made, run, file):
+    return dict(checkpoint=str(run / "checkpoints" / "4")), ValueError, (
+        "checkpoints/4 is not the checkpoint that .*v0.json was made from: parameters differ")  # fmt: skip
+
+
+def no_checkpoint(made, run, file):
+    return dict(checkpoint=str(run / "checkpoints" / "99")), FileNotFoundError, "checkpoint of .*gone: .*--checkpoint"
+
+
+def broken_record(made, run, file):
+    file.write_text(file.read_text()[:99])
+    return {}, ValueError, "v0.json is no record of a video"
+
+
+def other_format(made, run, file):
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(format=9)))
+    return {}, ValueError, "v0.json is no record of a video: its format is 9, this version reads 1"
+
+
+REFUSED = [changed_image, no_image, other_weights, no_checkpoint, broken_record, other_format]
+
+
+@pytest.mark.parametrize("prepare", REFUSED, ids=lambda function: function.__name__)
+def test_a_video_that_cannot_be_made_again(made, finished, tmp_path, prepare):
+    file = Path(shutil.copy(made / "out" / "v0.json", tmp_path))
+    where, kind, words = prepare(made, finished, file)
+    with pytest.raises(kind, match=words):
+        production.remake(file, Output(folder=tmp_path / "out"), **where)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_video_keeps_its_frames(finished, tmp_path, monkeypatch):
+    """Two of three new latent frames are drawn when the user stops; the rest of a video is not made up."""
+    drawn = streaming.generate_frames
+
+    def stopping(*args, **kwargs):
+        frames = drawn(*args, **kwargs)
+        yield next(frames)
+        yield next(frames)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streaming, "generate_frames", stopping)
+    asked = [request(draw(tmp_path / f"i{n}.png", n), f"v{n}", seed=n) for n in range(3)]
+    with pytest.raises(Stopped, match=r"kept 5 of 7 frames of v0, v1 in .*out; videos not begun are left out"):
+        make(asked, finished, tmp_path / "out", formats=("latents", "mp4"), shape=dict(num_frames=7))
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.mp4")) == ["v0", "v1"]
+    assert len(mp4_frames(tmp_path / "out" / "v0.mp4")) == 5 and len(latents(tmp_path / "out", "v1")) == 3
+    monkeypatch.setattr(streaming, "generate_frames", drawn)
+    production.remake(tmp_path / "out" / "v1.json", Output(folder=tmp_path / "again", formats=("latents",)))
+    np.testing.assert_array_equal(latents(tmp_path / "again", "v1"), latents(tmp_path / "out", "v1"))
+
+
+def test_a_prompt_that_is_too_long_is_told_with_what_is_cut(finished, tmp_path, caplog):
+    """The tiny model reads 8 tokens, the end token among them."""
+    prompt = "one two three four five six seven eight nine ten"
+    make([request(draw(tmp_path / "i.png"), prompt=prompt)], finished, tmp_path / "out", formats=("latents",))
+    assert "The prompt of v is 3 tokens longer than the 8 that the model reads: they are cut." in caplog.messages
+    assert production.read_record(tmp_path / "out" / "v.json").prompt_tokens_cut == 3
 
 
 # Told before weights are read: the folder here has a card and no checkpoint
@@ -224,6 +379,14 @@ def test_what_cannot_be_sampled(card_only, tmp_path, changes, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_cannot_be(card_only, tmp_path):
+    asked = [request(draw(tmp_path / "i.png"))]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="file is a file: --output names a folder"):
+        make(asked, card_only, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_no_image_at_all_can_be_read(card_only, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4")
     with pytest.raises(ValueError, match=r"No request can be met: .*clip.mp4.*cannot be read as an image"):
@@ -247,6 +410,24 @@ def test_the_command_meets_what_it_can(finished, tmp_path):
     assert "1 of the requests could not be met" in done.stderr and "r.jsonl, line 2" in done.stderr
     assert "Traceback" not in done.stderr
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [f"{name}.{ending}" for name in "ab" for ending in ("gif", "mp4", "png")]
+    assert names == [f"{name}.{ending}" for name in "ab" for ending in ("gif", "json", "mp4", "png")]
     for name in "ab":
         np.testing.assert_array_equal(first_tile(tmp_path / "out" / f"{name}.png"), pixels(tmp_path / f"{name}.png"))
+
+
+def test_ctrl_c_ends_with_130_and_says_what_was_kept(tmp_path):
+    code = """
+from videomar_jax import cli, production, sample
+def stop(*_):
+    raise production.Stopped("Interrupted: kept 3 of 9 frames")
+production.fulfil = stop
+cli.run(sample.main)
+"""
+    call = [sys.executable, "-c", code, "--checkpoint=x", "--image=a.png", f"--output={tmp_path}"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (130, "Interrupted: kept 3 of 9 frames")
+
+
+def test_what_would_change_a_video_made_again_is_refused(tmp_path):
+    done = command("--from_json=v.json", "--steps=3", "--guidance=2", f"--output={tmp_path}")
+    assert done.returncode == 2 and "makes the same video again; --steps, --guidance would change it" in done.stderr

@@ -1,8 +1,8 @@
 """VideoMAR in JAX: masked autoregressive image-to-video generation with continuous tokens.
 
-Three levels of use: `image_to_video` (pixels and prompts), `generate` (latents), `VideoMAR` (the network);
-`load_pretrained` opens a trained run. Names are imported when they are first used, so that a command answers a wrong
-flag without loading JAX.
+Three levels of use: `VideoMARPipeline` (images and prompts in, videos out), `generate` (latents), `VideoMAR` (the
+network). `load_pretrained` opens a trained run; `image_to_video` is the first level for a model of one's own. Names are
+imported when they are first used, so that a command answers a wrong flag without loading JAX.
 """
 
 import importlib
@@ -10,8 +10,10 @@ import importlib
 _HOME = {
     "PRESETS": "models.config",
     "ModelConfig": "models.config",
-    "SamplingConfig": "sampling.schedules",
+    "SamplingConfig": "sampling.config",
+    "Video": "video",
     "VideoMAR": "models.videomar",
+    "VideoMARPipeline": "pipeline",
     "generate": "sampling.decode",
     "generate_frames": "sampling.decode",
     "image_to_video": "sampling.image_to_video",

@@ -1,4 +1,8 @@
-"""Turn images into videos: python -m videomar_jax.sample --checkpoint=DIR --image=FILE --prompt=TEXT --output=DIR"""
+"""Turn images into videos: python -m videomar_jax.sample --checkpoint=DIR --image=FILE --prompt=TEXT --output=DIR
+
+Ctrl-C keeps the frames so far: shorter videos are written, and the exit code is 130. Codes otherwise: 0 all videos
+were made, 1 some could not be (said at the end), 2 nothing was.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -8,47 +12,104 @@ from absl import flags
 
 from videomar_jax import cli
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, one of its checkpoints, or a converted model.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "First frame; may be given several times.")
+_VIDEO = flags.DEFINE_multi_string("video", [], "A video to go on from; may be given several times.")
+_GIVEN = flags.DEFINE_integer("given_frames", None, "How many of a video's last frames, at the model's rate, are "
+                              "given: 1 + stride * k.")  # fmt: skip
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "One prompt for all images, or one for each.")
 _REQUESTS = flags.DEFINE_string("requests", None, 'JSONL, a line each: {"image": FILE, "prompt": TEXT, "seed": 0}.')
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for NAME.mp4, NAME.gif and NAME.png (contact sheet).")
+_FROM_JSON = flags.DEFINE_string("from_json", None, "Make the video again whose record this NAME.json is.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for NAME.json and a file of each format.")
+_FORMATS = flags.DEFINE_list("formats", ["mp4", "gif", "png"], "Of mp4, gif, png (a strip), webm, latents (npz).")
+_FPS = flags.DEFINE_float("fps", None, "Frames per second of the files; default: the model's.")
 _FRAMES = flags.DEFINE_integer("num_frames", None, "Pixel frames; default: as trained.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first video; the n-th takes seed + n.", lower_bound=0,
                               upper_bound=2**32 - 1)  # fmt: skip
-_STEPS = flags.DEFINE_integer("steps", None, "Reveal steps of a frame.")
-_HEAD_STEPS = flags.DEFINE_string("head_steps", None, "Diffusion steps of the head.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is off.")
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "Scale of the noise.")
-_LAW = flags.DEFINE_enum("temperature_law", None, ["constant", "paper", "linear"], "Temperature over frames.")
+_PRESET = flags.DEFINE_string("preset", None, "Sampling settings by name; the flags below go over it.")
+_SETTINGS = {
+    "steps": flags.DEFINE_integer("steps", None, "Reveal steps of a frame."),
+    "head_steps": flags.DEFINE_string("head_steps", None, "Diffusion steps of the head; A-B: from A to B."),
+    "head_solver": flags.DEFINE_string("head_solver", None, "Of the flow head: euler or heun."),
+    "guidance": flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1 is off."),
+    "guidance_schedule": flags.DEFINE_string("guidance_schedule", None, "linear or constant over the reveal steps."),
+    "guidance_interval": flags.DEFINE_list("guidance_interval", None, "From,to: share of the steps that is guided."),
+    "temperature": flags.DEFINE_float("temperature", None, "Scale of the noise."),
+    "temperature_law": flags.DEFINE_enum("temperature_law", None, ["constant", "paper", "linear"],
+                                         "Temperature over frames."),
+    "window": flags.DEFINE_integer("window", None, "Finished frames that are kept and seen; default: all."),
+    "position_scaling": flags.DEFINE_string("position_scaling", None, "Beyond the trained size: interpolate or ntk."),
+    "frame_scaling": flags.DEFINE_string("frame_scaling", None, "Beyond the trained length: interpolate or ntk."),
+    "dtype": flags.DEFINE_string("dtype", None, "Of the transformer's products: model, float32 or bfloat16."),
+}  # fmt: skip
 _HEIGHT = flags.DEFINE_integer("height", None, "Pixel rows; default: as trained.")
 _WIDTH = flags.DEFINE_integer("width", None, "Pixel columns; default: as trained.")
 _FIT = flags.DEFINE_enum("fit", "resize", ["resize", "crop"], "How images get their size: stretched, or cropped.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged parameters, or the last.")
 _BATCH = flags.DEFINE_integer("batch_size", 4, "Videos made at a time.", lower_bound=1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files of the same names.")
-flags.mark_flags_as_required(["checkpoint", "output"])
+flags.mark_flag_as_required("output")
 
 
 def main(_: Sequence[str]) -> None:
     """Makes one video for each request."""
-    from videomar_jax import requests
+    from videomar_jax import production
 
-    faults: list[str] = []
-    if _REQUESTS.value and (_IMAGE.value or _PROMPT.value):
-        raise ValueError("Name images and prompts either in --requests=FILE or with --image and --prompt, not both.")
-    asked = requests.from_flags(_IMAGE.value, _PROMPT.value, _SEED.value) if not _REQUESTS.value else []
-    if _REQUESTS.value:
-        asked, faults = requests.from_file(Path(_REQUESTS.value), _SEED.value)
-    settings = {"steps": _STEPS.value, "head_steps": _HEAD_STEPS.value, "guidance": _GUIDANCE.value,
-                "temperature": _TEMPERATURE.value, "temperature_law": _LAW.value}  # fmt: skip
-    shape = {"num_frames": _FRAMES.value, "height": _HEIGHT.value, "width": _WIDTH.value}
-    faults += requests.fulfil(
-        asked, checkpoint=_CHECKPOINT.value, output=Path(_OUTPUT.value), settings=settings, shape=shape, fit=_FIT.value,
-        weights=_WEIGHTS.value, batch_size=_BATCH.value, overwrite=_OVERWRITE.value,
-    )  # fmt: skip
+    try:
+        faults = _again() if _FROM_JSON.value else _new()
+    except production.Stopped as stop:
+        _leave(str(stop))
+    except KeyboardInterrupt:
+        _leave("Interrupted before the first frame of what is not written.")
     if faults:
         sys.exit("\n".join([f"{len(faults)} of the requests could not be met:", *faults]))
+
+
+def _output():
+    from videomar_jax.video import Output
+
+    return Output(folder=Path(_OUTPUT.value), formats=tuple(_FORMATS.value), fps=_FPS.value,
+                  overwrite=_OVERWRITE.value)  # fmt: skip
+
+
+def _new() -> list[str]:
+    from videomar_jax import production, requests
+
+    if not _CHECKPOINT.value:
+        raise ValueError("Name the model with --checkpoint=DIR.")
+    if _REQUESTS.value and (_IMAGE.value or _PROMPT.value or _VIDEO.value):
+        raise ValueError("Name images and prompts either in --requests=FILE or with --image and --prompt, not both.")
+    if _REQUESTS.value:
+        asked, faults = requests.from_file(Path(_REQUESTS.value), _SEED.value)
+    else:
+        asked, faults = requests.from_flags(_IMAGE.value, _PROMPT.value, _SEED.value, videos=_VIDEO.value,
+                                            given_frames=_GIVEN.value), []  # fmt: skip
+    order = production.Order(
+        checkpoint=_CHECKPOINT.value, settings={name: flag.value for name, flag in _SETTINGS.items()},
+        shape={"num_frames": _FRAMES.value, "height": _HEIGHT.value, "width": _WIDTH.value}, preset=_PRESET.value,
+        fit=_FIT.value, weights=_WEIGHTS.value, batch_size=_BATCH.value,
+    )  # fmt: skip
+    return faults + production.fulfil(asked, order, _output())
+
+
+def _again() -> list[str]:
+    from videomar_jax import production
+
+    own = [flag for flag in (_VIDEO, _PROMPT, _REQUESTS, _PRESET, _FRAMES, _HEIGHT, _WIDTH, *_SETTINGS.values())
+           if flag.present]  # fmt: skip
+    if own or len(_IMAGE.value) > 1:
+        names = ", ".join(f"--{flag.name}" for flag in own) or "--image more than once"
+        raise ValueError(f"--from_json makes the same video again; {names} would change it. Leave it out.")
+    production.remake(_FROM_JSON.value, _output(), checkpoint=_CHECKPOINT.value, image=(_IMAGE.value or [None])[0])
+    return []
+
+
+def _leave(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+    sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder, load_text_encoder
+from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder, load_text_encoder, tokens_cut
 from videomar_jax.text_encoders.hashed import POSITION_SCALE, split_words
 
 
@@ -132,6 +132,12 @@ def test_long_captions_are_cut_with_one_warning_that_says_what(warnings):
     assert mask.all() and len(warnings) == 1
     assert all(part in warnings[0] for part in ("2 of 3", "max_tokens = 4", "'one two three'", "'four five'"))
     np.testing.assert_array_equal(features[0], features[1])  # the end token closes cut captions too
+
+
+def test_tokens_are_counted_before_they_are_cut():
+    encoder, captions = HashedTextEncoder(4, 16), ["", "one two three", "a b, c d"]
+    assert encoder.count_tokens(captions) == [1, 4, 6]
+    assert tokens_cut(encoder, captions) == [0, 0, 2]
 
 
 def test_captions_that_fit_are_not_warned_about(warnings):

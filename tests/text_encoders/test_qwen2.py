@@ -16,7 +16,7 @@ from absl import logging
 from safetensors.numpy import save_file
 
 from videomar_jax.interop.qwen2 import load_qwen2
-from videomar_jax.text_encoders import TextEncoder, load_text_encoder
+from videomar_jax.text_encoders import TextEncoder, load_text_encoder, tokens_cut
 from videomar_jax.text_encoders import qwen2 as encoder_module
 from videomar_jax.text_encoders.qwen2 import Qwen2Options
 
@@ -169,6 +169,13 @@ def test_empty_and_odd_captions_keep_a_token(folder):
         features, mask = encoder.encode(["", RECORDER.PAD, "\ud800 кот 🙂"])
         assert mask[:2].sum() == 2 and mask[:2, place].all() and mask[2].any()
         assert np.isfinite(features).all()
+
+
+def test_tokens_are_counted_before_they_are_cut(folder):
+    long, short = (load_qwen2(folder, options(max_tokens=length)) for length in (500, 3))
+    counts = [int(tokens) for caption in CAPTIONS if caption for tokens in long.tokenize([caption])[1].sum(axis=1)]
+    assert short.count_tokens([caption for caption in CAPTIONS if caption]) == counts and max(counts) > 3
+    assert tokens_cut(short, CAPTIONS) == [max(0, count - 3) for count in long.count_tokens(CAPTIONS)]
 
 
 def test_a_cut_caption_is_reported_with_what_it_loses(folder, warnings):

@@ -5,6 +5,9 @@ over no key at all is undefined). Padding stands on one side of the tokens, the 
 otherwise. What the features are there is the encoder's affair (`hashed` leaves zeros, `qwen2` what its network computes
 at the pad tokens, as the published model saw them), and only a model that ignores the mask can tell.
 
+`max_tokens` is K: what a caption has beyond it is cut, and the encoder says so. One that also has
+`count_tokens(captions) -> list[int]`, the tokens of each before cutting, lets others tell beforehand (`tokens_cut`).
+
 An encoder that can be saved also has `kind` and `version` (class attributes), `settings() -> dict`,
 `write_files(directory)` for what does not fit JSON (weights; may do nothing) and the class method
 `from_files(settings, directory)`; the decorator `register` makes `load_text_encoder` find it. A saved encoder is a
@@ -39,6 +42,12 @@ class TextEncoder(Protocol):
     def encode(self, captions: Sequence[str]) -> tuple[Float32[np.ndarray, "B K E"], Bool[np.ndarray, "B K"]]: ...
 
     def save(self, directory: str | os.PathLike) -> None: ...
+
+
+def tokens_cut(encoder: TextEncoder, captions: Sequence[str]) -> list[int]:
+    """How many tokens each caption loses; zeros if the encoder cannot tell."""
+    count = getattr(encoder, "count_tokens", None)
+    return [0] * len(captions) if count is None else [max(0, n - encoder.max_tokens) for n in count(captions)]
 
 
 def register(cls: _Class) -> _Class:

@@ -66,6 +66,10 @@ class HashedTextEncoder:
                 features[row, k] = self._normal(token) + POSITION_SCALE * self._normal(f"position {k}")
         return features, mask
 
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """The tokens of each caption before it is cut, the end token included."""
+        return [len(split_words(caption)) + 1 for caption in captions]
+
     def save(self, directory: str | os.PathLike) -> None:
         base.save_text_encoder(self, directory)
 

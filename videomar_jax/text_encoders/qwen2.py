@@ -136,6 +136,11 @@ class Qwen2TextEncoder:
         mask[~mask.any(axis=1), -1 if left else 0] = True
         return tokens, mask
 
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """The tokens of each caption before it is cut; the system text does not count."""
+        encodings = self.tokenizer.encode_batch([_valid_unicode(caption) for caption in captions])
+        return [len(one.ids) + sum(len(part.ids) for part in one.overflowing) for one in encodings]
+
     @functools.cached_property
     def _prefix(self) -> KeysValues | None:
         """Keys and values of the system text for every layer, [depth, 1, m, kv, d]."""

@@ -1,0 +1,234 @@
+"""Requests fulfilled: images in, video files out, each with a record from which it can be made again."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from videomar_jax.images import load_clip, load_image
+from videomar_jax.media import write_text
+from videomar_jax.pipeline import VideoMARPipeline, asked_size, changed_sampling, check_request, videos_of
+from videomar_jax.pretrained import ModelCard, load_card, run_folder
+from videomar_jax.requests import Request
+from videomar_jax.sampling.config import SamplingConfig
+from videomar_jax.sampling.precision import for_sampling
+from videomar_jax.sidecar import Record, device, differences, file_digest, model_digests, read_record, versions
+from videomar_jax.streaming import FrameStream
+from videomar_jax.text_encoders import tokens_cut
+from videomar_jax.tokenizers import latent_shape
+from videomar_jax.types import UInt8
+from videomar_jax.video import Output, Video
+
+_log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """The user interrupted; the text says what was kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Order:
+    """How all requests of a command are met.
+
+    settings: fields of `SamplingConfig` that differ from the model's own; None leaves a field as it is.
+    shape: num_frames, height and width in pixels; None as trained.
+    """
+
+    checkpoint: str | os.PathLike
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shape: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+    preset: str | None = None
+    fit: str = "resize"
+    weights: str = "ema"
+    batch_size: int = 4
+
+
+class Ready(NamedTuple):
+    """A request whose conditioning frames are read."""
+
+    request: Request
+    frames: UInt8[np.ndarray, "G Hp Wp 3"]
+    sha256: str  # of the file they come from
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What all batches share."""
+
+    pipe: VideoMARPipeline
+    model: Any
+    config: SamplingConfig
+    size: tuple[int, int, int]
+    fit: str
+    output: Output
+    digests: dict[str, str]
+    bar: tqdm
+
+
+def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[str]:
+    """Makes the videos.
+
+    Returns:
+        what is wrong with requests whose image could not be read; the others are met.
+    Raises:
+        ValueError, OSError: nothing can be made at all; told before the model is loaded.
+        Stopped: interrupted from the keyboard; the frames so far are written.
+    """
+    output.check([request.name for request in requests])
+    card = load_card(run_folder(order.checkpoint))
+    config = changed_sampling(card, order.settings, order.preset)
+    size = asked_size(card, *(order.shape.get(name) for name in ("num_frames", "height", "width")))
+    check_request(card, config, size)
+    given, faults = _read_all(requests, card, size, order.fit)
+    _tell_cuts([one.request for one in given], card)
+    pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights)
+    new = sum(size[0] - len(one.frames) for one in given)
+    with tqdm(total=new, unit="frame", disable=None) as bar:  # no bar where nobody watches
+        work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=order.fit,
+                     output=output, digests=model_digests(pipe.model, card), bar=bar)  # fmt: skip
+        batches = _batches(given, order.batch_size)
+        for number, (batch, rows) in enumerate(batches):
+            _make(work, batch, rows)
+            _log.info("%d of %d batches done: %s", number + 1, len(batches), output.folder)
+    return faults
+
+
+def remake(
+    file: str | os.PathLike, output: Output, *, checkpoint: str | None = None, image: str | None = None,
+    name: str | None = None,
+) -> None:  # fmt: skip
+    """Makes the video of a record again, bit by bit the same on the same kind of device.
+
+    Args:
+        checkpoint, image: where they lie now, if not where they were.
+    Raises:
+        FileNotFoundError: the checkpoint or the image is gone.
+        ValueError: one of them is not what it was.
+        Stopped: as `fulfil`.
+    """
+    record = read_record(file)
+    name = name or Path(file).stem
+    output = dataclasses.replace(output, fps=output.fps or record.fps)
+    output.check([name])
+    source = Path(image or record.image)
+    if not source.is_file():
+        raise FileNotFoundError(f"The image of {file} is gone: {source}. Name where it lies now with --image.")
+    if file_digest(source) != record.image_sha256:
+        raise ValueError(f"{source} is not the image that {file} was made from: its contents have changed.")
+    path = Path(checkpoint or record.checkpoint)
+    if not path.is_dir():
+        raise FileNotFoundError(f"The checkpoint of {file} is gone: {path}. Name where it lies now with --checkpoint.")
+    pipe = VideoMARPipeline.from_checkpoint(path, record.weights)
+    digests = model_digests(pipe.model, pipe.card)
+    changed = [part for part in digests if digests[part] != record.checkpoint_sha256.get(part)]
+    if changed:
+        raise ValueError(f"{path} is not the checkpoint that {file} was made from: {', '.join(changed)} differ.")
+    if others := differences(record):
+        _log.warning("The video may differ in its last bits: %s.", "; ".join(others))
+    config, size = record.config(), (record.num_frames, record.height, record.width)
+    request = Request(image=source, prompt=record.prompt, seed=record.seed, name=name,
+                      given_frames=record.given_frames)  # fmt: skip
+    ready = _read(request, pipe.card, size, record.fit)
+    with tqdm(total=record.frames - len(ready.frames), unit="frame", disable=None) as bar:
+        work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=record.fit,
+                     output=output, digests=digests, bar=bar)  # fmt: skip
+        _make(work, [ready] * record.batch_size, [record.place], until=record.frames)
+
+
+def _read(request: Request, card: ModelCard, size: tuple[int, int, int], fit: str) -> Ready:
+    place = dict(height=size[1], width=size[2], fit=fit)
+    if request.given_frames is None:
+        return Ready(request, load_image(request.image, **place)[None], file_digest(request.image))
+    latent_shape(card.tokenizer, request.given_frames, *size[1:])
+    if request.given_frames >= size[0]:
+        raise ValueError(f"{request.image}: {request.given_frames} given frames leave nothing of {size[0]} to make.")
+    clip = load_clip(request.image, request.given_frames, fps=card.fps, **place)
+    return Ready(request, clip, file_digest(request.image))
+
+
+def _read_all(requests, card, size, fit) -> tuple[list[Ready], list[str]]:
+    read, faults = [], []
+    for request in requests:
+        try:
+            read.append(_read(request, card, size, fit))
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+    if not read:
+        raise ValueError("No request can be met: " + "; ".join(faults))
+    return read, faults
+
+
+def _tell_cuts(requests: Sequence[Request], card: ModelCard) -> None:
+    for request, cut in zip(requests, tokens_cut(card.text_encoder, [r.prompt for r in requests]), strict=True):
+        if cut:
+            _log.warning("The prompt of %s is %d tokens longer than the %d that the model reads: they are cut.",
+                         request.name, cut, card.text_encoder.max_tokens)  # fmt: skip
+
+
+def _batches(given: Sequence[Ready], batch_size: int) -> list[tuple[list[Ready], range]]:
+    """Batches of one size for each number of given frames, short ones filled up; and which of their rows count."""
+    batches = []
+    for frames in dict.fromkeys(len(one.frames) for one in given):
+        group = [one for one in given if len(one.frames) == frames]
+        size = min(batch_size, len(group))
+        for start in range(0, len(group), size):
+            rows = range(min(size, len(group) - start))
+            batches.append(([group[(start + i) % len(group)] for i in range(size)], rows))
+    return batches
+
+
+def _make(work: _Work, batch: Sequence[Ready], rows: Sequence[int], until: int | None = None) -> None:
+    """Makes one batch and writes the videos of its `rows`, as far as they are when the user interrupts."""
+    prompts, seeds = [one.request.prompt for one in batch], [one.request.seed for one in batch]
+    stream = FrameStream(work.model, work.pipe.card, np.stack([one.frames for one in batch]), prompts, seeds,
+                         num_frames=work.size[0], config=work.config)  # fmt: skip
+    stopped = _advance(stream, until or work.size[0], lambda new: _show(work.bar, stream, new * len(rows)))
+    if not stopped or stream.new_frames:
+        videos = videos_of(stream, prompts, seeds, work.config, work.output.fps or work.pipe.card.fps)
+        for row in rows:
+            _write(work, batch[row], videos[row], stream, len(batch), row)
+    if stopped:
+        names = ", ".join(batch[row].request.name for row in rows)
+        kept = f"kept {len(stream)} of {work.size[0]} frames" if stream.new_frames else "no frame yet"
+        raise Stopped(f"Interrupted: {kept} of {names} in {work.output.folder}; videos not begun are left out.")
+    _log.info("first new frame after %.1f s, %.2f frames/s", stream.first_frame_s,
+              stream.new_frames * len(rows) / stream.seconds)  # fmt: skip
+
+
+def _advance(stream: FrameStream, until: int, show: Callable[[int], None]) -> bool:
+    """Draws until the videos have `until` frames; True if the user interrupted."""
+    try:
+        while len(stream) < until:
+            show(next(stream).shape[1])
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _show(bar: tqdm, stream: FrameStream, new: int) -> None:
+    bar.set_postfix_str(f"first after {stream.first_frame_s:.1f} s", refresh=False)
+    bar.update(new)
+
+
+def _write(work: _Work, ready: Ready, video: Video, stream: FrameStream, batch_size: int, place: int) -> None:
+    """The files of one video; its record comes last."""
+    request = ready.request
+    paths = work.output.paths(request.name)
+    for format in work.output.formats:
+        video.save(paths[format], overwrite=work.output.overwrite)
+    pipe, card = work.pipe, work.pipe.card
+    record = Record(
+        prompt=request.prompt, prompt_tokens_cut=tokens_cut(card.text_encoder, [request.prompt])[0], seed=request.seed,
+        image=str(request.image.absolute()), image_sha256=ready.sha256,
+        given_frames=request.given_frames, fit=work.fit, num_frames=work.size[0], frames=len(video),
+        height=work.size[1], width=work.size[2], fps=float(video.fps), checkpoint=str(pipe.checkpoint), step=pipe.step,
+        weights=pipe.weights, checkpoint_sha256=work.digests, sampling=dataclasses.asdict(work.config),
+        batch_size=batch_size, place=place, files=[paths[format].name for format in work.output.formats],
+        first_frame_s=stream.first_frame_s, seconds=stream.seconds, versions=versions(), device=device(),
+    )  # fmt: skip
+    write_text(paths["json"], record.to_json(), overwrite=work.output.overwrite)

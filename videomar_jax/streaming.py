@@ -1,0 +1,129 @@
+"""Videos frame by frame: latents as they are drawn, pixels as soon as each latent frame is done.
+
+The tokenizer decodes causally, so the pixels of latent frame t are final once it is there: they equal those of decoding
+the whole video at its end. A tokenizer that decodes in pieces (`decode_stream`) does each frame's work once; one that
+does not decodes a clip of full length in which the frames to come are zero, which suits small tokenizers.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.pretrained import ModelCard
+from videomar_jax.sampling.config import SamplingConfig
+from videomar_jax.sampling.decode import generate_frames
+from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels, to_video
+from videomar_jax.types import Array, Float, Latents, UInt8
+
+
+class FrameStream:
+    """A batch of videos in the making: an iterator over their new pixel frames, uint8 [B, f, Hp, Wp, 3], f of them for
+    each latent frame.
+
+    After each step, and when the iteration was broken off:
+
+        frames           uint8 [B, F, Hp, Wp, 3], the given ones (untouched) and the new ones so far
+        latents          float32 [B, T, h, w, C], likewise
+        first_frame_s    seconds from the start until the first new pixels, compilation included; None before
+        seconds          until the last ones
+    """
+
+    def __init__(
+        self, model: VideoMAR, card: ModelCard, given: UInt8[np.ndarray, "B G Hp Wp 3"], prompts: Sequence[str],
+        seeds: Sequence[int], *, num_frames: int, config: SamplingConfig,
+    ):  # fmt: skip
+        """Begins: all that is wrong with the request is told here.
+
+        Args:
+            card: of the model; its sizes are those it was trained on.
+            num_frames: pixel frames in all; config: how they are drawn.
+        Raises:
+            ValueError: numbers that do not go together, sizes the tokenizer cannot cut, too little memory.
+        """
+        if not len(given) == len(prompts) == len(seeds):
+            raise ValueError(f"{len(given)} images, {len(prompts)} prompts and {len(seeds)} seeds: give one of each.")
+        if not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError(f"Seeds must lie in 0..2**32 - 1, not {list(seeds)}.")
+        self._started = time.monotonic()
+        self._frames, self.first_frame_s, self.seconds = [given], None, 0.0
+        total, _, _ = latent_shape(card.tokenizer, num_frames, *given.shape[2:4])
+        first = _encode(card.tokenizer, jnp.asarray(given))
+        self._latents = [np.asarray(first)]
+        text, mask = card.text_encoder.encode(list(prompts))
+        keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
+        new = generate_frames(
+            model, first, jnp.asarray(text), jnp.asarray(mask), num_frames=total, config=config, keys=keys,
+            trained=trained_tokens(card),
+        )  # fmt: skip
+        self._pixels = decode_pieces(card.tokenizer, self._kept(first, new), total)
+        next(self._pixels)  # of the given frames, which come back as they are
+
+    def _kept(self, first: Latents, new: Iterable[Float[Array, "B h w C"]]) -> Iterator[Latents]:
+        yield first
+        for frame in new:
+            self._latents.append(np.asarray(frame)[:, None])
+            yield frame[:, None]
+
+    def __iter__(self) -> "FrameStream":
+        return self
+
+    def __next__(self) -> UInt8[np.ndarray, "B f Hp Wp 3"]:
+        pixels = np.asarray(next(self._pixels))
+        self._frames.append(pixels)
+        self.seconds = time.monotonic() - self._started
+        self.first_frame_s = self.first_frame_s or self.seconds
+        return pixels
+
+    @property
+    def new_frames(self) -> int:
+        """Pixel frames drawn so far."""
+        return sum(piece.shape[1] for piece in self._frames[1:])
+
+    def __len__(self) -> int:
+        """Pixel frames there are, the given ones included."""
+        return self._frames[0].shape[1] + self.new_frames
+
+    @property
+    def frames(self) -> UInt8[np.ndarray, "B F Hp Wp 3"]:
+        return np.concatenate(self._frames, axis=1)
+
+    @property
+    def latents(self) -> Float[np.ndarray, "B T h w C"]:
+        return np.concatenate(self._latents[: len(self._frames)], axis=1)
+
+
+def decode_pieces(
+    tokenizer: Tokenizer, pieces: Iterable[Latents], num_frames: int
+) -> Iterator[UInt8[Array, "B f Hp Wp 3"]]:
+    """The pixels of each piece of a video of up to `num_frames` latent frames; together they are those of the whole."""
+    if hasattr(tokenizer, "decode_stream"):
+        yield from map(to_video, tokenizer.decode_stream(pieces, max_frames=num_frames))
+        return
+    clip, seen, shown = None, 0, 0
+    for piece in pieces:
+        clip = jnp.zeros((len(piece), num_frames, *piece.shape[2:]), piece.dtype) if clip is None else clip
+        clip = clip.at[:, seen : seen + piece.shape[1]].set(piece)
+        seen += piece.shape[1]
+        until = 1 + tokenizer.temporal_stride * (seen - 1)
+        yield _decode(tokenizer, clip)[:, shown:until]
+        shown = until
+
+
+def trained_tokens(card: ModelCard) -> tuple[int, int, int]:
+    """(frames, rows, columns) in tokens that the model was trained on."""
+    frames, height, width = latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
+    return frames, height // card.config.patch_size, width // card.config.patch_size
+
+
+@jax.jit
+def _encode(tokenizer: Tokenizer, video: UInt8[Array, "B F Hp Wp 3"]) -> Latents:
+    return tokenizer.encode(to_pixels(video))
+
+
+@jax.jit
+def _decode(tokenizer: Tokenizer, latents: Latents) -> UInt8[Array, "B F Hp Wp 3"]:
+    return to_video(tokenizer.decode(latents))
