@@ -74,5 +74,5 @@ def test_a_dry_run_reads_a_batch_and_writes_nothing(tmp_path, monkeypatch, caplo
     monkeypatch.chdir(tmp_path)
     caplog.set_level("INFO")
     dry_run(Experiment.from_config(tiny()), 1)
-    assert "predicted peak per device" in caplog.text and "one batch read" in caplog.text
+    assert "predicted peak per device" in caplog.text and "(4 clips) read" in caplog.text
     assert not list(tmp_path.iterdir())

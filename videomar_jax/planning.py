@@ -138,7 +138,7 @@ def activation_bytes(recipe: Recipe, batch: int, frames: int, tokens: int, sizes
 
 
 def dry_run(experiment: Experiment, devices: int | None = None) -> RunPlan:
-    """Tells the plan for so many devices (None: those here), then reads one batch of every stage's main shape.
+    """Tells the plan for so many devices (None: those here), then reads one device's share of a batch of every stage.
 
     Nothing is trained or written. Errors as `plan`, and those of the data.
     """
@@ -149,13 +149,14 @@ def dry_run(experiment: Experiment, devices: int | None = None) -> RunPlan:
     _log.info("%d training clips at %g frames a second", len(source), source.fps)
     for stage in experiment.recipe.curriculum.stages:
         stage_clips(stage, source)
+        clips = stage.batch_size // (told.mesh["data"] * told.mesh["fsdp"])
         start = time.monotonic()
-        stream = batches(source, shape=clip_shape(stage.main), batch_size=stage.batch_size, seed=0,
+        stream = batches(source, shape=clip_shape(stage.main), batch_size=clips, seed=0,
                          num_threads=experiment.data.threads)  # fmt: skip
         try:
             next(stream)
         finally:
             stream.close()
-        rate = stage.batch_size / max(time.monotonic() - start, 1e-9)
-        _log.info("%s: one batch read, %.3g clips a second", stage.name, rate)
+        rate = clips / max(time.monotonic() - start, 1e-9)
+        _log.info("%s: a batch of one device (%d clips) read, %.3g clips a second", stage.name, clips, rate)
     return told

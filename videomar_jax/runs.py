@@ -23,7 +23,7 @@ from flax import nnx
 from videomar_jax.cli import Interrupted
 from videomar_jax.data.pipeline import fixed_clips
 from videomar_jax.data.shapes import Shapes
-from videomar_jax.data.sources import ClipShape, ClipSource
+from videomar_jax.data.sources import ClipShape, ClipSource, name_of
 from videomar_jax.evaluation import motion
 from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
 from videomar_jax.experiment import Experiment, stage_shape
@@ -49,6 +49,10 @@ from videomar_jax.training.stream import Parts, check_data
 _log = logging.getLogger(__name__)
 FREE = ("run", "mesh", "evaluation", "sampling")
 """Sections that may change between two starts of a run: they do not touch the parameters."""
+
+
+SHOWN_APART = 8
+"""Clips of footage that the report shows each by itself."""
 
 
 def run(
@@ -243,13 +247,13 @@ def _shape_cases(experiment: Experiment, held_out: Shapes, tokenizer: Tokenizer)
 
 
 def _footage_cases(experiment: Experiment, held_out: ClipSource) -> list[Case]:
-    """All held-out windows, and those of each clip apart."""
+    """All held-out windows, and those of the first few clips apart, where the clips have names."""
     shape = stage_shape(experiment.final_stage)
     count = min(experiment.evaluation.clips, len(held_out))
     clips = fixed_clips(held_out, range(count), shape=shape)
     cases = [Case(name="held_out", title="Held-out footage", reference=clips["video"], prompts=clips["caption"])]
-    names = [held_out.name(i) for i in range(count)]
-    for name in dict.fromkeys(names):
+    names = [name_of(held_out, i) for i in range(count)]
+    for name in list(filter(None, dict.fromkeys(names)))[:SHOWN_APART]:
         mine = [i for i in range(count) if names[i] == name]
         own = f"clip {name}" if name == "held_out" else name  # the name of the whole
         cases.append(Case(name=own, title=f"Held-out part of {name}", reference=clips["video"][mine],
@@ -280,11 +284,12 @@ def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelCar
     """The run's model card: read where it exists (the tokenizer is fitted once), else made."""
     last = experiment.final_stage
     if _has_card(workdir):
-        tokenizer = load_card(workdir).tokenizer
+        before = load_card(workdir)
+        tokenizer, text_encoder = before.tokenizer, before.text_encoder
     else:
-        tokenizer = experiment.tokenizer(source)
+        tokenizer, text_encoder = experiment.tokenizer(source), experiment.text_encoder()
     return ModelCard(
-        config=experiment.recipe.model, tokenizer=tokenizer, text_encoder=experiment.text_encoder(),
+        config=experiment.recipe.model, tokenizer=tokenizer, text_encoder=text_encoder,
         sampling=experiment.sampling, num_frames=last.num_frames, height=last.height, width=last.width, fps=source.fps,
     )  # fmt: skip
 
