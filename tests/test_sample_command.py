@@ -273,6 +273,7 @@ def test_what_a_record_says(made, finished):
     assert (record.prompt, record.seed, record.num_frames, record.frames) == ("a red circle moves left", 21, 7, 7)
     assert (record.sampling["temperature"], record.fit, record.fps, record.place) == (0.7, "crop", 12.0, 1)
     assert Path(record.checkpoint) == finished / "checkpoints" / "6" and record.files == ["v1.npz", "v1.png"]
+    assert set(record.formats) == {"latents", "png"}
     assert record.image == str(made / "i1.png") and 0 < record.first_frame_s <= record.seconds
     assert {"jax", "numpy", "videomar_jax"} <= set(record.versions)
 
@@ -413,6 +414,12 @@ def test_the_command_meets_what_it_can(finished, tmp_path):
     assert names == [f"{name}.{ending}" for name in "ab" for ending in ("gif", "json", "mp4", "png")]
     for name in "ab":
         np.testing.assert_array_equal(first_tile(tmp_path / "out" / f"{name}.png"), pixels(tmp_path / f"{name}.png"))
+
+
+def test_the_command_makes_a_video_again_in_its_own_formats(made, tmp_path):
+    done = command(f"--from_json={made / 'out' / 'v0.json'}", f"--output={tmp_path / 'again'}")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["v0.json", "v0.npz", "v0.png"]
 
 
 def test_ctrl_c_ends_with_130_and_says_what_was_kept(tmp_path):

@@ -24,7 +24,8 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "One prompt for all images, or
 _REQUESTS = flags.DEFINE_string("requests", None, 'JSONL, a line each: {"image": FILE, "prompt": TEXT, "seed": 0}.')
 _FROM_JSON = flags.DEFINE_string("from_json", None, "Make the video again whose record this NAME.json is.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for NAME.json and a file of each format.")
-_FORMATS = flags.DEFINE_list("formats", ["mp4", "gif", "png"], "Of mp4, gif, png (a strip), webm, latents (npz).")
+_FORMATS = flags.DEFINE_list("formats", ["mp4", "gif", "png"], "Of mp4, gif, png (a strip), webm, latents (npz); with "
+                             "--from_json by default those of the record.")  # fmt: skip
 _FPS = flags.DEFINE_float("fps", None, "Frames per second of the files; default: the model's.")
 _FRAMES = flags.DEFINE_integer("num_frames", None, "Pixel frames; default: as trained.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the first video; the n-th takes seed + n.", lower_bound=0,
@@ -68,10 +69,10 @@ def main(_: Sequence[str]) -> None:
         sys.exit("\n".join([f"{len(faults)} of the requests could not be met:", *faults]))
 
 
-def _output():
+def _output(formats: Sequence[str]):
     from videomar_jax.video import Output
 
-    return Output(folder=Path(_OUTPUT.value), formats=tuple(_FORMATS.value), fps=_FPS.value,
+    return Output(folder=Path(_OUTPUT.value), formats=tuple(formats), fps=_FPS.value,
                   overwrite=_OVERWRITE.value)  # fmt: skip
 
 
@@ -92,18 +93,21 @@ def _new() -> list[str]:
         shape={"num_frames": _FRAMES.value, "height": _HEIGHT.value, "width": _WIDTH.value}, preset=_PRESET.value,
         fit=_FIT.value, weights=_WEIGHTS.value, batch_size=_BATCH.value,
     )  # fmt: skip
-    return faults + production.fulfil(asked, order, _output())
+    return faults + production.fulfil(asked, order, _output(_FORMATS.value))
 
 
 def _again() -> list[str]:
     from videomar_jax import production
+    from videomar_jax.sidecar import read_record
 
     own = [flag for flag in (_VIDEO, _PROMPT, _REQUESTS, _PRESET, _FRAMES, _HEIGHT, _WIDTH, *_SETTINGS.values())
            if flag.present]  # fmt: skip
     if own or len(_IMAGE.value) > 1:
         names = ", ".join(f"--{flag.name}" for flag in own) or "--image more than once"
         raise ValueError(f"--from_json makes the same video again; {names} would change it. Leave it out.")
-    production.remake(_FROM_JSON.value, _output(), checkpoint=_CHECKPOINT.value, image=(_IMAGE.value or [None])[0])
+    formats = _FORMATS.value if _FORMATS.present else read_record(_FROM_JSON.value).formats
+    image = (_IMAGE.value or [None])[0]
+    production.remake(_FROM_JSON.value, _output(formats), checkpoint=_CHECKPOINT.value, image=image)
     return []
 
 

@@ -23,6 +23,7 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained import ModelCard
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.tokenizers import fingerprint
+from videomar_jax.video import FORMATS
 
 FORMAT = 1
 
@@ -59,6 +60,12 @@ class Record:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What the video was written as, by name (`video.FORMATS`)."""
+        endings = {Path(file).suffix for file in self.files}
+        return tuple(name for name, ending in FORMATS.items() if ending in endings)
 
     def config(self) -> SamplingConfig:
         return SamplingConfig(**self.sampling)
