@@ -25,6 +25,7 @@ from videomar_jax.models.rope import Rotation
 from videomar_jax.types import Array, Bool, Float, Int, Key
 
 Stream = Float[Array, "B T S D"]
+SomeRows = Float[Array, "B T _ D"]
 Rows = Int[Array, "B R"]
 """Places of tokens in their frame; one behind the last stands for any token."""
 
@@ -60,7 +61,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Stream, text: TextKV, text_mask: Bool[Array, "B K"] | None, rotation: Rotation, mix: Mix,
         rows: Rows | None = None,
-    ) -> tuple[Stream, KVCache]:  # fmt: skip
+    ) -> tuple[SomeRows, KVCache]:  # fmt: skip
         """Returns the stream and this layer's keys and values of the frames in `x`. With `rows` the stream of these
         tokens only; then `mix` is to give no others either."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.scale_shift_table[...]
@@ -105,7 +106,7 @@ class Transformer(nnx.Module):
         self, x: Stream, text: Float[Array, "B K D"] | TextKV, text_mask: Bool[Array, "B K"] | None, rotation: Rotation,
         mix: functools.partial, *, cache: KVCache | None = None, keep_kv: bool = False, rows: Rows | None = None,
         layers: Sequence[Layer] | None = None,
-    ) -> tuple[Stream, KVCache | None]:  # fmt: skip
+    ) -> tuple[SomeRows, KVCache | None]:  # fmt: skip
         """Runs all layers and the final norm.
 
         Args:
@@ -144,7 +145,7 @@ class Transformer(nnx.Module):
         """All layers, each on its own: more to compile, for a stack that is applied many times."""
         return tuple(_layer(self._stack(text, cache), i) for i in range(self.config.depth))
 
-    def _in_turn(self, body, x: Stream, layers: Layer | Sequence[Layer], rows: Rows | None) -> Stream:
+    def _in_turn(self, body, x: Stream, layers: Layer | Sequence[Layer], rows: Rows | None) -> SomeRows:
         """Applies the layers one after the other, the last one to `rows` only."""
         last = self.config.depth - 1
         if isinstance(layers[0], Block):  # a stack
