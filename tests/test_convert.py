@@ -136,7 +136,7 @@ def test_published_files_of_every_family_make_a_video_through_the_commands(offic
         "--steps=2", "--head_steps=ddim5", f"--output={tmp_path / 'out'}",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"first.mp4", "first.gif", "first.png"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"first.mp4", "first.gif", "first.png", "first.json"}
 
 
 def test_converted_parameters_and_parts_are_the_published_ones(official, converted):
