@@ -63,8 +63,8 @@ def all_empty(folder):
 
 
 def too_short(folder):
-    write_clip(folder / "a.mp4", count=4)
-    return r"a\.mp4: \d frames at 12 fps in its train part, 5 asked; ask for shorter clips"
+    write_clip(folder / "a.mp4", count=3)
+    return r"a\.mp4: \d frames at 12 fps in its train part, 3 asked; ask for shorter clips"
 
 
 def held_out_part_too_short(folder):
