@@ -50,7 +50,7 @@ class ModelConfig:
     # Computation
     dtype: Literal["float32", "bfloat16"] = "float32"  # matmuls; statistics, softmax and diffusion stay float32
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass computes again
-    unroll: int = 1  # layers per turn of the layer loop; more is faster for a small model on CPU, and compiles slower
+    unroll: int = 1  # layers per turn of the layer loop, and of the head's; more: faster on CPU, compiles slower
     attention: Literal["auto", "xla", "cudnn"] = "auto"
 
     def __post_init__(self):

@@ -66,6 +66,7 @@ class DiffusionHead(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width = config.head_width
+        self.unroll = min(config.unroll, config.head_depth)
         self.time1 = dense(FEATURES, width, config, rngs, 0.02)
         self.time2 = dense(width, width, config, rngs, 0.02)
         self.cond_embed = dense(config.width, width, config, rngs)
@@ -86,7 +87,8 @@ class DiffusionHead(nnx.Module):
     def denoise(self, x: Float[Array, "... P"], t: Array, condition: Float[Array, "... W"]) -> Float[Array, "... O"]:
         """The output for noisy rows `x` at times `t` (integer steps, or [0, 1] for flow), broadcast over rows."""
         y = jax.nn.silu(self.time_embedding(t) + condition)
-        u, _ = jax.lax.scan(lambda u, block: (block(u, y), None), self.input_proj(x), self.blocks)
+        start = self.input_proj(x)
+        u, _ = jax.lax.scan(lambda u, block: (block(u, y), None), start, self.blocks, unroll=self.unroll)
         shift, scale = jnp.split(self.final_modulation(y), 2, axis=-1)
         return self.final(self.final_norm(u) * (1 + scale) + shift)
 
