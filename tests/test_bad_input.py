@@ -63,7 +63,7 @@ def all_empty(folder):
 
 
 def too_short(folder):
-    write_clip(folder / "a.mp4", count=3)
+    write_clip(folder / "a.mp4", count=2)
     return r"a\.mp4: \d frames at 12 fps in its train part, 3 asked; ask for shorter clips"
 
 

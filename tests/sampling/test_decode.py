@@ -1,20 +1,19 @@
 """Generation against a plain loop without cache, scan or padding; and what it promises about its inputs."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_loop
 import pytest
 from tiny_model import GRID, tiny_model, tiny_text
 
-from videomar_jax.models.diffusion import make_process, needs_step_noise
-from videomar_jax.models.patchify import patchify, unpatchify
+from videomar_jax.models.patchify import unpatchify
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.sampling import decode
-from videomar_jax.sampling.decode import FrameDraws, draw_frame, generate, generate_frames
-from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths, temperatures
+from videomar_jax.sampling.decode import FrameDraws, generate, generate_frames
+from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths
 
 COUNT, BATCH, FRAMES = GRID[0] * GRID[1], 2, 3
 CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, temperature=0.9, temperature_law="linear", clip=0.0)
@@ -45,61 +44,13 @@ def made():
 # ---- against a plain loop
 
 
-@jax.jit
-def z_of(model, tokens, mask, dropped):
-    text, text_mask = tiny_text(len(tokens))
-    return model(tokens, mask, model.context(text, text_mask, jnp.full(len(tokens), dropped)), GRID)
-
-
-@functools.partial(jax.jit, static_argnames="steps")
-def denoised(model, z, null_z, noise, step_noise, guidance, temperature, steps):
-    """New values for all tokens of a frame, one head step after the other."""
-    process = make_process(model.config)
-    plan, x = process.plan(steps), process.start(noise, temperature)
-    for i in range(len(plan["time"])):
-        now, injected = {k: v[i] for k, v in plan.items()}, step_noise[i] if needs_step_noise(process) else None
-        outputs = (model.head(x, now["time"], each) for each in (z, null_z))
-        x = process.advance(x, *outputs, now, injected, guidance, temperature)
-    return x
-
-
-def plain_loop(model, given, config, num_frames, all_draws):
-    """The method as it is told: no cache (later frames are there, but causality hides them), all tokens drawn in every
-    step and only the chosen ones kept, both branches always run."""
-    tokens = np.array(patchify(given, model.config.patch_size))
-    num_given, (batch, _, count, width) = given.shape[1], tokens.shape
-    generated = num_frames - num_given
-    tokens = np.concatenate([tokens, np.zeros((batch, generated, count, width), np.float32)], axis=1)
-    lengths, rows = mask_lengths(count, config.steps), np.arange(batch)[:, None]
-    for index, frame in enumerate(range(num_given, num_frames)):
-        draws, hidden = all_draws[index], np.zeros(tokens.shape[:3], bool)
-        hidden[:, frame] = True
-        for step, length in enumerate(lengths):
-            now = (jnp.asarray(tokens), jnp.asarray(hidden))
-            z, null_z = (z_of(model, *now, dropped)[:, frame] for dropped in (False, True))
-            guidance = 1 + (config.guidance - 1) * (count - length) / count
-            temperature = temperatures(generated, config)[index]
-            new = denoised(model, z, null_z, draws.noise, draws.step_noise, jnp.float32(guidance),
-                           jnp.asarray(temperature), config.head_steps)  # fmt: skip
-            left = 0 if step == config.steps - 1 else length
-            shown = np.array(hidden[:, frame])
-            shown[rows, np.asarray(draws.order)[:, count - left :]] = False
-            new = np.clip(new, -config.clip, config.clip) if config.clip and index else np.asarray(new)
-            tokens[:, frame][shown] = new[shown]
-            hidden[:, frame] &= ~shown
-        assert not hidden.any()
-    return unpatchify(jnp.asarray(tokens), GRID, model.config.patch_size)
-
-
 def frame_draws(model, num_given, num_frames, head_steps):
-    noisy = len(make_process(model.config).plan(head_steps)["time"])
-    noisy = noisy if needs_step_noise(make_process(model.config)) else 0
-    numbers = range(num_given, num_frames)
-    return [draw_frame(keys(), jnp.asarray(n), COUNT, model.config.token_dim, noisy) for n in numbers]
+    return plain_loop.frame_draws(model, keys(), num_given, num_frames, head_steps)
 
 
 def test_flow_with_guidance(made):
-    expected = plain_loop(tiny_model(), given_latents(), CONFIG, FRAMES, frame_draws(tiny_model(), 1, FRAMES, "3"))
+    draws = frame_draws(tiny_model(), 1, FRAMES, "3")
+    expected = plain_loop.plain_loop(tiny_model(), given_latents(), CONFIG, FRAMES, draws)
     np.testing.assert_allclose(made[0], expected, atol=1e-3)
 
 
@@ -108,7 +59,7 @@ def test_ddpm_with_patches_and_two_given_frames_and_clipping():
     changes = dict(head_steps="ddim4", clip=1.0, guidance=3.0)
     video, _ = make(model, given, num_frames=4, **changes)
     config = dataclasses.replace(CONFIG, **changes)
-    expected = plain_loop(model, given, config, 4, frame_draws(model, 2, 4, "ddim4"))
+    expected = plain_loop.plain_loop(model, given, config, 4, frame_draws(model, 2, 4, "ddim4"))
     np.testing.assert_array_equal(video[:, :2], given)
     np.testing.assert_allclose(video, expected, atol=2e-3 * np.abs(expected).max())
 
@@ -117,7 +68,8 @@ def test_more_steps_than_tokens_without_guidance():
     changes = dict(steps=10, guidance=1.0, temperature_law="constant")
     video, trace = make(**changes)
     config = dataclasses.replace(CONFIG, **changes)
-    expected = plain_loop(tiny_model(), given_latents(), config, FRAMES, frame_draws(tiny_model(), 1, FRAMES, "3"))
+    draws = frame_draws(tiny_model(), 1, FRAMES, "3")
+    expected = plain_loop.plain_loop(tiny_model(), given_latents(), config, FRAMES, draws)
     np.testing.assert_allclose(video, expected, atol=1e-3)
     assert trace.hidden.shape[:2] == (FRAMES - 1, COUNT), "steps that reveal nothing are left out"
 
@@ -210,10 +162,10 @@ def test_a_scale_of_one_gives_the_same_video(made):
 
 
 def test_values_do_not_recompile(made):
-    programs = decode._one_frame._cache_size(), decode.start_decoding._cache_size()
+    programs = decode.one_frame._cache_size(), decode.start_decoding._cache_size()
     for change in ({"guidance": 5.0}, {"temperature": 0.5}, {"clip": 0.3}, {"guidance_schedule": "constant"}):
         assert np.abs(make(**change)[0] - made[0]).max() > 1e-3, f"{change} has no effect"
-    assert (decode._one_frame._cache_size(), decode.start_decoding._cache_size()) == programs
+    assert (decode.one_frame._cache_size(), decode.start_decoding._cache_size()) == programs
 
 
 def test_clipping_starts_with_the_second_generated_frame(made):

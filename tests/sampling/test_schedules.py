@@ -4,9 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from tiny_model import annotations_off
 
-from videomar_jax.sampling.schedules import SamplingConfig, clip_bounds, mask_lengths, reveal_plan, temperatures
+from videomar_jax.sampling.schedules import (
+    SamplingConfig,
+    clip_bounds,
+    count_sizes,
+    head_step_names,
+    mask_lengths,
+    padded,
+    reveal_plan,
+    temperatures,
+)
 
 PUBLISHED = {
     256: [254, 251, 244, 236, 225, 212, 197, 181, 162, 142, 120, 97, 74, 49, 25, 1],
@@ -73,13 +81,33 @@ def test_the_first_generated_frame_is_clipped_only_on_request():
     np.testing.assert_array_equal(clip_bounds(2, SamplingConfig(clip=0.0, clip_first=True)), [np.inf] * 2)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 0), ("guidance", -0.1), ("temperature", -1.0), ("guidance_schedule", "cosine"),
-        ("temperature_law", "code"), ("clip", -2.0), ("token_dtype", "float16"),
-    ],
-)  # fmt: skip
-def test_a_wrong_value_is_refused_by_name(field, value):
-    with annotations_off(), pytest.raises(ValueError, match=rf"sampling\.{field}\b"):
-        SamplingConfig(**{field: value})
+def test_guidance_holds_on_its_share_of_the_steps():
+    config = SamplingConfig(steps=10, guidance=3.0, guidance_schedule="constant", guidance_interval=(0.25, 0.8))
+    plan = reveal_plan(256, config)
+    assert np.flatnonzero(plan.guided).tolist() == [3, 4, 5, 6, 7]
+    np.testing.assert_array_equal(plan.guidance, np.where(plan.guided, 3, 1))
+    assert not reveal_plan(256, SamplingConfig(steps=10, guidance=1.0)).guided.any()
+
+
+def test_head_steps_fall_from_the_first_to_the_last_reveal_step():
+    assert head_step_names("50-5", 10) == ["50", "45", "40", "35", "30", "25", "20", "15", "10", "5"]
+    assert head_step_names("2-6", 3) == ["2", "4", "6"] and head_step_names("9-3", 1) == ["9"]
+    assert head_step_names("ddim50", 2) == ["ddim50"] * 2
+    plan = reveal_plan(256, SamplingConfig(steps=4, head_steps="3-2"))
+    assert plan.head.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("tokens", "steps"), SIZES)
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_every_count_fits_its_size(tokens, steps, most):
+    counts = reveal_plan(tokens, SamplingConfig(steps=steps)).count
+    sizes = count_sizes(counts, most)
+    assert len(sizes) <= most and sizes[-1] == counts.max() and list(sizes) == sorted(set(sizes))
+    rounded = padded(counts, sizes)
+    assert (rounded >= counts).all() and set(rounded) <= set(sizes)
+
+
+def test_sizes_waste_least():
+    counts = reveal_plan(64, SamplingConfig(steps=16)).count
+    best = min(padded(counts, (a, b, 6)).sum() for a in range(1, 5) for b in range(a + 1, 6))
+    assert padded(counts, count_sizes(counts)).sum() == best < 1.2 * 64 < padded(counts, count_sizes(counts, 1)).sum()

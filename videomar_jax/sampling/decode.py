@@ -138,19 +138,10 @@ def next_frame(model: VideoMAR, decoder: Decoder, state: DecodeState, settings: 
     return state, unpatchify(new[:, None], program.frame.grid, model.config.patch_size)[:, 0], steps
 
 
-_one_frame = jax.jit(next_frame, static_argnames="program", donate_argnames="state")
+one_frame = jax.jit(next_frame, static_argnames="program", donate_argnames="state")
 
 
-def _prefix(number: int, length: int, levels: int) -> tuple[int, bool]:
-    """(places that frame `number` looks at, whether all of them hold a frame), for so many compiled lengths."""
-    if levels == 1:
-        return length, False
-    stored, step = min(number, length), -(-length // levels)
-    prefix = min(length, -(-stored // step) * step)
-    return prefix, prefix == stored
-
-
-class _Video(NamedTuple):
+class Video(NamedTuple):
     """A request, ready to be drawn frame by frame."""
 
     model: VideoMAR
@@ -159,11 +150,24 @@ class _Video(NamedTuple):
     settings: FrameSettings  # of all generated frames
     scale: PositionScale | None
     program: Program
-    levels: int
+
+    def program_of(self, number: int) -> Program:
+        """The program of frame `number`, which looks at the filled part of the cache; lengths are rounded up so that
+        there are no more of them than the levers say."""
+        length, levels = self.program.length, self.program.frame.levers.prefixes
+        if levels == 1:
+            return self.program
+        stored, step = min(number, length), -(-length // levels)
+        prefix = min(length, -(-stored // step) * step)
+        return dataclasses.replace(self.program, prefix=prefix, full=prefix == stored)
 
 
-def _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trained, levers, trace=False) -> _Video:
-    """Checks the request and builds everything that does not change from frame to frame."""
+def prepare(
+    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
+    config: SamplingConfig, keys: Array | None = None, scale: PositionScale | None = None,
+    trained: tuple[int, int, int] | None = None, levers: Levers | None = None, trace: bool = False,
+) -> Video:  # fmt: skip
+    """Checks the request and builds everything that does not change from frame to frame; arguments as in `generate`."""
     model = for_sampling(model, config)
     num_given, size = given.shape[1], model.config.patch_size
     if not 1 <= num_given < num_frames:
@@ -193,18 +197,18 @@ def _prepare(model, given, text, text_mask, num_frames, config, keys, scale, tra
     generated = num_frames - num_given
     numbers = np.arange(num_given, num_frames, dtype=np.int32)
     settings = FrameSettings(numbers, temperatures(generated, config), clip_bounds(generated, config))
-    return _Video(model, Decoder(context, head, keys, plan, heads), state, settings, scale, program, levers.prefixes)
+    return Video(model, Decoder(context, head, keys, plan, heads), state, settings, scale, program)
 
 
-def _drawn(video: _Video, draws: FrameDraws | None = None) -> Iterator[tuple[Array, FrameTrace | None]]:
+def _drawn(video: Video, draws: FrameDraws | None = None) -> Iterator[tuple[Array, FrameTrace | None]]:
     """Latents and trace of each new frame."""
     state = video.state
     video = video._replace(state=None)  # donated, and not to be held twice
     for i, number in enumerate(video.settings.number):
-        prefix, full = _prefix(int(number), video.program.length, video.levels)
-        program = dataclasses.replace(video.program, prefix=prefix, full=full)
         settings, now = jax.tree.map(lambda x, i=i: x[i], (video.settings, draws))
-        state, latents, steps = _one_frame(video.model, video.decoder, state, settings, now, video.scale, program)
+        state, latents, steps = one_frame(
+            video.model, video.decoder, state, settings, now, video.scale, video.program_of(int(number))
+        )
         yield latents, steps
 
 
@@ -235,7 +239,8 @@ def generate(
     """
     if (keys is None) == (draws is None):
         raise ValueError("Give either keys or recorded draws.")
-    video = _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trained, levers, trace)
+    video = prepare(model, given, text, text_mask, num_frames=num_frames, config=config, keys=keys, scale=scale,
+                    trained=trained, levers=levers, trace=trace)  # fmt: skip
     frames = list(_drawn(video, draws))
     latents = jnp.concatenate([given, jnp.stack([new for new, _ in frames], axis=1)], axis=1)
     return (latents, jax.tree.map(lambda *x: jnp.stack(x), *(steps for _, steps in frames))) if trace else latents
@@ -248,5 +253,6 @@ def generate_frames(
 ) -> Iterator[Float[Array, "B h w C"]]:  # fmt: skip
     """Like `generate`, but yields each new latent frame as soon as its computation is under way; the frames are the
     same. Arguments and errors as there; errors are told at once, not when the first frame is asked for."""
-    video = _prepare(model, given, text, text_mask, num_frames, config, keys, scale, trained, levers)
+    video = prepare(model, given, text, text_mask, num_frames=num_frames, config=config, keys=keys, scale=scale,
+                    trained=trained, levers=levers)  # fmt: skip
     return (latents for latents, _ in _drawn(video))

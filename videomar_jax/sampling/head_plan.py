@@ -60,10 +60,10 @@ def _stacked(plans: list[Plan], length: int) -> Plan:
     """Rows of one length: the last entry repeated, and marked as not active."""
     padded = []
     for plan in plans:
-        extra = length - len(plan["time"])
-        active = plan.get("active", jnp.ones(len(plan["time"]), bool))
-        row = {key: jnp.pad(value, (0, extra), mode="edge") for key, value in plan.items()}
-        padded.append(row | {"active": jnp.pad(active, (0, extra))})
+        count = len(plan["time"])
+        row = {"active": jnp.ones(count, bool)} | plan
+        row = {key: value[jnp.minimum(jnp.arange(length), count - 1)] for key, value in row.items()}
+        padded.append(row | {"active": row["active"] & (jnp.arange(length) < count)})
     return {key: jnp.stack([plan[key] for plan in padded]) for key in padded[0]}
 
 

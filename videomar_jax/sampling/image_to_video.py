@@ -29,13 +29,14 @@ def _decode(tokenizer: Tokenizer, latents: Latents) -> UInt8[jax.Array, "B F Hp 
 def image_to_video(
     model: VideoMAR, tokenizer: Tokenizer, text_encoder: TextEncoder, given: UInt8[np.ndarray, "B G Hp Wp 3"],
     prompts: Sequence[str], *, num_frames: int, config: SamplingConfig, seeds: Sequence[int],
-    scale: PositionScale | None = None,
+    scale: PositionScale | None = None, trained: tuple[int, int, int] | None = None,
 ) -> UInt8[np.ndarray, "B F Hp Wp 3"]:  # fmt: skip
     """Continues images (G = 1) or clips (G = 1 + stride * k frames) to `num_frames` pixel frames.
 
     Args:
         given: frames 0..255; they come back as they are.
         prompts, seeds: one for each sample; a sample depends on its own alone, not on its batch.
+        scale, trained: as in `generate`.
     Raises:
         ValueError: sizes that the tokenizer cannot cut, or fewer frames asked for than given.
     """
@@ -48,7 +49,7 @@ def image_to_video(
     text, mask = text_encoder.encode(list(prompts))
     keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
     video = generate(model, latents, jnp.asarray(text), jnp.asarray(mask), num_frames=frames, config=config, keys=keys,
-                     scale=scale)  # fmt: skip
+                     scale=scale, trained=trained)  # fmt: skip
     return np.concatenate([given, np.asarray(_decode(tokenizer, video))[:, given.shape[1] :]], axis=1)
 
 
@@ -61,6 +62,7 @@ class VideoSampler:
     text_encoder: TextEncoder
     config: SamplingConfig
     batch_size: int
+    trained: tuple[int, int, int] | None = None  # (frames, rows, columns) in tokens, for the config's scaling
 
     def __call__(
         self, given: UInt8[np.ndarray, "N G Hp Wp 3"], prompts: Sequence[str], num_frames: int,
@@ -73,7 +75,7 @@ class VideoSampler:
             chosen = np.arange(start, start + self.batch_size) % len(given)  # a short last batch is filled up and cut
             made = image_to_video(
                 self.model, self.tokenizer, self.text_encoder, given[chosen], [prompts[i] for i in chosen],
-                num_frames=num_frames, config=self.config, seeds=[seeds[i] for i in chosen],
+                num_frames=num_frames, config=self.config, seeds=[seeds[i] for i in chosen], trained=self.trained,
             )  # fmt: skip
             videos.append(made[: len(given) - start])
         return np.concatenate(videos)
