@@ -1,0 +1,308 @@
+"""How fast a training step is, and how much of the device's matmul peak it uses.
+
+    python -m benchmarks.train_step                                  on CPU tiny and small, on an accelerator 1.4B
+    python -m benchmarks.train_step --model=tiny --frames=one --layout=truncated --multiplier=1
+    python -m benchmarks.train_step --model=1p4b --shape=7x30x48 --batch=4 --dtype=bfloat16 --remat=full --frames=all
+
+A step is all that training does with a batch: forward, backward, optimizer, averaged weights, norms. FLOPs are those of
+matrix products (`models.flops`); the peak is the best rate of a large product of the same type, measured before and
+after. A clip of the truncated layout has every length from 2 to T equally often: its times are means over the lengths.
+On CPU the clips that the input pipeline makes in a second are measured too. Prints one table and writes it as JSON.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomar_jax.data.shapes import Shapes
+from videomar_jax.data.sources import ClipShape
+from videomar_jax.heap import keep_freed_memory
+from videomar_jax.models.config import PRESETS, ModelConfig
+from videomar_jax.models.flops import train_step_flops
+from videomar_jax.text_encoders import HashedTextEncoder
+from videomar_jax.tokenizers import PCATokenizer
+from videomar_jax.training.curriculum import Curriculum
+from videomar_jax.training.loss import Batch, LossConfig, supervised_frames
+from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
+from videomar_jax.training.sharding import MeshConfig, batch_shardings, layout_rule, make_mesh, state_shardings
+from videomar_jax.training.state import TrainState, abstract_model, count_params, init_state
+from videomar_jax.training.step import make_train_step
+from videomar_jax.training.stream import Parts, training_batches
+
+MODELS = {
+    "tiny": ModelConfig(width=384, depth=6, num_heads=6, head_width=512, text_tokens=32, text_width=256),
+    "small": ModelConfig(width=768, depth=12, num_heads=12, head_width=1024, text_tokens=64, text_width=256),
+    "1p4b": PRESETS["videomar_1p4b"],
+}
+SHAPES = {"tiny": ["4x8x8"], "small": ["4x16x16"], "1p4b": ["7x16x16", "7x30x48"]}
+BATCHES = {"4x8x8": 8, "4x16x16": 2, "7x16x16": 16, "7x30x48": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One line of the table."""
+
+    model: str
+    shape: tuple[int, int, int]  # T, H, W
+    batch: int
+    loss: LossConfig
+    config: ModelConfig
+
+    def flops(self) -> float:
+        """Of a step."""
+        frames, rows, columns = self.shape
+        return train_step_flops(
+            self.config, loss_frames=self.loss.frames, layout=self.loss.layout,
+            draws_per_token=self.loss.draws_per_token, batch=self.batch, frames=frames, tokens=rows * columns,
+        )  # fmt: skip
+
+    def lengths(self) -> list[int]:
+        """Latent frames that a step may see; each equally often."""
+        frames = self.shape[0]
+        return list(range(2, frames + 1)) if self.loss.layout == "truncated" and frames > 1 else [frames]
+
+
+def main() -> None:
+    args = _arguments()
+    kept = args.keep_memory and keep_freed_memory()  # before JAX begins
+    _choose_for_device(args)
+    before = matmul_peaks(args.dtype)
+    rows = []
+    for case in cases(args):
+        rows.append(measure(case, args.steps, MeshConfig(fsdp=args.fsdp)))
+        print(describe(rows[-1], before["jax"]), flush=True)
+    peaks = [before, matmul_peaks(args.dtype)]
+    peak = max(found["jax"] for found in peaks)
+    pipeline = [input_rate(model, args.steps) for model in args.model] if jax.default_backend() == "cpu" else []
+    report = {
+        "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__,
+        "load": os.getloadavg(), "freed_memory_kept": kept, "dtype": args.dtype, "matmul_flops_per_second": peaks,
+        "input": pipeline, "steps": [row | {"share_of_peak": row["flops_per_second"] / peak} for row in rows],
+    }  # fmt: skip
+    print_report(report, peak)
+    write(report, args.out)
+
+
+def cases(args: argparse.Namespace) -> Iterator[Case]:
+    """What the flags ask for; where they leave a choice, every sensible value of it."""
+    for name in args.model:
+        config = dataclasses.replace(MODELS[name], dtype=args.dtype, remat=args.remat, unroll=args.unroll)
+        for text in [args.shape] if args.shape else SHAPES[name]:
+            shape = tuple(int(size) for size in text.split("x"))
+            for frames, layout, multiplier in itertools.product(args.frames, args.layout, args.multiplier):
+                if frames == "all" and layout == "truncated":
+                    continue
+                loss = LossConfig(frames=frames, layout=layout, draws_per_token=multiplier)
+                yield Case(model=name, shape=shape, batch=args.batch or BATCHES.get(text, 1), loss=loss, config=config)
+
+
+class Trainer:
+    """A state and its update, on all devices."""
+
+    def __init__(self, case: Case, mesh_config: MeshConfig):
+        self.case, self.mesh = case, make_mesh(mesh_config)
+        settings = OptimizerConfig()
+        optimizer = make_optimizer(settings, lambda step: jnp.float32(1e-4))
+        graph, self.shapes = abstract_model(case.config)
+        abstract = jax.eval_shape(lambda: init_state(case.config, optimizer, jax.random.key(0)))
+        shardings = state_shardings(abstract, self.mesh, mesh_config)
+        self.state: TrainState = init_state(case.config, optimizer, jax.random.key(0), None, shardings)
+        self.update = make_train_step(
+            graph, optimizer, case.loss, settings, shardings=shardings,
+            rule=layout_rule(self.mesh, mesh_config) if self.mesh.size > 1 else None,
+        )  # fmt: skip
+        self.key = jax.random.key(1)
+
+    def batch(self, frames: int) -> Batch:
+        """Random clips of so many latent frames."""
+        config, (_, rows, columns) = self.case.config, self.case.shape
+        size = config.patch_size
+        keys = jax.random.split(jax.random.key(2))
+        clips = self.case.batch
+        batch = Batch(
+            jax.random.normal(keys[0], (clips, frames, rows * size, columns * size, config.latent_channels)),
+            jax.random.normal(keys[1], (clips, config.text_tokens, config.text_width)),
+            jnp.ones((clips, config.text_tokens), bool),
+        )
+        return jax.device_put(batch, batch_shardings(batch, self.mesh))
+
+    def times(self, batch: Batch, steps: int) -> tuple[float, int, list[float]]:
+        """Seconds to compile, bytes of a device while a step runs as the compiler planned it, seconds of the steps."""
+        start = time.perf_counter()
+        compiled = self.update.lower(self.state, batch, self.key).compile()
+        compile_seconds, seconds = time.perf_counter() - start, []
+        for _ in range(steps + 1):
+            start = time.perf_counter()
+            self.state, metrics = compiled(self.state, batch, self.key)
+            jax.block_until_ready((self.state, metrics))
+            seconds.append(time.perf_counter() - start)
+        if not np.isfinite(float(metrics["loss"])):
+            raise FloatingPointError(f"The loss of {self.case} is not finite.")
+        return compile_seconds, _planned_bytes(compiled), seconds[1:]
+
+
+def measure(case: Case, steps: int, mesh: MeshConfig) -> dict[str, Any]:
+    """The numbers of one line: a step is the mean over the lengths of the median over `steps` steps."""
+    trainer = Trainer(case, mesh)
+    runs = [trainer.times(trainer.batch(length), steps) for length in case.lengths()]
+    median = statistics.fmean(statistics.median(seconds) for _, _, seconds in runs)
+    best = statistics.fmean(min(seconds) for _, _, seconds in runs)
+    frames, rows, columns = case.shape
+    tokens = case.batch * rows * columns * statistics.fmean(case.lengths())
+    supervised = case.batch * supervised_frames(frames, case.loss)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "model": case.model, "parameters": count_params(trainer.shapes), "shape": list(case.shape),
+        "batch": case.batch, "frames": case.loss.frames, "layout": case.loss.layout,
+        "multiplier": case.loss.draws_per_token, "remat": case.config.remat, "step_seconds": median,
+        "best_step_seconds": best, "steps": [seconds for _, _, seconds in runs],
+        "compile_seconds": sum(seconds for seconds, _, _ in runs), "flops": case.flops(),
+        "flops_per_second": case.flops() / median, "tokens_per_second": tokens / median,
+        "seconds_per_supervised_frame": median / supervised,
+        "planned_bytes": max(planned for _, planned, _ in runs),
+        "peak_bytes": stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+    }  # fmt: skip
+
+
+def _planned_bytes(compiled: jax.stages.Compiled) -> int:
+    plan = compiled.memory_analysis()
+    sizes = (plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes)
+    return sum(sizes) - plan.alias_size_in_bytes
+
+
+def matmul_peaks(dtype: str) -> dict[str, float]:
+    """FLOP/s of the best of several square products on all devices, by library."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    peaks = {"jax": _rate(lambda: jax.block_until_ready(product(a, a)), size) * jax.device_count()}
+    if jax.default_backend() == "cpu" and importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        b = torch.randn(size, size)
+        peaks["torch"] = _rate(lambda: torch.matmul(b, b), size)
+    return peaks
+
+
+def _rate(product: Any, size: int, repeats: int = 10) -> float:
+    product()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def input_rate(model: str, batches: int) -> dict[str, Any]:
+    """Clips in a second that the quick start's pipeline draws, encodes and gives out for the model's latent shape."""
+    text = SHAPES[model][0]
+    frames, rows, columns = (int(size) for size in text.split("x"))
+    stride, patch, batch = 2, 4, BATCHES[text]
+    sizes = dict(num_frames=1 + (frames - 1) * stride, height=rows * patch, width=columns * patch)
+    source = Shapes(seed=0, length=1000, split="train", bounce=True)
+    clips = [source.read(i, np.random.default_rng(i), ClipShape(**sizes))["video"][None] for i in range(40)]
+    tokenizer = PCATokenizer.fit(iter(clips), patch=patch, temporal_stride=stride, channels=16)
+    parts = Parts(source=source, tokenizer=tokenizer, text_encoder=HashedTextEncoder(32, 64), threads=2)
+    row = dict(name="input", batch_size=batch, steps=20 * batches + 1, learning_rate=1.0, **sizes)
+    stream = training_batches(0, 0, Curriculum.from_rows([row]).stages[0], parts, 0)
+    jax.block_until_ready(next(stream))
+    start = time.perf_counter()
+    for _ in range(20 * batches):
+        jax.block_until_ready(next(stream))
+    seconds = time.perf_counter() - start
+    stream.close()
+    return {"model": model, "clip": sizes, "clips_per_second": 20 * batches * batch / seconds}
+
+
+def describe(row: dict[str, Any], peak: float) -> str:
+    """A line of the table."""
+    form = row["frames"] if row["frames"] == "all" else f"one, {row['layout']}"
+    shape = "x".join(map(str, row["shape"]))
+    return (
+        f"{row['model']:6s} {shape:8s} {row['batch']:5d} {form:15s} {row['multiplier']:5d} {row['remat']:6s}"
+        f"{row['step_seconds']:9.3f} {row['best_step_seconds']:9.3f} {row['seconds_per_supervised_frame']:9.4f}"
+        f"{row['tokens_per_second']:10.0f} {row['flops'] / 1e9:9.0f} {row['flops_per_second'] / 1e9:9.0f}"
+        f"{100 * row['flops_per_second'] / peak:7.0f} %{row['compile_seconds']:9.1f}"
+        f"{row['planned_bytes'] / 2**30:8.2f} {row['peak_bytes'] / 2**30:8.2f}"
+    )
+
+
+HEADER = (
+    f"{'model':6s} {'T x H x W':8s}{'batch':>5s} {'frames':15s} {'draws':>5s} {'remat':6s}{'step s':>9s} {'best':>9s} "
+    f"{'s/frame':>9s}{'tokens/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s}{'of peak':>9s}{'compile':>9s}{'GiB':>8s} "
+    f"{'peak GiB':>8s}"
+)
+
+
+def print_report(report: dict[str, Any], peak: float) -> None:
+    """The table, with the shares of the better of both peaks."""
+    devices = f"{report['devices']} x {report['device']}, {report['dtype']}, jax {report['jax']}"
+    print(f"\n{devices}, load average {report['load'][0]:.1f}")
+    for when, found in zip(("before", "after"), report["matmul_flops_per_second"], strict=True):
+        print(f"matmul peak {when}: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in found.items()))
+    print(HEADER)
+    for row in report["steps"]:
+        print(describe(row, peak))
+    for row in report["input"]:
+        size = "{num_frames} x {height} x {width}".format(**row["clip"])
+        print(f"input pipeline, clips of {size}: {row['clips_per_second']:.0f} clips/s")
+
+
+def write(report: dict[str, Any], out: str) -> None:
+    """Writes the report as JSON; a file that is there stays."""
+    path = Path(out or f"runs/benchmarks/train_step-{datetime.now():%Y%m%d-%H%M%S}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "x", encoding="utf-8") as file:
+        json.dump(report, file, indent=2)
+    print(path)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", action="append", choices=[*MODELS], help="repeat for more")
+    add("--shape", help="T x H x W of the tokens, such as 7x30x48")
+    add("--batch", type=int, help="clips in a batch")
+    add("--frames", action="append", choices=("one", "all"), help="supervised frames")
+    add("--layout", action="append", choices=("full", "truncated"), help="of clips with one supervised frame")
+    add("--multiplier", action="append", type=int, help="draws of the head for each token")
+    add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPU, else bfloat16")
+    add("--remat", choices=("none", "full", "dots"), help="none on CPU, else full")
+    add("--unroll", type=int, help="layers in a turn of the layer loop; all on CPU, else 1")
+    add("--fsdp", type=int, default=1, help="devices that share the parameters")
+    add("--steps", type=int, default=5, help="timed steps of each length")
+    add("--no-keep-memory", dest="keep_memory", action="store_false", help="leave the C heap as it is (CPU)")
+    add("--out", help="JSON file to write")
+    return parser.parse_args()
+
+
+def _choose_for_device(args: argparse.Namespace) -> None:
+    """Fills in what the flags leave open."""
+    cpu = jax.default_backend() == "cpu"
+    args.dtype = args.dtype or ("float32" if cpu else "bfloat16")
+    args.remat = args.remat or ("none" if cpu else "full")
+    args.unroll = args.unroll or (100 if cpu else 1)
+    args.model = args.model or (["tiny", "small"] if cpu else ["1p4b"])
+    args.frames = args.frames or ["one", "all"]
+    args.layout = args.layout or ["full", "truncated"]
+    args.multiplier = args.multiplier or [4]
+
+
+if __name__ == "__main__":
+    main()
