@@ -370,8 +370,8 @@ def test_two_processes_end_where_one_does(tmp_path):
         assert (workdir / "report.md").exists()
     one, two = (saved(workdir, STEPS) for workdir in runs)
     assert list(one) == list(two)
-    for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, atol=1e-5, rtol=0, err_msg="/".join(name))
+    for name, value in one.items():  # sums in another order: AdamW's first steps have the size of the rate, not of
+        np.testing.assert_allclose(two[name], value, atol=1e-4, rtol=0, err_msg="/".join(name))  # the gradient
     rows = [[json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()] for workdir in runs]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == steps
     np.testing.assert_allclose(*([row["loss"] for row in run] for run in rows), rtol=1e-5)

@@ -91,7 +91,20 @@ class SamplingConfig:
         return self.guidance != 1
 
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "quality": {
+        "ddpm": dict(steps=64, head_steps="100"),
+        "flow": dict(steps=64, head_steps="25"),
+    },
+    "balanced": {
+        "ddpm": dict(steps=32, head_steps="50-10", guidance_interval=(0.25, 1.0)),
+        "flow": dict(steps=32, head_steps="10-5", guidance_interval=(0.25, 1.0)),
+    },
+    "fast": {
+        "ddpm": dict(steps=16, head_steps="25-5", guidance_interval=(0.4, 1.0)),
+        "flow": dict(steps=16, head_steps="5-2", guidance_interval=(0.4, 1.0)),
+    },
+}
 """Name → head → what differs from a model's own sampling settings (docs/sampling.md holds the measurements)."""
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -17,15 +16,17 @@ from videomar_jax.sampling.config import SamplingConfig
 def for_sampling(model: VideoMAR, config: SamplingConfig) -> VideoMAR:
     """The model with the products of the transformer in `config.dtype` and those of the head in `config.head_dtype`.
 
-    Kernels are converted once, here, rather than at every use. A model that is so already comes back as it is; for many
-    videos convert it once and keep it.
+    Kernels that are stored wider than they are used are converted once, here, rather than at every use. A model that is
+    so already comes back as it is; for many videos convert it once and keep it.
     """
     dtype, head_dtype = _wanted(model, config)
-    if (dtype, head_dtype) == (model.config.dtype, _head_dtype(model)):
+    narrow = jnp.dtype(dtype).itemsize >= model.z_proj.kernel.dtype.itemsize
+    if narrow and (dtype, head_dtype) == (model.config.dtype, _head_dtype(model)):
         return model
     params = nnx.to_pure_dict(nnx.state(model))
-    cast = {name: part if name == "head" else _cast(part, dtype) for name, part in params.items()}
-    return nnx.merge(_graph(dataclasses.replace(model.config, dtype=dtype), head_dtype), cast)
+    if not narrow:
+        params = {name: part if name == "head" else _cast(part, dtype) for name, part in params.items()}
+    return nnx.merge(_graph(dataclasses.replace(model.config, dtype=dtype), head_dtype), params)
 
 
 def _wanted(model: VideoMAR, config: SamplingConfig) -> tuple[str, str]:
@@ -55,4 +56,4 @@ def _cast(params: Any, dtype: str) -> Any:
     if not isinstance(params, dict):
         return params
     linear = {name for name in ("kernel", "bias") if "kernel" in params}
-    return {name: jax.numpy.asarray(v, dtype) if name in linear else _cast(v, dtype) for name, v in params.items()}
+    return {name: jnp.asarray(v, dtype) if name in linear else _cast(v, dtype) for name, v in params.items()}
