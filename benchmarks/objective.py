@@ -80,7 +80,7 @@ def make_world(size: int, batch_size: int, seed: int, held_out: int) -> World:
     """Moving shapes of `size` pixels square, a tokenizer fitted on them, and clips that are never trained on."""
     shape = ClipShape(num_frames=1 + (FRAMES - 1) * STRIDE, height=size, width=size)
     train = Shapes(seed=seed, length=100_000, split="train", bounce=True)
-    test = Shapes(seed=seed, length=10 * held_out, split="test")
+    test = Shapes(seed=seed, length=10 * held_out, split="test", bounce=False)
     clips = (fixed_clips(train, [i], shape=shape)["video"] for i in range(400))
     tokenizer = PCATokenizer.fit(clips, patch=PATCH, temporal_stride=STRIDE, channels=MODEL.latent_channels)
     text = HashedTextEncoder(MODEL.text_tokens, MODEL.text_width)

@@ -32,7 +32,7 @@ class PositionScale:
             raise ValueError(f"Position scales must be at least 1, not {self}.")
 
 
-Rotation = tuple[Float[Array, "T S 1 half"], Float[Array, "T S 1 half"]]
+Rotation = tuple[Float[Array, "#T #S 1 half"], Float[Array, "#T #S 1 half"]]
 """Cosine and sine of every angle, float32; half = d / 2."""
 
 

@@ -46,7 +46,7 @@ def shift_first(cache: KVCache, shift: Array, config: ModelConfig, scale: Positi
     """The cache with the frame at place 0 turned `shift` frames towards the present."""
     turns = rotation(jnp.stack([shift, 0, 0])[None, None], config.rope_channels, config.rope_base, scale)
     first = cache.keys[:, :, 0]  # layers and samples in front, then one frame
-    turned = rotate(first, tuple(table[0] for table in turns), config.rope_channels)
+    turned = rotate(first, turns, config.rope_channels)
     return cache._replace(keys=cache.keys.at[:, :, 0].set(turned.astype(first.dtype)))
 
 

@@ -42,7 +42,7 @@ def head_plan(model: ModelConfig, config: SamplingConfig, names: Sequence[str] |
     count = np.array([len(plan["time"]) for plan in plans], np.int32)
     if len(plans) == 1:
         return HeadPlan({key: value[None] for key, value in plans[0].items()}, jnp.asarray(count))
-    return HeadPlan(_stacked(plans, count.max()), jnp.asarray(count))
+    return HeadPlan(_stacked(plans, int(count.max())), jnp.asarray(count))
 
 
 def with_length(plan: HeadPlan, length: int) -> HeadPlan:

@@ -5,6 +5,7 @@ text. The rest is an estimate of what XLA holds at the same time: a view of the 
 the widest layer, the scores where attention is not fused, noise, and the head's modulations.
 """
 
+import bisect
 import math
 import os
 from typing import Any
@@ -104,8 +105,8 @@ def check_memory(
 
     if needed(frames) <= free:
         return
-    fit = max((n for n in range(2, frames) if needed(n) <= free), default=0)
-    hope = f"{fit} frames would fit" if fit else "not even two frames fit"
+    fit = bisect.bisect_right(range(frames), free, lo=2, key=needed) - 1  # what is needed never falls with frames
+    hope = f"{fit} frames would fit" if fit > 1 else "not even two frames fit"
     raise ValueError(
         f"{batch} x {frames} latent frames of {grid[0]}x{grid[1]} tokens need about {needed(frames) / GIB:.1f} GiB "
         f"beside the model, and {free / GIB:.1f} GiB are free: {hope}. Ask for fewer frames or videos at a time, a "

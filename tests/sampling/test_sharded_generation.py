@@ -1,0 +1,133 @@
+"""Generation spread over eight devices by where its arguments lie; and how often it is compiled."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny_model import tiny_model, tiny_text
+
+from videomar_jax.sampling import decode
+from videomar_jax.sampling.decode import Levers, generate
+from videomar_jax.sampling.placement import placement, ways
+from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.training.sharding import MeshConfig, make_mesh, param_shardings
+
+CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, clip=0.0)
+GRID, FRAMES = (4, 4), 4
+MESHES = {
+    "data": MeshConfig(data=4),
+    "all": MeshConfig(data=1, fsdp=2, tensor=2, context=2, min_size=1),
+}
+
+
+def spread(model, config: MeshConfig):
+    """(the model on the mesh, the mesh)"""
+    mesh = make_mesh(config, jax.devices()[: 4 if config.data == 4 else 8])
+    graph, state = nnx.split(model)
+    params = nnx.to_pure_dict(state)
+    return nnx.merge(graph, jax.device_put(params, param_shardings(params, mesh, config))), mesh
+
+
+def given_latents(batch=4):
+    return jax.random.normal(jax.random.key(7), (batch, 1, *GRID, 3))
+
+
+def make(model, given, levers=None, seed=8, config=CONFIG, num_frames=FRAMES):
+    keys = jax.random.split(jax.random.key(seed), len(given))
+    return generate(model, given, *tiny_text(len(given)), num_frames=num_frames, config=config, keys=keys,
+                    levers=levers)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return make(tiny_model(), given_latents())
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("levers", [None, Levers()], ids=["light", "all"])
+def test_eight_devices_make_the_video_of_one(alone, name, levers, recwarn):
+    if name == "data" and levers is not None:
+        pytest.skip("one of the two is enough")
+    model, mesh = spread(tiny_model(), MESHES[name])
+    where = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "context"))
+    given = jax.device_put(given_latents(), where)
+    before = decode.one_frame._cache_size()
+    video = make(model, given, levers)
+    np.testing.assert_allclose(video, alone, atol=1e-5 * np.abs(alone).max())
+    prefixes = FRAMES - 1 if levers else 1
+    assert decode.one_frame._cache_size() - before == prefixes, "the second frame finds other places than the first"
+    assert not [w for w in recwarn if "donated" in str(w.message)], "the cache is copied, not donated"
+
+
+def test_the_cache_lies_as_its_arguments_do():
+    model, mesh = spread(tiny_model(), MESHES["all"])
+    given = jax.device_put(given_latents(), NamedSharding(mesh, PartitionSpec("fsdp")))
+    place = placement(model, model.config, given, tokens=16)
+    assert place[0].spec == PartitionSpec(None, "fsdp", None, "context", "tensor", None)
+    assert place[1].spec == PartitionSpec("fsdp", "context", None) and ways(place) == 8
+    uneven = placement(model, tiny_model(num_heads=1).config, jnp.zeros((1, 1)), tokens=15)
+    assert uneven[0].spec == PartitionSpec(None, None, None, None, None, None) and ways(uneven) == 1
+    assert placement(tiny_model(), tiny_model().config, given_latents(), 16) is None and ways(None) == 1
+
+
+def test_two_meshes_are_one_too_many():
+    model, _ = spread(tiny_model(), MESHES["all"])
+    _, other = spread(tiny_model(), MESHES["data"])
+    given = jax.device_put(given_latents(), NamedSharding(other, PartitionSpec("data")))
+    with pytest.raises(ValueError, match="different meshes"):
+        make(model, given)
+
+
+# ---- one compilation for each shape
+
+
+class Compilations:
+    """Counts what XLA compiles (or reads from its cache on disk) while it listens."""
+
+    def __init__(self):
+        self.names: list[str] = []
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+
+    def _heard(self, event: str, _: float, **__):
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.names.append(event)
+
+    def during(self, function) -> int:
+        before = len(self.names)
+        jax.block_until_ready(function())
+        return len(self.names) - before
+
+
+def test_another_value_compiles_nothing_and_another_shape_does():
+    count = Compilations()
+    model, given = tiny_model(), given_latents(2)
+    config = dataclasses.replace(CONFIG, head_steps="5-2", guidance_interval=(0.0, 0.6))
+    video = make(model, given, config=config)
+    values = [
+        dict(guidance=7.0), dict(temperature=0.3), dict(temperature_law="paper"), dict(clip=1.0, clip_first=True),
+        dict(guidance_schedule="constant"), dict(guidance_interval=(0.3, 0.6)),
+    ]  # fmt: skip
+    for change in values:
+        changed = dataclasses.replace(config, **change)
+        assert count.during(lambda c=changed: make(model, given, config=c)) == 0, change
+        assert np.abs(make(model, given, config=changed) - video).max() > 1e-4, f"{change} has no effect"
+    programs = decode.one_frame._cache_size(), decode.start_decoding._cache_size()
+    make(model, given, config=dataclasses.replace(config, head_steps="5-3"))  # only the little tables of the steps
+    assert (decode.one_frame._cache_size(), decode.start_decoding._cache_size()) == programs
+    brighter, other = given + 1, jax.tree.map(lambda leaf: leaf * 1.01, model)
+    assert count.during(lambda: make(model, brighter, seed=9, config=config)) == 0
+    assert count.during(lambda: make(other, given, config=config)) == 0
+    assert count.during(lambda: make(model, given, config=dataclasses.replace(config, steps=2))) > 0
+    assert count.during(lambda: make(model, given[:1], config=config)) > 0
+
+
+def test_every_frame_runs_the_same_program_where_the_cache_is_masked():
+    model, given = tiny_model(), given_latents(1)
+    before = decode.one_frame._cache_size()
+    make(model, given, num_frames=6)
+    assert decode.one_frame._cache_size() - before == 1
+    assert jnp.isfinite(make(model, given, num_frames=6)).all()
