@@ -1,8 +1,7 @@
 """Videos frame by frame: latents as they are drawn, pixels as soon as each latent frame is done.
 
 The tokenizer decodes causally, so the pixels of latent frame t are final once it is there: they equal those of decoding
-the whole video at its end. A tokenizer that decodes in pieces (`decode_stream`) does each frame's work once; one that
-does not decodes a clip of full length in which the frames to come are zero, which suits small tokenizers.
+the whole video at its end, and each frame's work is done once (`decode_stream`).
 """
 
 import time
@@ -59,7 +58,7 @@ class FrameStream:
             model, first, jnp.asarray(text), jnp.asarray(mask), num_frames=total, config=config, keys=keys,
             trained=trained_tokens(card),
         )  # fmt: skip
-        self._pixels = decode_pieces(card.tokenizer, self._kept(first, new), total)
+        self._pixels = map(to_video, card.tokenizer.decode_stream(self._kept(first, new), max_frames=total))
         next(self._pixels)  # of the given frames, which come back as they are
 
     def _kept(self, first: Latents, new: Iterable[Float[Array, "B h w C"]]) -> Iterator[Latents]:
@@ -96,23 +95,6 @@ class FrameStream:
         return np.concatenate(self._latents[: len(self._frames)], axis=1)
 
 
-def decode_pieces(
-    tokenizer: Tokenizer, pieces: Iterable[Latents], num_frames: int
-) -> Iterator[UInt8[Array, "B f Hp Wp 3"]]:
-    """The pixels of each piece of a video of up to `num_frames` latent frames; together they are those of the whole."""
-    if hasattr(tokenizer, "decode_stream"):
-        yield from map(to_video, tokenizer.decode_stream(pieces, max_frames=num_frames))
-        return
-    clip, seen, shown = None, 0, 0
-    for piece in pieces:
-        clip = jnp.zeros((len(piece), num_frames, *piece.shape[2:]), piece.dtype) if clip is None else clip
-        clip = clip.at[:, seen : seen + piece.shape[1]].set(piece)
-        seen += piece.shape[1]
-        until = 1 + tokenizer.temporal_stride * (seen - 1)
-        yield _decode(tokenizer, clip)[:, shown:until]
-        shown = until
-
-
 def trained_tokens(card: ModelCard) -> tuple[int, int, int]:
     """(frames, rows, columns) in tokens that the model was trained on."""
     frames, height, width = latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
@@ -122,8 +104,3 @@ def trained_tokens(card: ModelCard) -> tuple[int, int, int]:
 @jax.jit
 def _encode(tokenizer: Tokenizer, video: UInt8[Array, "B F Hp Wp 3"]) -> Latents:
     return tokenizer.encode(to_pixels(video))
-
-
-@jax.jit
-def _decode(tokenizer: Tokenizer, latents: Latents) -> UInt8[Array, "B F Hp Wp 3"]:
-    return to_video(tokenizer.decode(latents))

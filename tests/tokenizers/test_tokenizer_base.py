@@ -33,6 +33,9 @@ class Gain:
     def decode(self, latents):
         return (latents - self.offset) / self.gain
 
+    def decode_stream(self, latents, *, max_frames):
+        return map(self.decode, latents)
+
     def save(self, directory):
         save_tokenizer(self, directory)
 

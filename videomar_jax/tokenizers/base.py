@@ -18,7 +18,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
     def encode(self, pixels: Pixels) -> Latents: ...
 
     def decode(self, latents: Latents) -> Pixels: ...
+
+    def decode_stream(self, latents: Iterable[Latents], *, max_frames: int) -> Iterator[Pixels]:
+        """Pixels of latents that arrive in pieces of one frame or more; together they make `decode` of the whole."""
+        ...
 
     def save(self, directory: str | os.PathLike) -> None: ...
 

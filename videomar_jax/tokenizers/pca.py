@@ -103,6 +103,12 @@ class PCATokenizer:
         image, video = self.image.decode(latents[:, :1]), self.video.decode(latents[:, 1:])
         return _paste(image, video, self.patch, self.temporal_stride, self.patches)
 
+    def decode_stream(self, latents: Iterable[Latents], *, max_frames: int) -> Iterator[Pixels]:
+        """Pixels of latents that arrive in pieces of one frame or more, of `max_frames` at most; together they make
+        `decode` of the whole: groups of frames know nothing of each other."""
+        for number, piece in enumerate(latents):
+            yield _decode_first(self, piece) if number == 0 else _decode_later(self, piece)
+
     @classmethod
     def fit(
         cls,
@@ -248,3 +254,12 @@ def _signs(directions: np.ndarray) -> np.ndarray:
     size = np.abs(directions)
     first = np.argmax(size > 0.5 * size.max(axis=0), axis=0)
     return np.sign(directions[first, np.arange(directions.shape[1])])
+
+
+_decode_first = jax.jit(PCATokenizer.decode)
+
+
+@jax.jit
+def _decode_later(tokenizer: PCATokenizer, latents: Latents) -> Pixels:
+    """Pixels of latents of which none is the first of its video."""
+    return tokenizer.decode(jnp.concatenate([latents[:, :1], latents], axis=1))[:, 1:]
