@@ -29,7 +29,6 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import motion
 from videomar_jax.evaluation.report import Case, score
-from videomar_jax.heap import keep_freed_memory
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import supervised_frame_flops, train_step_flops
 from videomar_jax.sampling.image_to_video import VideoSampler
@@ -175,7 +174,6 @@ def main() -> None:
     for place in (args.out, args.picture):
         if Path(place).exists():
             raise SystemExit(f"{place} exists; name another place with --out and --picture, or move it away.")
-    keep_freed_memory()
     config = dataclasses.replace(MODEL, unroll=MODEL.depth if jax.default_backend() == "cpu" else 1)
     world = make_world(args.size, args.batch, args.seed, args.held_out)
     judge = Judge(world, config)

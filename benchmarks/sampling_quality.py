@@ -142,7 +142,7 @@ def main() -> None:
         _head(HEADER[:-1])
         _, shown = remedies(bench, shape, ways, list(ways)[:7])
         if args.pictures:
-            sheet = contact_sheet(shown, columns=9, scale=1)
+            sheet = contact_sheet(shown, columns=9, scale=2)
             write_png(Path(args.pictures) / f"sampling_{name}.png", sheet, overwrite=True)
 
 

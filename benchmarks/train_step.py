@@ -30,7 +30,6 @@ import numpy as np
 
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.heap import keep_freed_memory
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import train_step_flops
 from videomar_jax.text_encoders import HashedTextEncoder
@@ -78,7 +77,6 @@ class Case:
 
 def main() -> None:
     args = _arguments()
-    kept = args.keep_memory and keep_freed_memory()  # before JAX begins
     _choose_for_device(args)
     before = matmul_peaks(args.dtype)
     rows = []
@@ -90,7 +88,7 @@ def main() -> None:
     pipeline = [input_rate(model, args.steps) for model in args.model] if jax.default_backend() == "cpu" else []
     report = {
         "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__,
-        "load": os.getloadavg(), "freed_memory_kept": kept, "dtype": args.dtype, "matmul_flops_per_second": peaks,
+        "load": os.getloadavg(), "dtype": args.dtype, "matmul_flops_per_second": peaks,
         "input": pipeline, "steps": [row | {"share_of_peak": row["flops_per_second"] / peak} for row in rows],
     }  # fmt: skip
     print_report(report, peak)
@@ -287,7 +285,6 @@ def _arguments() -> argparse.Namespace:
     add("--unroll", type=int, help="layers in a turn of the layer loop; all on CPU, else 1")
     add("--fsdp", type=int, default=1, help="devices that share the parameters")
     add("--steps", type=int, default=5, help="timed steps of each length")
-    add("--no-keep-memory", dest="keep_memory", action="store_false", help="leave the C heap as it is (CPU)")
     add("--out", help="JSON file to write")
     return parser.parse_args()
 

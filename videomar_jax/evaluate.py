@@ -16,9 +16,11 @@ flags.mark_flags_as_required(["config", "checkpoint", "output"])
 
 def main(_: Sequence[str]) -> None:
     """Generates held-out clips with the checkpoint and reports."""
+    from videomar_jax.compiled import keep_compiled
     from videomar_jax.experiment import Experiment
     from videomar_jax.runs import evaluate_checkpoint
 
+    keep_compiled()
     evaluate_checkpoint(Experiment.from_config(_CONFIG.value), Path(_OUTPUT.value), _CHECKPOINT.value)
 
 

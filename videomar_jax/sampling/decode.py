@@ -179,8 +179,8 @@ def prepare(
     plan = reveal_plan(tokens, config)
     heads = head_plan(model.config, config, head_step_names(config.head_steps, len(plan.count)))
     scale = position_scale(config, (num_frames, *grid), trained) if scale is None else scale
-    levers = Levers.for_work(model.config, tokens, len(plan.count)) if levers is None else levers
     length = cache_length(config, num_frames - 1)
+    levers = Levers.for_work(model.config, tokens, len(plan.count), length) if levers is None else levers
     place = placement(model, model.config, given, tokens)
     check_memory(model.config, config, batch=len(given), frames=num_frames, grid=grid, free=free_bytes(),
                  ways=ways(place))  # fmt: skip

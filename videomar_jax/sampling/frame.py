@@ -35,7 +35,7 @@ class Levers:
 
     fast_head: bool = True  # modulations of many head steps in one product
     sizes: int = 3  # sizes that the number of revealed tokens is rounded up to; 1: the largest
-    prefixes: int = 8  # lengths of the cache that attention is compiled for; 1: its full length with a mask
+    prefixes: int = 4  # lengths of the cache that attention is compiled for; 1: its full length with a mask
     last_rows: bool = True  # the last layer leaves out tokens that are not drawn now
     apart: bool = False  # layers cut out of their stack once a frame; for CPU, where each use would copy them
 
@@ -45,12 +45,14 @@ class Levers:
         return cls(fast_head=False, sizes=1, prefixes=1, last_rows=False, apart=False)
 
     @classmethod
-    def for_work(cls, model: ModelConfig, tokens: int, steps: int) -> "Levers":
-        """What pays for frames of so many tokens and reveal steps: little where compiling takes longer than work."""
-        products = 28 * model.width**2 * model.depth * tokens * steps
-        if products < 5e9:
+    def for_work(cls, model: ModelConfig, tokens: int, steps: int, seen: int) -> "Levers":
+        """What pays for frames of so many tokens and reveal steps that see up to `seen` others: little where compiling
+        takes longer than work, and one program for all frames where attention to others is the smaller part of it."""
+        products = 28 * model.width**2 * tokens
+        prefixes = 1 if 4 * model.width * tokens**2 * seen < products / 2 else 4
+        if products * model.depth * steps < 5e9:
             return cls(sizes=1, prefixes=1, last_rows=False)
-        return cls(apart=jax.default_backend() == "cpu" and model.depth <= 12)
+        return cls(prefixes=prefixes, apart=jax.default_backend() == "cpu" and model.depth <= 12)
 
 
 class FrameSettings(NamedTuple):
