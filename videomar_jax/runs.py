@@ -79,7 +79,8 @@ def run(
         parts = Parts(source=source, tokenizer=card.tokenizer, text_encoder=card.text_encoder,
                       threads=experiment.data.threads, held_out=held_out)  # fmt: skip
         check_parts(experiment.recipe, parts)
-        check_data(experiment.recipe.curriculum, parts)  # sizes that no clip can have are told now
+        # Sizes that no clip can have are told now.
+        check_data(experiment.recipe.curriculum, parts, text_mask=experiment.recipe.model.text_mask)
         clips = min(experiment.evaluation.clips, len(held_out))
         shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
         together("checked")

@@ -1,5 +1,6 @@
 """Batches of a mixed stage: the same whatever the number of starts and processes, encoded only where it is needed."""
 
+import dataclasses
 import logging
 import threading
 import time
@@ -247,6 +248,22 @@ def test_data_of_another_tokenizer_is_told():
     other = Parts(source=Prepared(text=True), tokenizer=Pixels(), text_encoder=HashedTextEncoder(6, 8))
     with pytest.raises(ValueError, match=r"text of the data have the shape \(5, 8\).* \(6, 8\)|text_mask"):
         check_data(curriculum(entry()), other)
+
+
+class Everywhere(NoText):
+    """An encoder with features behind the end of a caption too, as a language model has."""
+
+    def encode(self, captions):
+        features, mask = TEXT.encode(captions)
+        return np.where(mask[..., None], features, 1.0), mask
+
+
+def test_prepared_text_without_its_padding_goes_with_a_text_mask_only():
+    clips, other = Prepared(text=True), dataclasses.replace(parts(), text_encoder=Everywhere())
+    for source, encoder, text_mask in ((clips, other, True), (clips, parts(), False), (Prepared(False), other, False)):
+        check_data(curriculum(entry()), dataclasses.replace(encoder, source=source), text_mask=text_mask)
+    with pytest.raises(ValueError, match=r"empty where captions are padded.*model\.text_mask=True, or prepare"):
+        check_data(curriculum(entry()), dataclasses.replace(other, source=clips), text_mask=False)
 
 
 def test_a_clip_that_cannot_be_read_is_told_before_training():

@@ -104,14 +104,20 @@ def check_processes(stage: Stage, process_count: int) -> None:
             )
 
 
-def check_data(curriculum: Curriculum, parts: Parts, process_count: int = 1) -> None:
-    """Reads one clip of every shape of the curriculum, and raises ValueError for what cannot be had or does not fit."""
+def check_data(curriculum: Curriculum, parts: Parts, process_count: int = 1, *, text_mask: bool = True) -> None:
+    """Reads one clip of every shape of the curriculum, and raises ValueError for what cannot be had or does not fit.
+
+    Args:
+        text_mask: whether the model hides padded text; prepared text is empty there.
+    """
     for stage in curriculum.stages:
         check_processes(stage, process_count)
         for shape, clips in zip(stage.shapes, stage_clips(stage, parts.source), strict=True):
             if len(clips):
                 clip = parts.source.read(int(clips[0]), np.random.default_rng(0), clip_shape(shape))
                 _check_clip(f"Stage '{stage.name}'", clip, shape, parts)
+                if not text_mask and "text" in clip:
+                    _check_padding(clip, parts.text_encoder)
 
 
 def to_batch(clips: Mapping[str, Any], parts: Parts) -> Batch:
@@ -142,6 +148,15 @@ def ahead(stream: Generator[_T, None, None], place: Callable[[_T], _T] | None = 
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
             stream.close()
+
+
+def _check_padding(clip: Mapping[str, Any], encoder: TextEncoder) -> None:
+    features, mask = encoder.encode([clip["caption"]])
+    if np.any(np.asarray(features)[~np.asarray(mask)]):
+        raise ValueError(
+            "The data hold prepared text, which is empty where captions are padded, and with model.text_mask=False the "
+            "model would look there: set model.text_mask=True, or prepare the clips with --text_encoder=none."
+        )
 
 
 def _check_clip(place: str, clip: Mapping[str, Any], shape: BatchShape, parts: Parts) -> None:
