@@ -100,6 +100,7 @@ LONGER: dict[str, dict[str, Any]] = {
     "temperature 0.5": dict(temperature=0.5),
     "window 4, temperature 0.5": dict(window=4, temperature=0.5),
 }
+LONGER = {name: dict(window=None, keep_first=True) | change for name, change in LONGER.items()}
 LARGER: dict[str, dict[str, Any]] = {
     "nothing": {},
     "positions interpolated": dict(position_scaling="interpolate"),
@@ -116,7 +117,7 @@ def remedies(
     rows, shown = [], [("truth", bench.truth(shape)[1])]
     for name, change in ways.items():
         row, made = bench.score(dataclasses.replace(bench.card.sampling, **change), shape, timed=False)
-        rows.append([name, *row])
+        rows.append([name, *row[:-1]])
         print("|", " | ".join(map(_plain, rows[-1])), "|", flush=True)
         if name in names:
             shown.append((name, made[1]))

@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ema_warmup=True, warmup_steps=100,
     )  # fmt: skip
     config.sampling.update(steps=4, head_steps="4", guidance=1.0, clip=0.0)
+    config.sampling.update(window=4, keep_first=False)  # as many frames as training showed: longer videos hold
     rate = 1e-2
     config.curriculum = (
         dict(name="16px_3f", num_frames=3, height=16, width=16, batch_size=32, steps=400, learning_rate=rate),

@@ -81,3 +81,14 @@ def test_presets_are_ordered_by_their_work():
 def test_an_unknown_preset_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match="no sampling preset 'best'; there are quality, balanced, fast"):
         with_preset(SamplingConfig(), "best", "flow")
+
+
+def test_a_preset_for_speed_never_asks_for_more_than_the_model_does_by_itself():
+    own = SamplingConfig(steps=4, head_steps="4", guidance=1.0)
+    for name in ("balanced", "fast"):
+        for head in ("ddpm", "flow"):
+            config = with_preset(own, name, head)
+            assert (config.steps, config.head_steps) == (4, "4"), (name, head)
+    assert with_preset(own, "quality", "flow").head_steps == "25"
+    assert with_preset(SamplingConfig(steps=64, head_steps="5"), "fast", "ddpm").head_steps == "5"
+    assert with_preset(SamplingConfig(steps=64, head_steps="ddim10"), "fast", "ddpm").head_steps == "25-5"

@@ -109,11 +109,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def with_preset(config: SamplingConfig, name: str, head: str) -> SamplingConfig:
-    """The config with the preset's changes for a head of this kind, "ddpm" or "flow".
+    """The config with the preset's changes for a head of this kind, "ddpm" or "flow". Where "balanced" and "fast" ask
+    for more steps than the model samples with by itself, its own number stays.
 
     Raises:
         ValueError: there is no preset of this name.
     """
     if name not in PRESETS:
         raise ValueError(f"There is no sampling preset {name!r}; there are {', '.join(PRESETS)}.")
-    return dataclasses.replace(config, **PRESETS[name][head])
+    changes = dict(PRESETS[name][head])
+    if name != "quality":
+        changes["steps"] = min(config.steps, changes["steps"])
+        most = int(changes["head_steps"].split("-")[0])
+        if config.head_steps.isdigit() and int(config.head_steps) <= most:
+            changes["head_steps"] = config.head_steps
+    return dataclasses.replace(config, **changes)
