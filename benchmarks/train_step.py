@@ -5,7 +5,8 @@
     python -m benchmarks.train_step --model=1p4b --shape=7x30x48 --batch=4 --dtype=bfloat16 --remat=full --frames=all
 
 A step is all that training does with a batch: forward, backward, optimizer, averaged weights, norms. FLOPs are those of
-matrix products (`models.flops`); the peak is the best rate of a large product of the same type, measured before and
+matrix products (`models.flops`) without what rematerialisation computes again, so that their share of the peak is the
+model's (MFU); the peak is the best rate of a large product of the same type, measured before and
 after. A clip of the truncated layout has every length from 2 to T equally often: its times are means over the lengths.
 On CPU the clips that the input pipeline makes in a second are measured too. Prints one table and writes it as JSON.
 """
@@ -16,7 +17,6 @@ import importlib.util
 import itertools
 import json
 import os
-import resource
 import statistics
 import time
 from collections.abc import Iterator
@@ -62,10 +62,10 @@ class Case:
     config: ModelConfig
 
     def flops(self) -> float:
-        """Of a step."""
+        """Of a step, nothing computed twice."""
         frames, rows, columns = self.shape
         return train_step_flops(
-            self.config, loss_frames=self.loss.frames, layout=self.loss.layout,
+            dataclasses.replace(self.config, remat="none"), loss_frames=self.loss.frames, layout=self.loss.layout,
             draws_per_token=self.loss.draws_per_token, batch=self.batch, frames=frames, tokens=rows * columns,
         )  # fmt: skip
 
@@ -162,7 +162,6 @@ def measure(case: Case, steps: int, mesh: MeshConfig) -> dict[str, Any]:
     frames, rows, columns = case.shape
     tokens = case.batch * rows * columns * statistics.fmean(case.lengths())
     supervised = case.batch * supervised_frames(frames, case.loss)
-    stats = jax.local_devices()[0].memory_stats() or {}
     return {
         "model": case.model, "parameters": count_params(trainer.shapes), "shape": list(case.shape),
         "batch": case.batch, "frames": case.loss.frames, "layout": case.loss.layout,
@@ -172,7 +171,6 @@ def measure(case: Case, steps: int, mesh: MeshConfig) -> dict[str, Any]:
         "flops_per_second": case.flops() / median, "tokens_per_second": tokens / median,
         "seconds_per_supervised_frame": median / supervised,
         "planned_bytes": max(planned for _, planned, _ in runs),
-        "peak_bytes": stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
     }  # fmt: skip
 
 
@@ -233,18 +231,17 @@ def describe(row: dict[str, Any], peak: float) -> str:
     form = row["frames"] if row["frames"] == "all" else f"one, {row['layout']}"
     shape = "x".join(map(str, row["shape"]))
     return (
-        f"{row['model']:6s} {shape:8s} {row['batch']:5d} {form:15s} {row['multiplier']:5d} {row['remat']:6s}"
+        f"{row['model']:6s} {shape:10s} {row['batch']:5d} {form:15s} {row['multiplier']:5d} {row['remat']:6s}"
         f"{row['step_seconds']:9.3f} {row['best_step_seconds']:9.3f} {row['seconds_per_supervised_frame']:9.4f}"
         f"{row['tokens_per_second']:10.0f} {row['flops'] / 1e9:9.0f} {row['flops_per_second'] / 1e9:9.0f}"
         f"{100 * row['flops_per_second'] / peak:7.0f} %{row['compile_seconds']:9.1f}"
-        f"{row['planned_bytes'] / 2**30:8.2f} {row['peak_bytes'] / 2**30:8.2f}"
+        f"{row['planned_bytes'] / 2**30:8.2f}"
     )
 
 
 HEADER = (
-    f"{'model':6s} {'T x H x W':8s}{'batch':>5s} {'frames':15s} {'draws':>5s} {'remat':6s}{'step s':>9s} {'best':>9s} "
-    f"{'s/frame':>9s}{'tokens/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s}{'of peak':>9s}{'compile':>9s}{'GiB':>8s} "
-    f"{'peak GiB':>8s}"
+    f"{'model':6s} {'T x H x W':10s} {'batch':>5s} {'frames':15s} {'draws':>5s} {'remat':6s}{'step s':>9s} "
+    f"{'best':>9s} {'s/frame':>9s}{'tokens/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s}{'of peak':>9s}{'compile':>9s}{'GiB':>8s}"
 )
 
 

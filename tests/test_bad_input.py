@@ -163,6 +163,28 @@ def test_a_workdir_of_another_configs_run(finished, no_training):
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
+def test_what_does_not_touch_the_parameters_may_change(tmp_path):
+    claim(tmp_path, {"data": {"threads": 2, "path": "a"}, "init_from": "there", "text": {"path": "x"}, "run": {"a": 1}})
+    check_workdir(tmp_path, {"data": {"threads": 8, "path": "a"}, "init_from": "", "text": {"path": "y"}, "run": {}})
+    with pytest.raises(ValueError, match=r"data\.path \('a' there, 'b' here\)"):
+        check_workdir(tmp_path, {"data": {"path": "b"}})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(mesh=dict(data=8)), "batch_size 4 is no multiple"),
+        (dict(model=dict(width=48), init_from="FINISHED"), r"a model of another size \(width 32 there, 48 here"),
+    ],
+    ids=["mesh", "init_from"],
+)
+def test_a_workdir_is_not_claimed_by_what_cannot_begin(tmp_path, finished, no_training, change, told):
+    change = {name: str(finished) if value == "FINISHED" else value for name, value in change.items()}
+    with pytest.raises(ValueError, match=told):
+        start(tiny(**change), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists(), "the corrected command would be refused"
+
+
 def test_many_differences_are_counted(tmp_path):
     claim(tmp_path, {"loss": {str(i): 0 for i in range(9)}})
     with pytest.raises(ValueError, match=r"loss\.4 \(0 there, 1 here\) and 4 more\. Choose"):

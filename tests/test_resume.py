@@ -17,6 +17,7 @@ from videomar_jax.experiment import Experiment
 from videomar_jax.pretrained import load_card
 from videomar_jax.training import loop, stream
 from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.training.state import init_params
 
 _UPDATES: dict = {}
 
@@ -60,8 +61,8 @@ def act_at_batch(monkeypatch, number, act):
     monkeypatch.setattr(stream, "encode", counted)
 
 
-def train_in(workdir, finished, monkeypatch, number=None, act=None):
-    """One start of the training loop, without pictures; `act` is called at its `number`-th batch."""
+def train_in(workdir, finished, monkeypatch, number=None, act=None, **options):
+    """One start of the training loop, by default without pictures; `act` is called at its `number`-th batch."""
     experiment = Experiment.from_config(tiny())
     card = load_card(finished)
     parts = stream.Parts(source=experiment.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
@@ -69,7 +70,7 @@ def train_in(workdir, finished, monkeypatch, number=None, act=None):
     with monkeypatch.context() as patch:
         if number:
             act_at_batch(patch, number, act)
-        return loop.train(experiment.recipe, parts, workdir)
+        return loop.train(experiment.recipe, parts, workdir, **options)
 
 
 def saved_steps(workdir):
@@ -167,3 +168,53 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(finished, tm
     with pytest.raises(FloatingPointError, match=r"Step 4: .*loss = nan"):
         train_in(tmp_path, finished, monkeypatch)
     assert max(saved_steps(tmp_path)) == 3, "a checkpoint with parameters that are of no use was kept"
+
+
+def test_a_preview_that_fails_is_told_and_costs_nothing(finished, tmp_path, monkeypatch, caplog):
+    def broken(ema):
+        raise ValueError("too little memory")
+
+    caplog.set_level("WARNING")
+    outcome = train_in(tmp_path, finished, monkeypatch, preview=broken)
+    assert_same_end(outcome, tmp_path, finished)
+    told = [record.message for record in caplog.records if "no preview" in record.message]
+    assert told == [f"step {step}: no preview was drawn: too little memory" for step in (3, STEPS)]
+
+
+def test_a_checkpoint_is_there_before_its_preview(finished, tmp_path, monkeypatch):
+    def killed(ema):
+        die()
+
+    with pytest.raises(Death):
+        train_in(tmp_path, finished, monkeypatch, preview=killed)
+    assert max(saved_steps(tmp_path)) == 3
+
+
+def test_a_profile_ends_with_its_steps_or_the_run_and_is_not_taken_by_a_later_start(finished, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda place: calls.append(place))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    place = str(tmp_path / "profile")
+    profile = loop.Profile(start=2, steps=2)
+    train_in(tmp_path, finished, monkeypatch, 3, interrupt, profile=profile)
+    assert calls == [place, "stop"], "stopped within the profile"
+    calls.clear()
+    train_in(tmp_path, finished, monkeypatch, 2, interrupt, profile=profile)
+    assert calls == [], "started again behind its beginning"
+    train_in(tmp_path, finished, monkeypatch, profile=loop.Profile(start=5, steps=10))
+    assert calls == [place, "stop"], "longer than the run"
+
+
+def test_parameters_to_begin_with_are_read_by_the_first_start_alone(finished, tmp_path, monkeypatch):
+    like = Experiment.from_config(tiny()).recipe.model
+    given = jax.device_get(init_params(like, jax.random.key(9)))
+    read = []
+
+    def initial():
+        read.append(1)
+        return given
+
+    first = train_in(tmp_path, finished, monkeypatch, 1, interrupt, initial=initial)
+    assert int(first.state.step) == 1 and len(read) == 1
+    train_in(tmp_path, finished, monkeypatch, 1, interrupt, initial=initial)
+    assert len(read) == 1, "read again where there is a checkpoint"

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,22 @@ from videomar_jax.pretrained import (
     load_config,
     load_params,
     load_pretrained,
+    run_folder,
     save_card,
     save_settings,
 )
 from videomar_jax.sampling.image_to_video import VideoSampler
+from videomar_jax.streaming import trained_tokens
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.training.loop import Profile, train
-from videomar_jax.training.recipe import check_parts
-from videomar_jax.training.sharding import gathered, together
+from videomar_jax.training.recipe import check_mesh, check_parts
+from videomar_jax.training.sharding import gathered, make_mesh, together
 from videomar_jax.training.state import Params, abstract_model
 from videomar_jax.training.stream import Parts, check_data
 
 _log = logging.getLogger(__name__)
-FREE = ("run", "mesh", "evaluation", "sampling")
-"""Sections that may change between two starts of a run: they do not touch the parameters."""
+FREE = ("run", "mesh", "evaluation", "sampling", "data.threads", "tokenizer.path", "text.path", "init_from")
+"""What may change between two starts of a run: sections and keys that do not touch the parameters, or no more."""
 
 
 SHOWN_APART = 8
@@ -79,6 +81,9 @@ def run(
         parts = Parts(source=source, tokenizer=card.tokenizer, text_encoder=card.text_encoder,
                       threads=experiment.data.threads, held_out=held_out)  # fmt: skip
         check_parts(experiment.recipe, parts)
+        check_mesh(experiment.recipe, card.tokenizer.spatial_stride, dict(make_mesh(experiment.recipe.mesh).shape))
+        if not (workdir / "checkpoints").exists():
+            _check_initial(experiment)
         # Sizes that no clip can have are told now.
         check_data(experiment.recipe.curriculum, parts, text_mask=experiment.recipe.model.text_mask)
         clips = min(experiment.evaluation.clips, len(held_out))
@@ -93,8 +98,9 @@ def run(
     def sampler(params: Params) -> VideoSampler:
         return video_sampler(card, nnx.merge(graph, params), experiment.evaluation.batch_size)
 
+    moving = last.num_frames > 1
     outcome = train(
-        experiment.recipe, parts, workdir, preview=lambda ema: preview(sampler(ema), shown),
+        experiment.recipe, parts, workdir, preview=(lambda ema: preview(sampler(ema), shown)) if moving else None,
         initial=_initial(experiment), profile=profile,
     )  # fmt: skip
     seconds |= outcome.seconds
@@ -104,7 +110,9 @@ def run(
             f"saved in {workdir / 'checkpoints'}. The same command goes on from there."
         )
     ema = gathered(outcome.state.ema)
-    if jax.process_index():
+    if not moving:
+        _log.info("The last stage trains on images: there is nothing to continue, and no report.")
+    if jax.process_index() or not moving:
         return {}
     with _phase(seconds, "evaluate"):
         report, pictures = evaluate(experiment, sampler(ema), held_out, workdir / "report")
@@ -114,16 +122,28 @@ def run(
     return report
 
 
-def _initial(experiment: Experiment) -> Params | None:
-    """The parameters that `init_from` names, if any."""
+def _initial(experiment: Experiment) -> Callable[[], Params] | None:
+    """What reads the parameters that `init_from` names, if any."""
     if not experiment.recipe.init_from:
         return None
-    folder, params, step = load_params(experiment.recipe.init_from)
+
+    def read() -> Params:
+        _check_initial(experiment)
+        folder, params, step = load_params(experiment.recipe.init_from)
+        _log.info("beginning with the averaged parameters of %s, step %d", folder, step)
+        return params
+
+    return read
+
+
+def _check_initial(experiment: Experiment) -> None:
+    """Raises an error where `init_from` names no model, or one of another size."""
+    if not experiment.recipe.init_from:
+        return
+    folder = run_folder(experiment.recipe.init_from)
     if (theirs := load_config(folder).sizes()) != (ours := experiment.recipe.model.sizes()):
         differ = ", ".join(f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k])
         raise ValueError(f"init_from: {folder} is a model of another size ({differ}).")
-    _log.info("beginning with the parameters of %s, step %d", folder, step)
-    return params
 
 
 def evaluate_checkpoint(experiment: Experiment, workdir: Path, checkpoint: str | os.PathLike) -> dict[str, Any]:
@@ -142,7 +162,7 @@ def evaluate_checkpoint(experiment: Experiment, workdir: Path, checkpoint: str |
 
 def video_sampler(card: ModelCard, model: VideoMAR, batch_size: int) -> VideoSampler:
     """A sampler with what the card says."""
-    return VideoSampler(model, card.tokenizer, card.text_encoder, card.sampling, batch_size)
+    return VideoSampler(model, card.tokenizer, card.text_encoder, card.sampling, batch_size, trained_tokens(card))
 
 
 def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -164,7 +184,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     changed = [
         f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)"
         for key in sorted(before | now)
-        if before.get(key) != now.get(key) and key.split(".")[0] not in FREE
+        if before.get(key) != now.get(key) and not {key, key.split(".")[0]} & set(FREE)
     ]
     if changed:
         raise ValueError(

@@ -1,5 +1,7 @@
 """The loss on held-out clips: what it is the mean of, and that nothing in it is random."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from tiny_run import tiny
 from videomar_jax.data.pipeline import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment import Experiment
+from videomar_jax.training import stream
 from videomar_jax.training.loss import LossConfig, draw, next_frame_loss
 from videomar_jax.training.sharding import MeshConfig, make_mesh
 from videomar_jax.training.state import abstract_model, init_params
@@ -56,3 +59,23 @@ def test_it_is_the_mean_over_the_first_held_out_clips_with_fixed_draws(model, pa
 def test_fewer_clips_than_a_batch_make_one_batch(model, parts):
     assert len(validation(model, parts, clips=1)._batches) == 1
     assert len(validation(model, parts, clips=11)._batches) == 2, "rounded down to whole batches"
+
+
+def test_every_frame_is_judged_where_training_cuts_clips(model, parts):
+    params = init_params(model, jax.random.key(1))
+    longer, ways = dataclasses.replace(SHAPE, num_frames=7), {}
+    for name, changes in {"cut": dict(layout="truncated"), "full": dict(normaliser="loss_mask")}.items():
+        config = dataclasses.replace(LOSS, frames="one", **changes)
+        ways[name] = Validation(abstract_model(model)[0], config, parts, make_mesh(MeshConfig(data=1)), shape=longer,
+                                clips=4, batch_size=4)(params)  # fmt: skip
+    assert ways["cut"] == ways["full"]
+
+
+def test_large_clips_are_encoded_in_pieces(model, parts, monkeypatch):
+    whole = validation(model, parts, clips=4)._batches[0]
+    monkeypatch.setattr(stream, "ENCODED_AT_ONCE", 2 * SHAPE.num_frames * SHAPE.height * SHAPE.width)
+    calls, encode = [], stream.encode
+    monkeypatch.setattr(stream, "encode", lambda tokenizer, video: calls.append(len(video)) or encode(tokenizer, video))
+    pieces = validation(model, parts, clips=4)._batches[0]
+    assert calls == [2, 2]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, pieces)

@@ -197,9 +197,10 @@ def check_finite(step: int, metrics: Mapping[str, SupportsFloat]) -> None:
     bad = [f"{name} = {float(value)}" for name, value in metrics.items() if not math.isfinite(float(value))]
     if bad:
         raise FloatingPointError(
-            f"Step {step}: {', '.join(bad)}. The run stops here, for its parameters are of no more use. Go on from the "
-            f"last checkpoint with a lower learning rate, a longer warm-up or stronger gradient clipping; if the same "
-            f"step fails again, look at its batch. JAX_DEBUG_NANS=1 names the operation that made the value."
+            f"Step {step}: {', '.join(bad)}. The run stops here, for its parameters are of no more use. The same "
+            f"command would meet the same batch: begin a run of its own from the last checkpoint, with another "
+            f"--workdir, --config.init_from=WORKDIR/checkpoints/STEP and a lower learning rate, a longer warm-up or "
+            f"stronger gradient clipping. JAX_DEBUG_NANS=1 names the operation that made the value."
         )
 
 

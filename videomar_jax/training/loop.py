@@ -1,6 +1,6 @@
 """The training loop: the only place where data, tokenizer, model, checkpoints and logs meet.
 
-For every step the order is: validate → preview → save → next batch → update → log. A checkpoint of step n therefore
+For every step the order is: validate → save → preview → next batch → update → log. A checkpoint of step n therefore
 holds the state before batch n was drawn, its position in the data is n itself, and every draw comes from
 fold_in(key, n): a run that stops anywhere and starts again, on the same devices or others, sees the same data and
 draws; on the same ones it ends with bitwise the same parameters. Metrics are read one step late, so the device never
@@ -81,14 +81,15 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None = None, initial: Params | None = None,
-    profile: Profile | None = None,
+    recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None = None,
+    initial: Callable[[], Params] | None = None, profile: Profile | None = None,
 ) -> Outcome:  # fmt: skip
     """Runs the curriculum from where `workdir` left off to its end, or until SIGINT or SIGTERM.
 
     Args:
-        preview: draws generated clips with the averaged parameters; called on process 0.
-        initial: parameters to begin with, where the run has no checkpoint yet.
+        preview: draws generated clips with the averaged parameters; called on process 0. What it raises is told as a
+            warning, and training goes on.
+        initial: gives the parameters to begin with; called where the run has no checkpoint yet.
 
     Writes checkpoints, metrics.jsonl, tensorboard/ and samples/ under `workdir`. A second signal stops at once.
 
@@ -115,10 +116,10 @@ class _Trainer:
             Checkpoints(workdir / "checkpoints", keep_last=run.keep_checkpoints, keep_every=run.keep_every or None)
         )
         self.stack = stack
-        self.voted = False
+        self.voted = self.tracing = False
         self.validation: Validation | None = None
 
-    def run(self, initial: Params | None) -> Outcome:
+    def run(self, initial: Callable[[], Params] | None) -> Outcome:
         """From the newest checkpoint, or the beginning, to the end."""
         recipe, run, stack = self.recipe, self.recipe.run, self.stack
         beginning, self.key = _keys(recipe.seed, self.mesh)
@@ -154,7 +155,7 @@ class _Trainer:
             self.checkpoints.wait()
         return Outcome(state=self.state, finished=self.step == total, seconds=self.clock.seconds())
 
-    def _start(self, key, initial: Params | None) -> dict[str, float]:
+    def _start(self, key, initial: Callable[[], Params] | None) -> dict[str, float]:
         """Sets state and step: the newest checkpoint's, or fresh ones; returns the seconds spent so far."""
         recipe = self.recipe
         self.optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
@@ -162,9 +163,8 @@ class _Trainer:
         self.shardings = state_shardings(abstract, self.mesh, recipe.mesh)
         self.step = self.checkpoints.latest_step() or 0
         if self.checkpoints.latest_step() is None:
-            if initial is not None:
-                initial = place(initial, self.shardings.params)
-            self.state = init_state(recipe.model, self.optimizer, key, initial, self.shardings)
+            begin = None if initial is None else place(initial(), self.shardings.params)
+            self.state = init_state(recipe.model, self.optimizer, key, begin, self.shardings)
             return {}
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -206,7 +206,7 @@ class _Trainer:
         self.step += 1
         stop = vote(self.mesh, self.stop.asked)
         tokens = math.prod(token_shape(batch, self.recipe.model.patch_size))
-        self.voted = self.meters.put(self.step, stage.name, tokens, self._flops(batch), waited, metrics, stop)
+        self.voted |= self.meters.put(self.step, stage.name, tokens, self._flops(batch), waited, metrics, stop)
 
     def _cut(self, batch: Batch) -> Batch:
         """Without the frames after the current one, where the loss has no use for them."""
@@ -244,13 +244,14 @@ class _Trainer:
         run = self.recipe.run
         boundary = self.step in self.recipe.curriculum.boundaries
         score = self._validate(boundary)
-        if self.preview is not None and (boundary or (run.sample_every and self.step % run.sample_every == 0)):
-            self._show()
-        if boundary or self.stopping or self.step % run.checkpoint_every == 0:
-            self.meters.flush()  # what is saved is finite, and its metrics are written before it can be gone on from
+        if boundary or self.stopping or self.step % run.checkpoint_every == 0 or score is not None:
+            # What is saved is finite, and its metrics are written before it can be gone on from.
+            self.voted |= self.meters.flush()
             progress = {"step": self.step, "seconds": self.clock.seconds()}
             extra = {} if score is None else {"score": score}
             self.checkpoints.save(self.step, self.state.parts(), progress, **extra)
+        if self.preview is not None and (boundary or (run.sample_every and self.step % run.sample_every == 0)):
+            self._show()
 
     def _validate(self, boundary: bool) -> float | None:
         """The loss on held-out clips, where it is due."""
@@ -269,22 +270,36 @@ class _Trainer:
         self.shown = self.step
         ema = gathered(self.state.ema)
         if jax.process_index() == 0:
-            picture, moving = self.preview(ema)
-            name = str(self.workdir / "samples" / f"step_{self.step:07d}")
-            write_png(f"{name}.png", picture, overwrite=True)
-            write_mp4(f"{name}.mp4", moving, self.parts.source.fps, min_side=256, overwrite=True)
-            self.log.image(self.step, "samples", picture)
+            try:
+                self._draw(ema)
+            except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+                _log.warning("step %d: no preview was drawn: %s", self.step, error)
+
+    def _draw(self, ema: Params) -> None:
+        picture, moving = self.preview(ema)
+        name = str(self.workdir / "samples" / f"step_{self.step:07d}")
+        write_png(f"{name}.png", picture, overwrite=True)
+        write_mp4(f"{name}.mp4", moving, self.parts.source.fps, min_side=256, overwrite=True)
+        self.log.image(self.step, "samples", picture)
 
     def _profile(self) -> None:
         """Starts or ends the profile that was asked for."""
         if self.profile is None:
             return
-        if self.step == self.profile.start:
+        first = self.profile.start
+        if not self.tracing and self.step == first:
             jax.profiler.start_trace(str(self.workdir / "profile"))
-        if self.step == self.profile.start + self.profile.steps:
+            self.tracing = True
+            self.stack.callback(self._end_profile)  # where the run ends before
+        elif self.step == first + self.profile.steps:
+            self._end_profile()
+
+    def _end_profile(self) -> None:
+        if self.tracing:
+            self.tracing = False
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
-            _log.info("profile of %d steps: %s", self.profile.steps, self.workdir / "profile")
+            _log.info("profile from step %d to %d: %s", self.profile.start, self.step, self.workdir / "profile")
 
     @contextmanager
     def _naming_the_last_checkpoint(self):

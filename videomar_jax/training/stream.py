@@ -183,10 +183,14 @@ def _tell_empty(stage: Stage, clips: Sequence[np.ndarray]) -> None:
 
 
 def _lane(shape: BatchShape, clips: Int[np.ndarray, "clips"], *, seed: int, process_count: int) -> Lane:
-    share = shape.batch_size // process_count
-    most = ENCODED_AT_ONCE // (shape.num_frames * shape.height * shape.width)
-    at_once = max(count for count in range(1, share + 1) if share % count == 0 and count <= max(most, 1))
+    at_once = encoded_at_once(clip_shape(shape), shape.batch_size // process_count)
     return Lane(shape=clip_shape(shape), batch_size=shape.batch_size, seed=seed, indices=clips, at_once=at_once)
+
+
+def encoded_at_once(shape: ClipShape, clips: int) -> int:
+    """The clips of `clips` that are read and encoded at a time: a divisor."""
+    most = ENCODED_AT_ONCE // (shape.num_frames * shape.height * shape.width)
+    return max(count for count in range(1, clips + 1) if clips % count == 0 and count <= max(most, 1))
 
 
 def _lane_seed(*numbers: int) -> int:

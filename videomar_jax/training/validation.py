@@ -1,5 +1,6 @@
 """The loss on held-out clips, with the averaged parameters and always the same draws: comparable over a whole run."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,7 +14,7 @@ from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
 from videomar_jax.training.sharding import batch_shardings, clip_share, place
 from videomar_jax.training.state import Params
 from videomar_jax.training.step import token_shape
-from videomar_jax.training.stream import Parts, to_batch
+from videomar_jax.training.stream import Parts, encoded_at_once, to_batch
 from videomar_jax.types import Array
 
 
@@ -30,6 +31,8 @@ class Validation:
         self, graph: nnx.GraphDef, config: LossConfig, parts: Parts, mesh: Mesh, *, shape: ClipShape, clips: int,
         batch_size: int,
     ):  # fmt: skip
+        if config.layout == "truncated":  # every frame is to be judged, not the last alone; the same loss otherwise
+            config = dataclasses.replace(config, layout="full", normaliser="loss_mask")
         self._graph, self._config, self._mesh = graph, config, mesh
         count = max(min(clips, len(parts.held_out)) // batch_size, 1)
         self._batches = [self._read(parts, shape, i, batch_size) for i in range(count)]
@@ -40,7 +43,12 @@ class Validation:
         rows = size // shares
         first = number * size + share * rows
         indices = [i % len(parts.held_out) for i in range(first, first + rows)]
-        batch = jax.tree.map(np.asarray, to_batch(fixed_clips(parts.held_out, indices, shape=shape), parts))
+        count = encoded_at_once(shape, rows)
+        pieces = [
+            jax.tree.map(np.asarray, to_batch(fixed_clips(parts.held_out, indices[i : i + count], shape=shape), parts))
+            for i in range(0, rows, count)
+        ]
+        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
         return place(batch, batch_shardings(batch, self._mesh), first_row=share * rows, rows=size)
 
     def _loss_of(self, params: Params, batch: Batch, number: Array) -> Array:
