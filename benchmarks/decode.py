@@ -78,7 +78,7 @@ def main() -> None:
     reports = []
     for name in args.model:
         case = open_case(name, args)
-        report = {"full": run(case, args.frames, args.repeats)}
+        report = {"full": run(case, args.frames, args.repeats, window=None, keep_first=True)}
         if args.window:
             report[f"window {args.window}"] = run(case, args.frames, args.repeats, window=args.window)
         report |= {"shares": shares(case, min(3, args.frames - 1), args.repeats)} if args.shares else {}
@@ -112,7 +112,8 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
         from videomar_jax.pretrained import load_pretrained  # late: it imports the tokenizers
 
         loaded = load_pretrained(name)
-        model, sampling, card = loaded.model, loaded.card.sampling, loaded.card
+        model, card = loaded.model, loaded.card
+        sampling = dataclasses.replace(card.sampling, dtype=args.dtype)  # so that the peak is that of its products
         stride = card.tokenizer.spatial_stride * model.config.patch_size
         grid = (card.height // stride, card.width // stride)
     sampling = with_preset(sampling, args.preset, model.config.head) if args.preset else sampling
@@ -276,7 +277,7 @@ def _arguments() -> argparse.Namespace:
     add("--guidance", type=float)
     add("--preset")
     add("--head", choices=("ddpm", "flow"), help="of the known sizes")
-    add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPU, else bfloat16")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the products; float32 on CPU, else bfloat16")
     add("--levers", choices=("auto", "plain", "all", "apart"), default="auto")
     add("--repeats", type=int, default=2)
     add("--no-shares", dest="shares", action="store_false")

@@ -24,7 +24,7 @@ from videomar_jax.evaluation import metrics, motion
 from videomar_jax.evaluation.report import movement
 from videomar_jax.media import contact_sheet, write_png
 from videomar_jax.pretrained import Pretrained, load_pretrained
-from videomar_jax.sampling.config import PRESETS, SamplingConfig
+from videomar_jax.sampling.config import PRESETS, SamplingConfig, with_preset
 from videomar_jax.sampling.image_to_video import VideoSampler
 from videomar_jax.tokenizers import latent_shape, pixel_frames
 
@@ -85,8 +85,8 @@ def options(base: SamplingConfig, head: str) -> dict[str, SamplingConfig]:
     changes |= {"guidance 1.5, first half": dict(guidance=1.5, guidance_interval=(0.0, 0.5))}
     changes |= {"guidance 1.5, last half": dict(guidance=1.5, guidance_interval=(0.5, 1.0))}
     changes |= {"bfloat16 transformer": dict(dtype="bfloat16"), "clip at 2": dict(clip=2.0)}
-    changes |= {f"preset {name}": heads[head] for name, heads in PRESETS.items()}
-    return {name: dataclasses.replace(base, **change) for name, change in changes.items()}
+    presets = {f"preset {name}": with_preset(base, name, head) for name in PRESETS}
+    return {name: dataclasses.replace(base, **change) for name, change in changes.items()} | presets
 
 
 LONGER: dict[str, dict[str, Any]] = {

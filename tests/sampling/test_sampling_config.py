@@ -91,4 +91,10 @@ def test_a_preset_for_speed_never_asks_for_more_than_the_model_does_by_itself():
             assert (config.steps, config.head_steps) == (4, "4"), (name, head)
     assert with_preset(own, "quality", "flow").head_steps == "25"
     assert with_preset(SamplingConfig(steps=64, head_steps="5"), "fast", "ddpm").head_steps == "5"
-    assert with_preset(SamplingConfig(steps=64, head_steps="ddim10"), "fast", "ddpm").head_steps == "25-5"
+    for few, kept in [("ddim10", "ddim10"), ("3-2", "3-2"), ("10,10,10", "25-5"), ("", "25-5"), ("26", "25-5")]:
+        assert with_preset(SamplingConfig(steps=64, head_steps=few), "fast", "ddpm").head_steps == kept, few
+
+
+def test_a_preset_for_speed_guides_the_only_step():
+    config = with_preset(SamplingConfig(steps=1, guidance=3.0), "fast", "flow")
+    assert reveal_plan(16, config).guided.tolist() == [True]

@@ -120,7 +120,13 @@ def with_preset(config: SamplingConfig, name: str, head: str) -> SamplingConfig:
     changes = dict(PRESETS[name][head])
     if name != "quality":
         changes["steps"] = min(config.steps, changes["steps"])
-        most = int(changes["head_steps"].split("-")[0])
-        if config.head_steps.isdigit() and int(config.head_steps) <= most:
-            changes["head_steps"] = config.head_steps
+        changes["head_steps"] = min(changes["head_steps"], config.head_steps, key=_most_steps)
+        if changes["steps"] == 1:  # which is either guided or not
+            del changes["guidance_interval"]
     return dataclasses.replace(config, **changes)
+
+
+def _most_steps(head_steps: str) -> int:
+    """Head steps of a token at most."""
+    numbers = [int(number) for number in re.findall(r"\d+", head_steps)]
+    return (sum(numbers) if "," in head_steps else max(numbers)) if numbers else 1000
