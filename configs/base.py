@@ -54,7 +54,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.path = ""  # videos, shards: the folder; tfds: the dataset's name, or the folder of a prepared one
     config.data.captions = ""  # videos: a captions.csv or .jsonl elsewhere; "" looks in the folder
     config.data.fps = 12.0  # videos: frames per second that clips are resampled to; tfds: that they have
-    config.data.holdout = 0.2  # videos: last share of each clip that training never sees; tfds: of the split
+    config.data.holdout = 0.2  # videos: last share of each clip that training never sees, or of the clips where they
+    # are too short to be cut; tfds: of the split
     config.data.split = "train"  # tfds: the split to train on
     config.data.held_out = ""  # tfds: the split to measure on; "": the last `holdout` of the other
     config.data.video_key = "video"  # tfds: the feature that holds the frames, "a/b" for nested ones
@@ -153,7 +154,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.head_dtype = "float32"  # model | float32 | bfloat16, of the head's
     config.sampling.window = placeholder(int)  # finished frames that are kept and seen; None: all
     config.sampling.keep_first = True  # with a window: frame 0 stays
-    config.sampling.positions = "absolute"  # absolute | shifted, of a frame 0 that stays
+    config.sampling.positions = "shifted"  # absolute | shifted, of a frame 0 that stays
     config.sampling.position_scaling = "none"  # none | interpolate | ntk, rows and columns beyond the trained grid
     config.sampling.frame_scaling = "none"  # none | interpolate | ntk, frames beyond the trained length
 

@@ -64,10 +64,12 @@ def full() -> ConfigDict:
     """What the three stages have in common."""
     config = load("base").get_config()
     config.model.update(preset="videomar_1p4b", dtype="bfloat16", remat="full")  # float32 parameters; remat is ours
-    config.data.update(kind="videos", fps=12.0, holdout=0.02, threads=8)  # holdout, threads: ours
+    # holdout, threads: ours. Clips whose last 2 % is shorter than a test clip are held out, or trained on, as a whole.
+    config.data.update(kind="videos", fps=12.0, holdout=0.02, threads=8)
     config.tokenizer.update(kind="cosmos", path="nvidia/Cosmos-0.1-Tokenizer-CV8x16x16", scale=0.5)
     config.text.update(kind="qwen2", path="Qwen/Qwen2-VL-2B-Instruct", tokens=300)  # its language model has 1.5 B
-    config.loss.layout = "truncated"  # ours: the frames after the supervised one are never computed
+    # ours: the frames after the supervised one are never computed, nor counted in what the loss is divided by
+    config.loss.update(layout="truncated", normaliser="loss_mask")
     config.optimizer.update(warmup_steps=2000)  # ours; all else of the optimizer is MAR's (base.py)
     config.mesh.update(data=1, fsdp=-1)  # ours: parameters and optimizer are cut over all devices
     config.run.update(log_every=50, checkpoint_every=500, keep_every=10_000, validate_every=2000)  # ours

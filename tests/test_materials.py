@@ -5,10 +5,11 @@ import logging
 
 import numpy as np
 import pytest
-from tiny_run import tiny, write_clip
+from tiny_run import load_config, tiny, write_clip
 
 from videomar_jax import materials
 from videomar_jax.data.shapes import Shapes
+from videomar_jax.data.sources import clips_for
 from videomar_jax.data.videos import VideoFolder
 from videomar_jax.experiment import Experiment, stage_shape
 from videomar_jax.text_encoders import HashedTextEncoder
@@ -42,12 +43,25 @@ def experiment(**sections):
 def test_shapes_and_folders(tmp_path):
     assert isinstance(experiment().source("train"), Shapes)
     write_clip(tmp_path / "long.mp4", 60)
-    write_clip(tmp_path / "short.mp4", 5)
+    write_clip(tmp_path / "short.mp4", 4)
     made = experiment(data=dict(kind="videos", path=str(tmp_path)))
     train = made.source("train")
     assert isinstance(train, VideoFolder) and len(train) == 2, "a clip that is long enough for some stage is left out"
     assert len(made.source("train", min_frames=5)) == 1
     assert {made.source("test").name(i) for i in range(len(made.source("test")))} == {"long"}
+
+
+@pytest.mark.parametrize("file", ["stage1", "stage2", "stage3"])
+def test_the_stages_take_ordinary_clips(tmp_path, file):
+    """Of clips of six seconds no last 2 % is a clip of the last stage."""
+    first = write_clip(tmp_path / "0.mp4", 72)
+    for number in range(1, 5):
+        (tmp_path / f"{number}.mp4").write_bytes(first.read_bytes())
+    made = Experiment.from_config(load_config(file, data=dict(path=str(tmp_path))))
+    shape, splits = stage_shape(made.final_stage), [made.source(split) for split in ("train", "test")]
+    names = [{source.name(int(i)) for i in clips_for(source, shape, [(shape.height, shape.width)])}
+             for source in splits]  # fmt: skip
+    assert names[0] and names[1] and not names[0] & names[1] and len(names[0] | names[1]) == 5
 
 
 @pytest.mark.parametrize(
@@ -56,6 +70,8 @@ def test_shapes_and_folders(tmp_path):
         (dict(holdout=0.2), "train[:80%]", "train[80%:]"),
         (dict(holdout=0.001), "train[:99%]", "train[99%:]"),
         (dict(split="all", holdout=0.995), "all[:1%]", "all[1%:]"),
+        (dict(split="train+validation", holdout=0.2), "train[:80%]+validation[:80%]", "train[80%:]+validation[80%:]"),
+        (dict(split="train + test", held_out="validation"), "train + test", "validation"),
         (dict(split="train[:9%]", held_out="validation"), "train[:9%]", "validation"),
     ],
 )
@@ -71,6 +87,34 @@ def test_a_tfds_dataset_by_name(data, train, test, monkeypatch):
         (("ucf101:2.0.0",), dict(split=train, random=True, **keys)),
         (("ucf101:2.0.0",), dict(split=test, random=False, **keys)),
     ]
+
+
+class Lengths:
+    """Videos of 2, 3, … frames, as far as they are looked at."""
+
+    fps = 25.0
+
+    def __len__(self):
+        return 8
+
+    def fits(self, shape, sizes):
+        return np.arange(max(shape.num_frames - 2, 0), 8)
+
+    def read(self, index, rng, shape):
+        assert index + 2 >= shape.num_frames, "a video that is too short is read"
+        return {"video": np.zeros((shape.num_frames, shape.height, shape.width, 3), np.uint8), "caption": ""}
+
+
+def test_held_out_videos_of_a_tfds_dataset_that_are_too_short_are_left_out(monkeypatch):
+    monkeypatch.setattr(materials, "TFDSClips", lambda *names, **settings: Lengths())
+    made = experiment(data=dict(kind="tfds", path="ucf101"))
+    held_out = made.source("test")
+    assert len(held_out) == 5
+    for index in range(5):
+        held_out.read(index, np.random.default_rng(0), stage_shape(made.final_stage))
+    row = dict(name="a", num_frames=11, height=24, width=24, batch_size=2, steps=4, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"ucf101 holds no test clips of 11 frames or more.*data\.held_out=SPLIT"):
+        experiment(data=dict(kind="tfds", path="ucf101"), curriculum=(row,)).source("test")
 
 
 class Prepared:
@@ -157,7 +201,7 @@ def test_prepared_clips_of_no_fitting_size_are_told(shards):
 def test_a_fitted_tokenizer_sees_clips_that_are_long_enough(tmp_path):
     for number in range(2):
         write_clip(tmp_path / f"long{number}.mp4", 60, seed=number)
-        write_clip(tmp_path / f"short{number}.mp4", 5, seed=number)
+        write_clip(tmp_path / f"short{number}.mp4", 4, seed=number)
     made = experiment(data=dict(kind="videos", path=str(tmp_path)), tokenizer=dict(fit_clips=7))
     source, read = made.source("train"), []
     original = source.read

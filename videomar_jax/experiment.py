@@ -6,11 +6,14 @@ is allocated; its `source`, `tokenizer` and `text_encoder` build the parts that 
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from videomar_jax.data.shards import MANIFEST, read_manifest
 from videomar_jax.data.sources import ClipShape, ClipSource
 from videomar_jax.materials import make_text_encoder, make_tokenizer, open_held_out, open_source
 from videomar_jax.models.config import PRESETS, ModelConfig
@@ -105,8 +108,18 @@ class Experiment:
             raise ValueError(f"{name}: {error}") from error
 
     def strides(self) -> tuple[int, int] | None:
-        """The tokenizer's (temporal, spatial) stride, where they are known before it is opened."""
-        return None if self.data.kind == "shards" else self.tokenizer_config.strides()
+        """The tokenizer's (temporal, spatial) stride, where config or prepared clips tell them before it opens."""
+        if self.data.kind == "shards":
+            return self._prepared_strides
+        return self.tokenizer_config.strides()
+
+    @functools.cached_property
+    def _prepared_strides(self) -> tuple[int, int] | None:
+        if not (Path(self.data.path) / MANIFEST).is_file():
+            return None  # what is wrong with the folder is told when its clips are opened
+        tokenizer = read_manifest(Path(self.data.path))["tokenizer"]
+        known = {"temporal_stride", "spatial_stride"} <= set(tokenizer)
+        return (int(tokenizer["temporal_stride"]), int(tokenizer["spatial_stride"])) if known else None
 
     @property
     def final_stage(self) -> Stage:
@@ -123,7 +136,8 @@ class Experiment:
         shortest = min(shape.num_frames for stage in self.recipe.curriculum.stages for shape in stage.shapes)
         if min_frames is None:
             min_frames = shortest if split == "train" else shape.num_frames
-        settings = dict(seed=self.recipe.seed, min_frames=min_frames, drawn=10 * self.evaluation.clips)
+        settings = dict(seed=self.recipe.seed, min_frames=min_frames, shortest=(shortest, shape.num_frames),
+                        drawn=10 * self.evaluation.clips)  # fmt: skip
         if split == "test":
             return open_held_out(self.data, shape, **settings)
         return open_source(self.data, split, **settings)

@@ -38,10 +38,13 @@ _log = logging.getLogger(__name__)
 # Clips
 
 
-def open_source(data: DataConfig, split: str, *, seed: int, min_frames: int, drawn: int) -> ClipSource:
+def open_source(
+    data: DataConfig, split: str, *, seed: int, min_frames: int, shortest: tuple[int, int], drawn: int
+) -> ClipSource:
     """Clips of a split: "train", "test", and for shapes "unseen".
 
-    min_frames: leaves out shorter videos of a folder, where that can be told.
+    min_frames: leaves out shorter videos of a folder.
+    shortest: frames of the shortest training clip and of a test clip; shorter parts of a folder's video are not made.
     drawn: shapes that there are in splits other than "train".
     """
     if data.kind == "shapes":
@@ -56,22 +59,24 @@ def open_source(data: DataConfig, split: str, *, seed: int, min_frames: int, dra
         )  # fmt: skip
     return VideoFolder(
         data.path, captions=data.captions or None, fps=float(data.fps), split=split, holdout=data.holdout,
-        min_frames=min_frames,
+        min_frames=min_frames, shortest=shortest,
     )  # fmt: skip
 
 
 def open_held_out(data: DataConfig, shape: ClipShape, **settings: Any) -> ClipSource:
     """Clips of the split "test" that can be shown and scored at `shape`; latents come with their decoded video."""
     source = open_source(data, "test", **settings)
-    if data.kind != "shards":
+    if data.kind in ("shapes", "videos"):  # all of them can
         return source
     clips = clips_for(source, shape, ((shape.height, shape.width),))
     if not len(clips):
+        way_out = "prepare some" if data.kind == "shards" else "name another split with --config.data.held_out=SPLIT"
         raise ValueError(
             f"{data.path} holds no test clips of {shape.num_frames} frames or more at {shape.height}x{shape.width}, "
-            f"which the last stage is measured on; prepare some, or change the stage."
+            f"which the last stage is measured on; {way_out}, or change the stage."
         )
-    return Decoded(Part(source, clips), _decoder(data.path))
+    part = Part(source, clips)
+    return Decoded(part, _decoder(data.path)) if data.kind == "shards" else part
 
 
 @functools.lru_cache(maxsize=1)

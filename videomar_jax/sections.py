@@ -53,11 +53,13 @@ class DataConfig:
             )
 
     def tfds_split(self, split: str) -> str:
-        """The TFDS split for "train" or "test": what `held_out` names, or the last `holdout` of `split`."""
+        """The TFDS split for "train" or "test": what `held_out` names, or the last `holdout` of `split`, of each of its
+        parts where it is a sum."""
         if self.held_out:
             return self.split if split == "train" else self.held_out
         first = min(max(round(100 * (1 - self.holdout)), 1), 99)
-        return f"{self.split}[:{first}%]" if split == "train" else f"{self.split}[{first}%:]"
+        part = f"[:{first}%]" if split == "train" else f"[{first}%:]"
+        return "+".join(name.strip() + part for name in self.split.split("+"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from videomar_jax.data import tfds_clips
 from videomar_jax.data.pipeline import fixed_clips
-from videomar_jax.data.sources import ClipShape, ClipSource
+from videomar_jax.data.sources import ClipShape, SizedSource
 from videomar_jax.data.tfds_clips import TFDSClips
 
 SHAPE = ClipShape(num_frames=4, height=16, width=16)
@@ -26,7 +27,7 @@ class DemoClips(tfds.core.GeneratorBasedBuilder):
             "caption": tfds.features.Text(),
             "captions": tfds.features.Sequence(tfds.features.Text()),
             "label": tfds.features.ClassLabel(names=["walk", "run"]),
-            "meta": {"title": tfds.features.Text()},
+            "meta": {"title": tfds.features.Text(), "video": tfds.features.Tensor(shape=(None, 2, 2, 1), **video)},
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -39,7 +40,8 @@ class DemoClips(tfds.core.GeneratorBasedBuilder):
             yield i, {
                 "video": np.broadcast_to(frames, (8 + i, 24, 32, 3)).copy(), "caption": f"vidéo {i}", "label": i % 2,
                 "grey": np.broadcast_to(frames[:8], (8, 16, 16, 1)).copy(), "captions": ["one", "two"],
-                "float": np.zeros((8, 4, 4, 3), np.float32), "meta": {"title": f"title {i}"},
+                "float": np.zeros((8, 4, 4, 3), np.float32),
+                "meta": {"title": f"title {i}", "video": np.zeros((3 + i % 2, 2, 2, 1), np.uint8)},
             }  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def numbers(video):
 
 def test_windows_of_every_video_with_their_captions(place):
     source = opened(place)
-    assert isinstance(source, ClipSource) and len(source) == 6 and source.fps == 10
+    assert isinstance(source, SizedSource) and len(source) == 6 and source.fps == 10
     seen = {}
     for index in range(6):
         for seed in range(40):
@@ -89,6 +91,7 @@ def test_other_splits_give_the_middle(place):
     starts = {numbers(source.read(i, np.random.default_rng(i), SHAPE)["video"])[0] for i in range(2)}
     assert starts == {(0, 2), (1, 2)}
     assert len(opened(place, split="train[:50%]")) == 3
+    assert len(opened(place, split="train[50%:]+test[50%:]")) == 4
     drawn = {numbers(opened(place, split="test", random=True).read(0, np.random.default_rng(s), SHAPE)["video"])[0]
              for s in range(20)}  # fmt: skip
     assert len(drawn) > 2
@@ -134,6 +137,40 @@ def test_a_video_that_is_too_short(place):
         opened(place, split="test").read(0, np.random.default_rng(0), ClipShape(num_frames=12, height=8, width=8))
     with pytest.raises(IndexError, match="6 clips"):
         opened(place).read(6, np.random.default_rng(0), SHAPE)
+
+
+def frames_asked(count):
+    return ClipShape(num_frames=count, height=8, width=8)
+
+
+def test_only_videos_that_are_long_enough_fit(place, caplog, monkeypatch):
+    source = opened(place)  # 8 to 13 frames, in an order that TFDS shuffles
+    lengths = [len(source._source[i]["video"]) for i in range(6)]
+    assert sorted(lengths) == [8, 9, 10, 11, 12, 13]
+    monkeypatch.setattr(tfds_clips, "_AT_ONCE", 4)
+    for count in (1, 8, 9, 13, 14):
+        fit = source.fits(frames_asked(count), ((8, 8),))
+        assert fit.tolist() == [i for i in range(6) if lengths[i] >= count], f"{count} frames"
+        for index in fit.tolist():
+            source.read(index, np.random.default_rng(0), frames_asked(count))
+    assert [r.getMessage().split(":")[1] for r in caplog.records if r.levelname == "WARNING"] == [
+        f" {left_out} of 6 videos have fewer than {count} frames and are left out where so many are asked"
+        for left_out, count in ((1, 9), (5, 13), (6, 14))
+    ]  # fmt: skip
+    assert opened(place, video_key="meta/video").fits(frames_asked(4)).size == 3
+
+
+def test_lengths_are_read_once_and_only_where_they_can_differ(place, monkeypatch):
+    source, read = opened(place), []
+    raw = type(source._source.data_source)
+    original = raw.__getitem__
+    monkeypatch.setattr(raw, "__getitem__", lambda self, index: read.append(index) or original(self, index))
+    for count in (3, 9, 3):
+        source.fits(frames_asked(count))
+    assert sorted(read) == list(range(6)), "each video once"
+    read.clear()
+    assert opened(place, video_key="grey").fits(frames_asked(8)).size == 6
+    assert opened(place, video_key="grey").fits(frames_asked(9)).size == 0 and not read
 
 
 @pytest.mark.parametrize(

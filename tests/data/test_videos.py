@@ -83,6 +83,35 @@ def test_test_windows_are_evenly_spread_and_fixed(folder, numbers):
     assert len(VideoFolder(folder, fps=10.0, split="test", holdout=0.5, min_frames=20)) == 4
 
 
+def test_clips_too_short_to_be_cut_are_whole_in_one_split(tmp_path, write_video, numbers):
+    """2 % of 4 seconds is no clip; a longer one among them is cut where it always was."""
+    first = write_video(tmp_path / "sub" / "00.mp4", 40)
+    for number in range(1, 12):
+        (tmp_path / "sub" / f"{number:02}.mp4").write_bytes(first.read_bytes())
+    settings = {"fps": 10.0, "holdout": 0.3, "shortest": (1, 13)}
+    train, test = (VideoFolder(tmp_path, split=split, min_frames=least, **settings)
+                   for split, least in (("train", 1), ("test", 13)))  # fmt: skip
+    names = [{source.name(index) for index in range(len(source))} for source in (train, test)]
+    assert names[0] and names[1] and not names[0] & names[1] and len(names[0] | names[1]) == 12
+    assert train.skipped == test.skipped == []
+    shape = ClipShape(num_frames=13, height=16, width=16)
+    assert sorted({window[0] for window in windows(test, numbers, shape=shape)}) == [0, 14, 27], "the whole of a clip"
+    starts = {window[0] for window in windows(train, numbers, draws=8, shape=shape)}
+    assert min(starts) < 3 and max(starts) > 20, "training sees a part of its clips only"
+    cut, always = (VideoFolder(tmp_path, split="test", min_frames=12, **settings | {"shortest": shortest})
+                   for shortest in ((1, 12), None))  # fmt: skip
+    assert windows(cut, numbers) == windows(always, numbers) and len(cut) == 12
+
+
+def test_a_folder_without_a_test_clip_says_why(tmp_path, write_video):
+    write_video(tmp_path / "a.mp4", 40)
+    (tmp_path / "b.mp4").write_bytes(b"junk")
+    settings = {"fps": 10.0, "holdout": 0.02, "shortest": (1, 13)}
+    assert len(VideoFolder(tmp_path, split="train", **settings)) == 1
+    with pytest.raises(ValueError, match=r"2 of 2 videos(.|\n)*a.mp4: \d frames at 10 fps in its test part, 13 asked"):
+        VideoFolder(tmp_path, split="test", min_frames=13, **settings)
+
+
 def test_the_whole_clip_at_random_or_evenly_spread(folder, numbers):
     random = VideoFolder(folder, fps=10.0, split="all")
     assert len(random) == 4 and max(max(window) for window in windows(random, numbers, draws=40)) > 36
@@ -177,6 +206,7 @@ def test_damage_met_while_reading_names_the_file(tmp_path, write_video):
     ({"holdout": -0.1}, "holdout"),
     ({"holdout": 0.0, "split": "test"}, "holdout"),
     ({"min_frames": 0}, "min_frames"),
+    ({"shortest": (1, 0)}, "shortest"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_named(tmp_path, settings, name):
     with pytest.raises((ValueError, TypeError), match=name):

@@ -7,16 +7,26 @@ leave decoding to it. The dataset must be prepared in the array_record format, w
     tfds.builder(NAME, file_format="array_record").download_and_prepare()
 """
 
+import functools
 import importlib.util
+import logging
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from videomar_jax.data.sources import Clip, ClipShape, check_index
+from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index
 from videomar_jax.data.transforms import crop_center, crop_random, resize_cover
-from videomar_jax.types import UInt8
+from videomar_jax.types import Int, UInt8
+
+_log = logging.getLogger(__name__)
+_AT_ONCE = 256
+"""Videos whose lengths are read between two looks at the clock."""
+_TELL_EVERY = 5.0
+"""Seconds between two lines of progress."""
 
 
 class TFDSClips:
@@ -51,12 +61,52 @@ class TFDSClips:
         self._video, self._caption = video_key, caption_key
         features = _features(builder.info.features)
         _check_video(name, features, video_key)
+        self._video_feature = features[video_key]
+        self._told: set[int] = set()
         self._label = _find(name, features, caption_key) if caption_key else None
         self._source = _open(builder, name, split)
         self._random = split.startswith("train") if random is None else random
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def fits(self, shape: ClipShape, sizes: Sizes = ()) -> Int[np.ndarray, "clips"]:
+        """Ascending indices of the videos with frames enough for `shape`; their sizes are not looked at.
+
+        The first call reads every video once, where the feature does not say how many frames they have. Those left out
+        are counted in a warning.
+        """
+        fit = self._lengths >= shape.num_frames
+        if not fit.all() and shape.num_frames not in self._told:
+            self._told.add(shape.num_frames)
+            _log.warning("%s, %s: %d of %d videos have fewer than %d frames and are left out where so many are asked",
+                         self.name, self.split, np.sum(~fit), len(self), shape.num_frames)  # fmt: skip
+        return np.flatnonzero(fit)
+
+    @functools.cached_property
+    def _lengths(self) -> Int[np.ndarray, "clips"]:
+        """Frames of every video."""
+        if (frames := self._video_feature.shape[0]) is not None:
+            return np.full(len(self), frames)
+        import tensorflow_datasets as tfds
+
+        wanted = self._video_feature
+        for part in reversed(self._video.split("/")):
+            wanted = {part: wanted}
+        video = tfds.features.FeaturesDict(wanted)  # nothing else of an example is decoded
+
+        def length(index: int) -> int:
+            return len(_at(video.deserialize_example_np(self._source.data_source[index]), self._video))
+
+        found: list[int] = []
+        said = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            while len(found) < len(self):
+                found += pool.map(length, range(len(found), min(len(found) + _AT_ONCE, len(self))))
+                if time.monotonic() - said > _TELL_EVERY:
+                    said = time.monotonic()
+                    _log.info("%s, %s: lengths of %d of %d videos read", self.name, self.split, len(found), len(self))
+        return np.array(found)
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
         """A window of video number `index`. Raises ValueError where it has too few frames."""

@@ -1,8 +1,9 @@
 """A folder of video files as a source of captioned clips.
 
-Each clip's duration is divided at (1 - holdout): frames presented before that belong to "train", the rest to "test".
-A split reads its own frames only, so no resampling rounds a held-out frame into training. A window is `num_frames`
-times 1/fps apart; each takes the frame nearest to it, is scaled to cover the asked size and cropped.
+Each clip's duration is divided at (1 - holdout): frames presented before that belong to "train", the rest to "test";
+clips too short for that may be kept whole, for one of the two (`holdout`). A split reads its own frames only, so no
+resampling rounds a held-out frame into training. A window is `num_frames` times 1/fps apart; each takes the frame
+nearest to it, is scaled to cover the asked size and cropped.
 
     train   one index per clip, a random window                              crop as asked
     test    up to 4 evenly spread windows per clip, one index each           centre crop
@@ -12,14 +13,14 @@ times 1/fps apart; each takes the frame nearest to it, is scaled to cover the as
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from videomar_jax.data.captions import read_captions
-from videomar_jax.data.decode import frames_between, grid, nearest, probe, read_video, to_rgb
+from videomar_jax.data.decode import frames_between, nearest, probe, read_video, to_rgb
+from videomar_jax.data.holdout import Piece, Share, Video, divide, shares
 from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, nearest_sizes
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
 from videomar_jax.types import Int, UInt8
@@ -37,24 +38,13 @@ _log = logging.getLogger(__name__)
 Frames = list[tuple[float, np.ndarray]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """The part of a video that belongs to the split: its first and last presentation time, and what lies between."""
-
-    path: Path
-    first: float
-    last: float
-    rate: float
-    frames: int
-    rows: int
-    columns: int
-
-
 class VideoFolder:
     """Clips of the video files under a folder, in sorted order.
 
     captions: a .csv or .jsonl table; None looks for one in the folder (see `captions`).
     holdout: the share of each clip's duration kept for "test", in [0, 1).
+    shortest: frames, at `fps`, of the shortest training clip and of a test clip: a file that cannot be cut into a part
+        for each is not cut, but whole in one of the two splits (see `holdout`). None: every file is cut.
     min_frames: leaves out files with fewer frames, at `fps`, in this split; "test" spreads no more windows over a clip
         than it holds stretches of this length.
     skip_broken: False makes an unusable file an error.
@@ -72,28 +62,30 @@ class VideoFolder:
         fps: float,
         split: Literal["train", "test", "all"],
         holdout: float = 0.2,
+        shortest: tuple[int, int] | None = None,
         crop: Literal["random", "center"] = "random",
         min_frames: int = 1,
         skip_broken: bool = True,
         cache_bytes: int = 2**29,
     ):
-        _check(fps, split, holdout, crop, min_frames)
+        _check(fps, split, holdout, crop, min_frames, shortest)
         self.fps = float(fps)
         self.split = split
         self._holdout = 0.0 if split == "all" else holdout
         self._random_crop = crop == "random" and split != "test"
         self._random_window = split == "train" or (split == "all" and crop == "random")
         self._min_frames = min_frames
+        self._shortest = shortest
         folder = Path(path)
         files = _find(folder)
         self._captions = read_captions(folder, files, None if captions is None else Path(captions))
-        pieces, self.skipped = self._usable(files)
+        pieces, self.skipped = self._usable(folder, files)
         if self.skipped and (not pieces or not skip_broken):
             raise ValueError(_hopeless(folder, self.skipped, len(files)))
         for _, reason in self.skipped:
             _log.warning("skipped %s", reason)
         self._windows = [(piece, number, count) for piece in pieces for number, count in self._spread(piece)]
-        self._lengths = np.array([self._frames_at_fps(piece) for piece, _, _ in self._windows])
+        self._lengths = np.array([piece.count(self.fps) for piece, _, _ in self._windows])
         self._sides = np.array([(piece.rows, piece.columns) for piece, _, _ in self._windows])
         self._cache = _Cache(cache_bytes)
 
@@ -126,64 +118,72 @@ class VideoFolder:
             video = crop_center(video, shape.height, shape.width)
         return Clip(video=video, caption=self._captions[piece.path])
 
-    def _usable(self, files: list[Path]) -> tuple[list[_Piece], list[tuple[Path, str]]]:
+    def _usable(self, folder: Path, files: list[Path]) -> tuple[list[Piece], list[tuple[Path, str]]]:
+        """What is read of the files, and those that cannot be used."""
         with ThreadPoolExecutor(max_workers=8) as pool:
-            found = list(pool.map(self._inspect, files))
-        pieces = [piece for piece in found if isinstance(piece, _Piece)]
-        return pieces, [(file, reason) for file, reason in zip(files, found, strict=True) if isinstance(reason, str)]
+            found = dict(zip(files, pool.map(self._inspect, files), strict=True))
+        videos = [video for video in found.values() if isinstance(video, Video)]
+        pieces, reasons = self._pieces(folder, videos)
+        reasons |= {file: reason for file, reason in found.items() if isinstance(reason, str)}
+        if not pieces:  # those that are whole in the other split, too
+            parts = {video.path: self._too_short(video.path, video.part(self.split)) for video in videos}
+            reasons = parts | reasons
+        return pieces, [(file, reasons[file]) for file in files if file in reasons]
 
-    def _inspect(self, path: Path) -> _Piece | str:
-        """The part of the file that belongs to this split, or why it cannot be used."""
+    def _inspect(self, path: Path) -> Video | str:
         try:
-            info = probe(path)
+            return divide(path, probe(path), self._holdout)
         except ValueError as error:
             return str(error)
-        duration = info.times[-1] - info.times[0] + 1 / info.fps
-        in_train = info.times < info.times[0] + (1 - self._holdout) * duration
-        times = info.times[~in_train if self.split == "test" else in_train]
-        count = len(grid(times[0], times[-1], self.fps)) if len(times) else 0
-        if count < self._min_frames:
-            return self._too_short(path, count, self._min_frames)
-        return _Piece(
-            path=path,
-            first=float(times[0]),
-            last=float(times[-1]),
-            rate=info.fps,
-            frames=len(times),
-            rows=info.height,
-            columns=info.width,
-        )
 
-    def _spread(self, piece: _Piece) -> list[tuple[int, int]]:
+    def _pieces(self, folder: Path, videos: list[Video]) -> tuple[list[Piece], dict[Path, str]]:
+        """The pieces of this split, and what is too short for it."""
+        if self.split == "all":
+            found: list[Share] = ["all"] * len(videos)
+        elif self._shortest is None or not self._holdout:
+            found = ["cut"] * len(videos)
+        else:
+            names = [video.path.relative_to(folder).as_posix() for video in videos]
+            found = shares(videos, names, holdout=self._holdout, fps=self.fps, shortest=self._shortest)
+            _tell_whole(folder, found)
+        pieces, reasons = [], {}
+        for video, share in zip(videos, found, strict=True):
+            if share not in ("cut", self.split):
+                continue
+            piece = video.part(self.split) if share == "cut" else video.whole
+            if piece is None or piece.count(self.fps) < self._min_frames:
+                reasons[video.path] = self._too_short(video.path, piece)
+            else:
+                pieces.append(piece)
+        return pieces, reasons
+
+    def _spread(self, piece: Piece) -> list[tuple[int, int]]:
         """(number, of how many) for every window of a clip."""
-        stretches = self._frames_at_fps(piece) // self._min_frames
+        stretches = piece.count(self.fps) // self._min_frames
         count = 1 if self._random_window else min(_WINDOWS, stretches)
         return [(number, count) for number in range(count)]
 
-    def _frames_at_fps(self, piece: _Piece) -> int:
-        return len(grid(piece.first, piece.last, self.fps))
-
-    def _room(self, piece: _Piece, num_frames: int) -> int:
+    def _room(self, piece: Piece, num_frames: int) -> int:
         """How many steps after the first frame a window of `num_frames` may start."""
-        count = self._frames_at_fps(piece)
-        if count < num_frames:
-            reason = self._too_short(piece.path, count, num_frames)
+        if piece.count(self.fps) < num_frames:
+            reason = self._too_short(piece.path, piece, num_frames)
             raise ValueError(f"{reason}, or pass min_frames={num_frames} to skip it")
         slack = piece.last - piece.first - (num_frames - 1) / self.fps
         return max(int(slack * self._step_rate(piece) + 1e-6), 0)
 
-    def _step_rate(self, piece: _Piece) -> float:
+    def _step_rate(self, piece: Piece) -> float:
         """Windows start at source frames (or finer, 1 / fps apart): from halfway between, rounding may stutter."""
         return max(piece.rate, self.fps)
 
-    def _too_short(self, path: Path, count: int, asked: int) -> str:
-        part = "" if self.split == "all" else f" in its {self.split} part"
+    def _too_short(self, path: Path, piece: Piece | None, asked: int | None = None) -> str:
+        count, part = (piece.count(self.fps), piece.part) if piece else (0, self.split)
+        where = f" in its {part} part" if part else ""
         return (
-            f"{path}: {count} frames at {self.fps:g} fps{part}, {asked} asked; "
+            f"{path}: {count} frames at {self.fps:g} fps{where}, {asked or self._min_frames} asked; "
             f"ask for shorter clips, a higher fps, another holdout"
         )
 
-    def _frames(self, piece: _Piece, times: list[float], height: int, width: int) -> UInt8[np.ndarray, "F h w 3"]:
+    def _frames(self, piece: Piece, times: list[float], height: int, width: int) -> UInt8[np.ndarray, "F h w 3"]:
         """The frames nearest to `times`, scaled to cover height x width."""
         key = (piece.path, height, width)
         kept = self._cache.get(key)
@@ -240,7 +240,9 @@ def _bytes(frames: Frames) -> int:
     return sum(frame.nbytes for _, frame in frames)
 
 
-def _check(fps: float, split: str, holdout: float, crop: str, min_frames: int) -> None:
+def _check(
+    fps: float, split: str, holdout: float, crop: str, min_frames: int, shortest: tuple[int, int] | None
+) -> None:
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
     if split not in ("train", "test", "all"):
@@ -251,6 +253,8 @@ def _check(fps: float, split: str, holdout: float, crop: str, min_frames: int) -
         raise ValueError(f'holdout must be in [0, 1), and above 0 for split "test", got {holdout}')
     if min_frames < 1:
         raise ValueError(f"min_frames must be >= 1, got {min_frames}")
+    if shortest is not None and min(shortest) < 1:
+        raise ValueError(f"shortest must be frames >= 1, got {shortest}")
 
 
 def _find(folder: Path) -> list[Path]:
@@ -262,6 +266,13 @@ def _find(folder: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"no videos under {folder}: looked for *{', *'.join(EXTENSIONS)}")
     return files
+
+
+def _tell_whole(folder: Path, found: list[Share]) -> None:
+    whole = found.count("train") + found.count("test")
+    if whole:
+        _log.info("%s: %d of %d videos are too short to be cut in two; %d of these are held out whole", folder, whole,
+                  len(found), found.count("test"))  # fmt: skip
 
 
 def _hopeless(folder: Path, skipped: list[tuple[Path, str]], total: int) -> str:
