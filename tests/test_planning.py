@@ -1,12 +1,15 @@
 """The plan of a run: exact where it says so, an estimate within bounds elsewhere, and nothing allocated or written."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
 import pytest
-from tiny_run import load_config, tiny
+from tiny_run import load_config, tiny, write_clip
 
+from videomar_jax.data.records import PreparedClip, to_record, write_records
+from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment import Experiment
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.planning import activation_bytes, dry_run, plan
@@ -76,3 +79,44 @@ def test_a_dry_run_reads_a_batch_and_writes_nothing(tmp_path, monkeypatch, caplo
     dry_run(Experiment.from_config(tiny()), 1)
     assert "predicted peak per device" in caplog.text and "(4 clips) read" in caplog.text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_reads_the_clips_that_fit(tmp_path, caplog):
+    """As training does: of a folder with clips shorter than a stage, or all nearest to one of its sizes."""
+    caplog.set_level("INFO")
+    for name, count in (("a", 40), ("b", 40), ("c", 4), ("d", 4)):
+        write_clip(tmp_path / f"{name}.mp4", count, size=(48, 32))
+    entry = dict(num_frames=5, sizes=((16, 24), (24, 16)), batch_size=2, weight=1.0)
+    rows = (dict(name="wide", mix=(entry,), steps=4, learning_rate=1e-3),)
+    dry_run(Experiment.from_config(tiny(data=dict(kind="videos", path=str(tmp_path)), curriculum=rows)), 1)
+    assert "wide: a batch of one device (2 clips) read, 5 x 24 x 16, which 2 of the clips are for" in caplog.text
+
+
+def prepared(folder, shapes, spatial_stride=4):
+    """Clips as `prepare` writes them, of 1 + 2 k frames each, two of every shape."""
+    entries = []
+    for number, shape in enumerate(shapes):
+        grid = (1 + shape.num_frames // 2, shape.height // spatial_stride, shape.width // spatial_stride, 16)
+        clip = PreparedClip(latents=np.zeros(grid, np.float16), text=None, text_mask=None, caption="", file="a.mp4",
+                            start=0.0, fps=12.0, shape=shape, clip=0)  # fmt: skip
+        told = write_records(folder / f"clips-{number}", [to_record(clip)] * 2)
+        entries.append({"file": f"clips-{number}", "split": "train", **vars(shape), **told})
+    manifest = {"format": "videomar_jax prepared clips", "version": 1, "fps": 12.0, "dtype": "float16",
+                "shards": entries, "tokenizer": {"temporal_stride": 2, "spatial_stride": spatial_stride}}  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_dry_run_on_prepared_clips_of_several_sizes(tmp_path, caplog):
+    caplog.set_level("INFO")
+    made = Experiment.from_config(tiny(data=dict(kind="shards", path=str(tmp_path))))
+    with pytest.raises(ValueError, match=f"strides are not known yet: {tmp_path} must be a folder of prepared clips"):
+        plan(made, 1)
+    prepared(tmp_path, [ClipShape(num_frames=3, height=16, width=16), ClipShape(num_frames=5, height=24, width=24)])
+    made = Experiment.from_config(tiny(data=dict(kind="shards", path=str(tmp_path))))
+    assert made.strides() == (2, 4)
+    told = dry_run(made, 1)
+    assert [step.latents for step in told.steps] == [(2, 4, 4), (3, 6, 6)]
+    assert "3 x 16 x 16, which 2" in caplog.text and "5 x 24 x 24, which 2" in caplog.text
+    prepared(tmp_path, [ClipShape(num_frames=5, height=24, width=24)], spatial_stride=16)
+    with pytest.raises(ValueError, match="Stage '24px_5f': height 24 is not a multiple of the spatial stride 16"):
+        Experiment.from_config(tiny(data=dict(kind="shards", path=str(tmp_path))))

@@ -18,16 +18,19 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from videomar_jax.data.pipeline import batches
+from videomar_jax.data.sources import ClipSource, Part
 from videomar_jax.experiment import Experiment
 from videomar_jax.models.flops import train_step_flops
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.recipe import Recipe, check_mesh
 from videomar_jax.training.sharding import abstract_mesh, bytes_per_device, param_shardings, state_shardings
-from videomar_jax.training.stages import BatchShape
+from videomar_jax.training.stages import BatchShape, Stage
 from videomar_jax.training.state import count_params, init_state
 from videomar_jax.training.stream import clip_shape, stage_clips
+from videomar_jax.types import Int
 
 _log = logging.getLogger(__name__)
 _GIB = 2**30
@@ -89,7 +92,12 @@ def plan(experiment: Experiment, devices: int) -> RunPlan:
     recipe = experiment.recipe
     strides = experiment.strides()
     if strides is None:
-        raise ValueError("The tokenizer's strides are not known yet: name its release in config.tokenizer.path.")
+        way_out = (
+            f"{experiment.data.path} must be a folder of prepared clips that is complete"
+            if experiment.data.kind == "shards"
+            else "name its release in config.tokenizer.path"
+        )
+        raise ValueError(f"The tokenizer's strides are not known yet: {way_out}.")
     mesh = abstract_mesh(recipe.mesh, devices)
     sizes = dict(mesh.shape)
     check_mesh(recipe, strides[1], sizes)
@@ -148,15 +156,25 @@ def dry_run(experiment: Experiment, devices: int | None = None) -> RunPlan:
     source = experiment.source("train")
     _log.info("%d training clips at %g frames a second", len(source), source.fps)
     for stage in experiment.recipe.curriculum.stages:
-        stage_clips(stage, source)
-        clips = stage.batch_size // (told.mesh["data"] * told.mesh["fsdp"])
+        shape, own = _read_of(stage, source)
+        clips = shape.batch_size // (told.mesh["data"] * told.mesh["fsdp"])
         start = time.monotonic()
-        stream = batches(source, shape=clip_shape(stage.main), batch_size=clips, seed=0,
+        stream = batches(Part(source, own), shape=clip_shape(shape), batch_size=clips, seed=0,
                          num_threads=experiment.data.threads)  # fmt: skip
         try:
             next(stream)
         finally:
             stream.close()
         rate = clips / max(time.monotonic() - start, 1e-9)
-        _log.info("%s: a batch of one device (%d clips) read, %.3g clips a second", stage.name, clips, rate)
+        size = f"{shape.num_frames} x {shape.height} x {shape.width}"
+        _log.info("%s: a batch of one device (%d clips) read, %s, which %d of the clips are for; %.3g clips a second",
+                  stage.name, clips, size, len(own), rate)  # fmt: skip
     return told
+
+
+def _read_of(stage: Stage, source: ClipSource) -> tuple[BatchShape, Int[np.ndarray, "clips"]]:
+    """The stage's main shape, or the largest one where no clip is for that; and the indices of the clips that are."""
+    found = {shape: own for shape, own in zip(stage.shapes, stage_clips(stage, source), strict=True) if len(own)}
+    shape = max(found, key=lambda shape: shape.num_frames * shape.height * shape.width)
+    shape = stage.main if stage.main in found else shape
+    return shape, found[shape]
