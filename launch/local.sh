@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on one machine with several processes: one per GPU, or PROCESSES of them on CPU.
 #
-#   launch/local.sh --config=configs/stage1.py --workdir=runs/stage1
+#   launch/local.sh --config=configs/stage1.py --config.data.path=CLIPS --workdir=runs/stage1
 #
 # All arguments go on to `python -m videomar_jax.main`. When the processes were asked to stop and have saved (exit code
 # 75), they are started again, at most RETRIES times. When one ends with another code, the rest is killed, and this

@@ -2,6 +2,9 @@
 # Runs a command, and again while it ends with exit code 75: asked to stop, state saved. Any other code ends this too.
 #
 #   launch/retry.sh python -m videomar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+#
+# Ctrl-C, SIGTERM or a lost terminal stop the command for good: it is told once (SIGTERM), saves and ends, and is not
+# started again. A second one kills it.
 set -euo pipefail
 
 # What to edit, or to set in the environment.
@@ -11,10 +14,42 @@ if (($# == 0)); then
   echo "usage: $0 COMMAND..." >&2
   exit 2
 fi
+
+child=""
+stopped=0
+
+kill_all() { # the command and its children
+  if [[ -n $child ]]; then
+    kill -KILL -- "-$child" 2>/dev/null || kill -KILL "$child" 2>/dev/null || true
+  fi
+}
+
+stop() {
+  if ((stopped)); then
+    kill_all
+  else
+    stopped=1
+    if [[ -n $child ]]; then
+      kill -TERM "$child" 2>/dev/null || true
+    fi
+  fi
+}
+trap stop INT TERM HUP
+trap kill_all EXIT
+
 for ((try = 1; ; try++)); do
+  setsid "$@" & # in a session of its own, so that Ctrl-C reaches this script alone
+  child=$!
+  if ((stopped)); then # while it was being started
+    kill -TERM "$child" 2>/dev/null || true
+  fi
+  while kill -0 "$child" 2>/dev/null; do
+    sleep 0.2 || true
+  done
   code=0
-  "$@" || code=$?
-  if ((code != 75)); then
+  { wait "$child" || code=$?; } 2>/dev/null
+  child=""
+  if ((code != 75 || stopped)); then
     exit "$code"
   elif ((try > RETRIES)); then
     echo "launch: stopped and saved, now after $try attempts; the same command goes on" >&2

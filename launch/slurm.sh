@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Trains on SLURM:  sbatch launch/slurm.sh --config=configs/stage1.py --workdir=/shared/runs/stage1
+# Trains on SLURM:
+#
+#   sbatch launch/slurm.sh --config=configs/stage1.py --config.data.path=/shared/clips --workdir=/shared/runs/stage1
 #
 # All arguments go on to `python -m videomar_jax.main`; the workdir must be a folder that all nodes see. The processes
 # find each other by SLURM's variables. Before the time limit, and when the job is preempted, they save and end with

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on a TPU pod slice, one process on each of its hosts, which find each other by themselves:
 #
-#   TPU=my-v5e-64 ZONE=us-west4-a launch/tpu_pod.sh --config=configs/stage3.py --workdir=/mnt/shared/runs/stage3
+#   TPU=my-v5e-64 ZONE=us-west4-a launch/tpu_pod.sh --config=configs/stage3.py --config.data.path=/mnt/shared/clips \
+#     --config.init_from=/mnt/shared/runs/stage2 --workdir=/mnt/shared/runs/stage3
 #
 # All arguments go on to `python -m videomar_jax.main`; the workdir must be a folder that all hosts see. Every host
 # needs the repository and its packages first (docs/launch.md). Each starts its process again on exit code 75 (asked to

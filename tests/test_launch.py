@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import yaml
+from tiny_run import load_config
 
+from videomar_jax.experiment import Experiment
 from videomar_jax.training.checkpoint import Checkpoints
 from videomar_jax.training.fitting import leaves
 
@@ -195,6 +198,40 @@ def test_retry(launch):
     assert launch.run("retry.sh")[0] == 2
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_retry_stops_the_command_for_good(launch, number):
+    launch.plan("until_term", "0")
+    script = launch.start("retry.sh", "python")
+    launch.wait_for_calls(1)
+    time.sleep(0.3)
+    script.send_signal(number)
+    _, told = script.communicate(timeout=30)
+    assert script.returncode == 75 and "starting again" not in told and len(launch.calls()) == 1
+    assert not launch.is_running(0)
+
+
+def test_a_signal_to_the_command_alone_is_retried(launch):
+    launch.plan("until_term", "0")
+    script = launch.start("retry.sh", "python")
+    launch.wait_for_calls(1)
+    time.sleep(0.3)
+    os.kill(int((launch.tried / "pid_0").read_text()), signal.SIGTERM)
+    _, told = script.communicate(timeout=30)
+    assert script.returncode == 0 and told.count("starting again") == 1 and len(launch.calls()) == 2
+
+
+def test_a_second_signal_to_retry_kills(launch):
+    launch.plan("stubborn")
+    script = launch.start("retry.sh", "python")
+    launch.wait_for_calls(1)
+    for _ in range(2):
+        time.sleep(0.6)
+        assert launch.is_running(0)
+        script.send_signal(signal.SIGTERM)
+    script.communicate(timeout=30)
+    assert script.returncode == 137 and not launch.is_running(0)
+
+
 # SLURM
 
 SRUN = """#!/usr/bin/env bash
@@ -316,7 +353,31 @@ def test_the_kubernetes_job_agrees_with_itself():
     name = job["metadata"]["name"]
     assert spec["completions"] == spec["parallelism"] == int(flags["num_processes"])
     assert flags["coordinator"].split(":")[0] == f"{name}-0.{pod['subdomain']}"
+    assert flags["config"] == "configs/stage1.py" and flags["config.data.path"]
     assert service["metadata"]["name"] == pod["subdomain"] and service["spec"]["selector"] == {"job-name": name}
+
+
+# What is written about them
+
+ROOT = LAUNCH.parent
+WRITTEN = [*SCRIPTS, ROOT / "docs" / "launch.md", ROOT / "docs" / "curriculum.md", ROOT / "docs" / "data.md"]
+
+
+def written_commands():
+    """(file, stage, variant, {key: value}) of every command that starts a stage."""
+    for path in WRITTEN:
+        text = re.sub(r"\\\n(# )?\s*", " ", path.read_text())
+        for stage, variant, rest in re.findall(r"--config=configs/(stage\d)\.py(?::(\w+))?([^\n#]*)", text):
+            keys = dict(re.findall(r"--config\.([\w.]+)=(\S+)", rest))
+            yield pytest.param(stage, variant, keys, id=f"{path.name}-{stage}{variant}-{len(keys)}")
+
+
+@pytest.mark.parametrize(("stage", "variant", "keys"), written_commands())
+def test_commands_that_are_written_down_can_be_given(stage, variant, keys):
+    config = load_config(stage, variant)
+    config.update_from_flattened_dict(keys)
+    Experiment.from_config(config)
+    assert stage == "stage1" or keys.get("init_from"), "a later stage begins with random parameters"
 
 
 # A run of two processes
