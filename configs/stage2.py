@@ -3,8 +3,8 @@
     python -m videomar_jax.main --config=configs/stage2.py --config.data.path=CLIPS --config.init_from=runs/stage1 \
         --workdir=runs/stage2
 
-Only parameters and their average come from stage 1; optimizer and step are new. Everything that is not set here is
-stage 1's. `stage2.py:tiny` goes on from a run of `stage1.py:tiny`.
+Parameters and their average both begin with the averaged parameters of stage 1; optimizer and step are new. Everything
+that is not set here is stage 1's. `stage2.py:tiny` goes on from a run of `stage1.py:tiny`.
 """
 
 import importlib.util
