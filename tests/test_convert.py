@@ -27,6 +27,7 @@ from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parts import local_folder, open_text_encoder, open_tokenizer
 from videomar_jax.pretrained import load_params, load_pretrained
+from videomar_jax.sidecar import model_digests
 from videomar_jax.tokenizers.cosmos import CosmosTokenizer
 from videomar_jax.tokenizers.cosmos_config import CosmosConfig
 from videomar_jax.training.streamed import stored_types
@@ -160,6 +161,40 @@ def test_export_gives_the_published_tensors_back_bit_by_bit(official, converted,
     assert set(before) == set(after)
     for name in before:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+
+
+def test_what_is_in_the_way_of_an_export_and_the_flag_that_helps(official, tmp_path):
+    """The readout alone can be left out; where more is in the way, the flag would be no help."""
+    readout = dataclasses.replace(official.config, regression=True)
+    with pytest.raises(ValueError, match=r"cannot be exported; .*--drop_regression of the command"):
+        write_checkpoint(random_params(readout), readout, tmp_path / "x.safetensors")
+    both = dataclasses.replace(readout, pooled_text=True)
+    with pytest.raises(ValueError, match=r"no pooled_embed/kernel, regression/.*cannot be exported\.$"):
+        write_checkpoint(random_params(both), both, tmp_path / "x.safetensors")
+
+
+def test_the_command_exports_as_it_is_told(converted, tmp_path):
+    """Into the dictionary of published files; the flags of an export are refused with an import."""
+    done = command("convert", f"--checkpoint={converted}", f"--export={tmp_path / 'x.pth'}", "--container=ema",
+                   "--drop_regression")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with open_tensors(tmp_path / "x.pth") as file:
+        assert file.specs and all(name.startswith("model_ema.") for name in file)
+    done = command("convert", "--checkpoint=x.pth", f"--output={tmp_path / 'model'}", "--drop_regression")
+    assert done.returncode == 2 and "--drop_regression and --container go with --export alone" in done.stderr
+
+
+def test_the_digest_of_a_model_stays_where_its_text_encoder_moves_to(official, converted, tmp_path):
+    loaded = load_pretrained(converted)
+
+    def digests(encoder):
+        return model_digests(loaded.model, dataclasses.replace(loaded.card, text_encoder=encoder))
+
+    moved = shutil.copytree(official.text_encoder.removeprefix("qwen2:"), tmp_path / "moved")
+    assert digests(open_text_encoder(f"qwen2:{moved}", tokens=10)) == digests(loaded.card.text_encoder)
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    other = digests(open_text_encoder(f"qwen2:{moved}", tokens=10))
+    assert other["text encoder"] != digests(loaded.card.text_encoder)["text encoder"]
 
 
 # ---- the type of the parameters

@@ -25,6 +25,9 @@ _HEIGHT = flags.DEFINE_integer("height", 480, "Pixel rows, likewise.", lower_bou
 _WIDTH = flags.DEFINE_integer("width", 768, "Pixel columns, likewise.", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of matrix products when the model runs.")
 _PARAM_DTYPE = flags.DEFINE_enum("param_dtype", None, ["float32", "bfloat16"], "Of parameters; as stored if not given.")
+_DROP = flags.DEFINE_bool("drop_regression", False, "With --export: leave out the auxiliary readout of training.")
+_CONTAINER = flags.DEFINE_enum("container", "bare", ["bare", "ema"], "With --export: the weights alone, or as "
+                               "'model_ema', which published evaluation code expects in a .pth.")  # fmt: skip
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the file of --export.")
 flags.mark_flag_as_required("checkpoint")
 
@@ -37,8 +40,11 @@ def main(_: Sequence[str]) -> None:
         raise ValueError("Say where to: --output=DIR for an official file, or --export=FILE for a run of ours.")
     if _EXPORT.value:
         weights = "params" if _WEIGHTS.value == "model" else _WEIGHTS.value
-        export_official(_CHECKPOINT.value, Path(_EXPORT.value), weights=weights, overwrite=_OVERWRITE.value)
+        export_official(_CHECKPOINT.value, Path(_EXPORT.value), weights=weights, container=_CONTAINER.value,
+                        drop_regression=_DROP.value, overwrite=_OVERWRITE.value)  # fmt: skip
         return
+    if _DROP.present or _CONTAINER.present:
+        raise ValueError("--drop_regression and --container go with --export alone.")
     if not _TOKENIZER.value or not _TEXT.value:
         raise ValueError("Name the parts: --tokenizer=cosmos:PLACE and --text_encoder=qwen2:PLACE.")
     text_options = {"tokens": _TOKENS.value, "padding_side": _SIDE.value, "system_text_file": _SYSTEM.value}

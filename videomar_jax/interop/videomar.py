@@ -240,8 +240,8 @@ def write_checkpoint(
     extra = uncovered(RULES, shapes)
     kept = [path for path in extra if not (drop_regression and path.startswith("regression/"))]
     if kept:
-        readout = any(path.startswith("regression/") for path in kept)
-        hint = " (drop_regression=True leaves out the readout)" if readout else ""
+        readout = all(path.startswith("regression/") for path in kept)
+        hint = "; drop_regression=True (--drop_regression of the command) leaves out the readout" if readout else ""
         raise ValueError(f"The published model has no {', '.join(kept)}; such a model cannot be exported{hint}.")
     slots = expected(RULES, shapes)
     specs, make = exported(slots, given)
