@@ -51,6 +51,14 @@ def test_the_cells_run(finished, tmp_path, monkeypatch):
     assert movies == [1, 2, 1, 1], "the video, the table of two, the longer and the larger one"
     assert len(space["longer"]) == 9 and (tmp_path / "continued.mp4").stat().st_size > 1000
     assert len(set(space["prompts"])) == 4
+    assert space["longer"].settings["keep_first"] is False
+
+
+def test_the_first_cell_says_what_it_lacks_away_from_the_project(tmp_path, monkeypatch):
+    (tmp_path / "content").mkdir()
+    monkeypatch.chdir(tmp_path / "content")
+    with pytest.raises(AssertionError, match="Fill in REPOSITORY above"):
+        exec(cells("code")[0], {})
 
 
 def test_without_a_run_or_a_place_to_train_one(tmp_path, monkeypatch):
