@@ -1,9 +1,11 @@
 """VideoMARPipeline: what its docstring shows is true, and its streams are the whole video in pieces."""
 
+import dataclasses
 import doctest
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ from videomar_jax import pipeline
 from videomar_jax.pipeline import VideoMARPipeline
 from videomar_jax.sampling import decode
 from videomar_jax.sampling.image_to_video import image_to_video
-from videomar_jax.tokenizers import to_pixels, to_video
+from videomar_jax.tokenizers import PCATokenizer, to_pixels, to_video
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,30 @@ def test_clips_go_on_and_their_frames_come_back(pipe):
     np.testing.assert_allclose(video.latents[:2], encoded, atol=1e-5)
 
 
+def test_a_clip_is_decoded_one_latent_frame_at_a_time(pipe, monkeypatch):
+    """However long it is; the new pixels are those of decoding everything at once."""
+    decode_stream, lengths = PCATokenizer.decode_stream, []
+
+    def listening(self, latents, *, max_frames):
+        return decode_stream(self, (lengths.append(piece.shape[1]) or piece for piece in latents),
+                             max_frames=max_frames)  # fmt: skip
+
+    monkeypatch.setattr(PCATokenizer, "decode_stream", listening)
+    stream = pipe.stream(np.stack([picture(n) for n in range(5)]), "up", num_frames=9)
+    pieces = list(stream)
+    assert lengths == [1] * 5 and [len(piece) for piece in pieces] == [2, 2]
+    assert stream.video.latents.shape[0] == 5 and stream.video.given == 5
+    whole = np.asarray(to_video(pipe.card.tokenizer.decode(jnp.asarray(stream.video.latents)[None])))[0]
+    assert np.abs(np.concatenate(pieces).astype(int) - whole[5:]).max() <= 1
+
+
+def test_a_window_of_none_is_all_frames(pipe):
+    card = dataclasses.replace(pipe.card, sampling=dataclasses.replace(pipe.card.sampling, window=2))
+    windowed = dataclasses.replace(pipe, card=card)
+    assert windowed(picture(), "up").settings["window"] == 2
+    assert windowed(picture(), "up", window=None).settings["window"] is None
+
+
 def test_saving_and_showing(pipe, tmp_path):
     video = pipe(picture(), 'a <b> "red" circle')
     for ending in ("mp4", "gif", "webm", "png", "npz"):
@@ -96,6 +122,7 @@ def test_saving_and_showing(pipe, tmp_path):
     [
         (dict(temprature=0.5), "no setting 'temprature'; did you mean 'temperature'"),
         (dict(steps=-1), "steps must be at least 1, not -1"),
+        (dict(steps=None), "setting steps cannot be None; leave it out"),
         (dict(num_frames=4), r"4 frames are not 1 \+ 2"),
         (dict(num_frames=1), "num_frames must be at least 3, not 1"),
         (dict(height=30), "height 30 is not a multiple of the spatial stride 4"),

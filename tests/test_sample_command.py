@@ -1,9 +1,12 @@
 """From requests to video files: the first frame of every video is the image it was made from, and its record makes the
 same video again."""
 
+import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +17,10 @@ import pytest
 from PIL import Image
 from tiny_run import write_clip
 
-from videomar_jax import production, requests, streaming
-from videomar_jax.pretrained import load_pretrained
+from videomar_jax import pretrained, production, requests, streaming
+from videomar_jax.pretrained import load_card, load_pretrained, save_settings
 from videomar_jax.production import Order, Output, Stopped
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.image_to_video import image_to_video
 from videomar_jax.tokenizers import to_pixels
 
@@ -109,17 +113,41 @@ def test_a_file_of_requests(tmp_path):
         ('{"image": "a.png", "given_frames": 3}', 'line 2: "video" and "given_frames" go together'),
         ('{"video": "b.mp4", "given_frames": "3"}', "line 2: given_frames must be a whole number, not '3'"),
         ('{"video": "b.mp4", "given_frames": 0}', "line 2: given_frames must be at least 1, not 0"),
+        ('{"image": "a.png", "seed": true}', "line 2: seed must be a whole number"),
+        ('{"image": null}', 'line 2: expected an object with "image"'),
+        ('{"image": 3}', "line 2: image must be a text, not 3"),
+        ('{"image": "a.png", "prompt": ["p"]}', r"line 2: prompt must be a text, not \['p'\]"),
+        ('{"image": "a.png", "name": 7}', "line 2: name must be a text, not 7"),
+        ('{"image": "a.png", "prompt": "half \\ud83d"}', r"line 2: prompt 'half \\ud83d' is no text in UTF-8"),
+        ('{"image": "a.png", "prompt": "caf\udce9"}', "line 2: .*'utf-8' codec can't decode byte 0xe9"),
+        ('{"image": "gs://bucket/a.png"}', "line 2: gs://bucket/a.png is not a local path"),
     ],
 )
-def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path, line, words):
+def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path, line, words, caplog):
     file = tmp_path / "r.jsonl"
-    file.write_text(f'{{"image": "a.png"}}\n{line}\n{{"image": "b.png"}}\n')
+    file.write_text(f'{{"image": "a.png"}}\n{line}\n{{"image": "b.png"}}\n', errors="surrogateescape")
     asked, faults = requests.from_file(file, 0)
     assert [r.name for r in asked] == ["a", "b"]
     assert len(faults) == 1 and re.search(words, faults[0]), faults
-    file.write_text(f"\n{line}\n")
+    assert faults[0] in caplog.messages, "not told before the others are made"
+    file.write_text(f"\n{line}\n", errors="surrogateescape")
     with pytest.raises(ValueError, match=f"r.jsonl holds no request(.|\n)*{words}"):
         requests.from_file(file, 0)
+
+
+def test_null_is_left_out_and_only_line_feeds_end_a_line(tmp_path):
+    file = tmp_path / "r.jsonl"
+    empty = '{"image": "a.png", "video": null, "given_frames": null, "prompt": null, "name": null, "seed": null}'
+    file.write_bytes(f'{empty}\r\n{{"image": "b.png", "prompt": "one\u2028two\x85three"}}\n'.encode())
+    asked, faults = requests.from_file(file, 2**32 - 1)
+    assert faults == []
+    assert [(r.prompt, r.name, r.given_frames, r.seed) for r in asked] == [
+        ("", "a", None, 2**32 - 1), ("one\u2028two\x85three", "b", None, 0)]  # fmt: skip
+
+
+def test_a_prompt_of_half_characters_is_refused_before_anything_is_drawn():
+    with pytest.raises(ValueError, match=r"prompt 'caf\\udce9' is no text in UTF-8"):
+        requests.from_flags(["a.png"], ["caf\udce9"], 0)
 
 
 def test_videos_to_go_on_from():
@@ -192,13 +220,38 @@ def test_temperature_zero_takes_the_chance_out_of_the_noise(finished, tmp_path):
     np.testing.assert_array_equal(warm, none)
 
 
-def test_an_image_that_is_none_is_named_and_the_others_are_made(finished, tmp_path):
+def test_a_window_of_none_is_the_models_and_of_zero_all_frames(finished, tmp_path):
+    card = load_card(finished)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    save_settings(dataclasses.replace(card, sampling=dataclasses.replace(card.sampling, window=2)), tmp_path / "run")
+    for part in ("tokenizer", "text_encoder"):
+        (tmp_path / "run" / "model" / part).symlink_to(finished / "model" / part)
+    (tmp_path / "run" / "checkpoints").symlink_to(finished / "checkpoints")
+    image, kept = draw(tmp_path / "i.png"), {}
+    for window in (None, 0, 3):
+        folder = tmp_path / f"window{window}"
+        make([request(image)], tmp_path / "run", folder, formats=("latents",), settings=dict(window=window))
+        kept[window] = production.read_record(folder / "v.json").sampling["window"]
+    assert kept == {None: 2, 0: None, 3: 3}
+
+
+def test_tokenizer_and_text_encoder_are_loaded_once(finished, tmp_path, monkeypatch):
+    loaded = []
+    for name in ("load_tokenizer", "load_text_encoder"):
+        load = getattr(pretrained, name)
+        monkeypatch.setattr(pretrained, name, lambda place, load=load: loaded.append(place.name) or load(place))
+    make([request(draw(tmp_path / "i.png"))], finished, tmp_path / "out", formats=("latents",))
+    assert sorted(loaded) == ["text_encoder", "tokenizer"]
+
+
+def test_an_image_that_is_none_is_named_and_the_others_are_made(finished, tmp_path, caplog):
     good = draw(tmp_path / "good.png")
     (tmp_path / "text.png").write_text("hello")
     asked = [request(tmp_path / "text.png", "a"), request(good, "b"), request(tmp_path / "gone.png", "c")]
     faults = make(asked, finished, tmp_path / "out")
     assert len(faults) == 2 and "text.png" in faults[0] and "cannot be read as an image" in faults[0]
     assert "no image file" in faults[1] and "gone.png" in faults[1]
+    assert set(faults) <= set(caplog.messages), "lost where the user interrupts"
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.gif", "b.json", "b.mp4", "b.png"]
 
 
@@ -339,6 +392,32 @@ def test_an_interrupted_video_keeps_its_frames(finished, tmp_path, monkeypatch):
     np.testing.assert_array_equal(latents(tmp_path / "again", "v1"), latents(tmp_path / "out", "v1"))
 
 
+def test_an_interrupt_waits_until_the_files_of_a_batch_are_written(finished, tmp_path, monkeypatch, caplog):
+    write, before = production._write, signal.getsignal(signal.SIGINT)
+
+    def interrupted(*args):
+        if not (tmp_path / "out").exists():
+            signal.raise_signal(signal.SIGINT)
+        write(*args)
+
+    monkeypatch.setattr(production, "_write", interrupted)
+    asked = [request(draw(tmp_path / f"i{n}.png", n), f"v{n}", seed=n) for n in range(3)]
+    with pytest.raises(Stopped, match=r"kept 5 of 5 frames of v0, v1 in .*out; videos not begun are left out"):
+        make(asked, finished, tmp_path / "out", formats=("latents", "mp4"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"v{n}.{ending}" for n in range(2) for ending in ("json", "mp4", "npz")]  # fmt: skip
+    assert len(mp4_frames(tmp_path / "out" / "v1.mp4")) == 5
+    assert signal.getsignal(signal.SIGINT) is before
+    assert any("files of this batch are written first" in message for message in caplog.messages)
+
+
+def test_a_second_interrupt_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), production._undisturbed() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_a_prompt_that_is_too_long_is_told_with_what_is_cut(finished, tmp_path, caplog):
     """The tiny model reads 8 tokens, the end token among them."""
     prompt = "one two three four five six seven eight nine ten"
@@ -436,5 +515,43 @@ cli.run(sample.main)
 
 
 def test_what_would_change_a_video_made_again_is_refused(tmp_path):
-    done = command("--from_json=v.json", "--steps=3", "--guidance=2", f"--output={tmp_path}")
-    assert done.returncode == 2 and "makes the same video again; --steps, --guidance would change it" in done.stderr
+    flags = dict(given_frames=3, seed=1, fit="crop", weights="params", batch_size=1, steps=3, guidance=2)
+    done = command("--from_json=v.json", *(f"--{name}={value}" for name, value in flags.items()),
+                   f"--output={tmp_path}")  # fmt: skip
+    names = ", ".join(f"--{name}" for name in flags)
+    assert done.returncode == 2 and f"makes the same video again; {names} would change it" in done.stderr, done.stderr
+
+
+def test_given_frames_are_named_in_the_requests(tmp_path):
+    done = command("--checkpoint=x", "--requests=r.jsonl", "--given_frames=5", f"--output={tmp_path}")
+    assert done.returncode == 2 and "leave --given_frames out" in done.stderr
+
+
+def test_a_bucket_is_no_folder(tmp_path):
+    done = command("--checkpoint=x", "--image=a.png", "--output=gs://bucket/videos")
+    assert done.returncode == 2 and "gs://bucket/videos is not a local path" in done.stderr
+
+
+def test_every_sampling_setting_has_a_flag_and_the_home_folder_is_found(tmp_path):
+    code = """
+import json
+from videomar_jax import cli, production, sample
+def show(asked, order, output):
+    print(json.dumps([order.settings, str(order.checkpoint), str(asked[0].image), str(output.folder)]))
+    return []
+production.fulfil = show
+cli.run(sample.main)
+"""
+    given = dict(window="0", keep_first="false", positions="shifted", clip="1.5", clip_first="true",
+                 head_dtype="model", token_dtype="bfloat16")  # fmt: skip
+    call = [sys.executable, "-c", code, "--checkpoint=~/run", "--image=~/a.png", "--output=~/out",
+            *(f"--{name}={value}" for name, value in given.items())]  # fmt: skip
+    done = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False,
+                          env=os.environ | {"HOME": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    settings, *places = json.loads(done.stdout)
+    assert set(settings) == {field.name for field in dataclasses.fields(SamplingConfig)}
+    assert {name: value for name, value in settings.items() if value is not None} == dict(
+        window=0, keep_first=False, positions="shifted", clip=1.5, clip_first=True, head_dtype="model",
+        token_dtype="bfloat16")  # fmt: skip
+    assert places == [str(tmp_path / name) for name in ("run", "a.png", "out")]

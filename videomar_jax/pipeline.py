@@ -60,15 +60,18 @@ class VideoMARPipeline:
     weights: str
 
     @classmethod
-    def from_checkpoint(cls, directory: str | os.PathLike, weights: str = "ema") -> "VideoMARPipeline":
+    def from_checkpoint(
+        cls, directory: str | os.PathLike, weights: str = "ema", *, card: ModelCard | None = None
+    ) -> "VideoMARPipeline":
         """Reads a run's workdir (its newest checkpoint), one of its checkpoints/STEP, or a converted model.
 
         Args:
             weights: "ema", the averaged parameters, or "params", those of the last step.
+            card: what `load_card` gave for this folder, so that tokenizer and text encoder are not read again.
         Raises:
             FileNotFoundError, ValueError: what is missing or does not fit, and where.
         """
-        loaded = load_pretrained(directory, weights=weights)
+        loaded = load_pretrained(directory, weights=weights, card=card)
         checkpoint = (run_folder(directory) / "checkpoints" / str(loaded.step)).absolute()
         return cls(model=loaded.model, card=loaded.card, checkpoint=checkpoint, step=loaded.step, weights=weights)
 
@@ -87,7 +90,8 @@ class VideoMARPipeline:
             fit: how images get the size: "resize" stretches them, "crop" cuts off what is over.
             batch_size: videos made at a time.
             preset: name of a preset in `sampling.config.PRESETS`; `settings` go over it.
-            settings: fields of `SamplingConfig` that differ from the model's own: steps, guidance, temperature, …
+            settings: fields of `SamplingConfig` that differ from the model's own: steps, guidance, temperature, …;
+                window=None keeps all frames.
         Raises:
             FileNotFoundError, ValueError: an image, a size or a setting that makes no sense, by name.
         """
@@ -182,7 +186,8 @@ def seeds_from(seed: int, count: int) -> list[int]:
 
 
 def changed_sampling(card: ModelCard, settings: Mapping[str, Any], preset: str | None = None) -> SamplingConfig:
-    """The model's own sampling settings, changed by a preset and then by `settings`, of which None changes nothing.
+    """The model's own sampling settings, changed by a preset and then by `settings`, where a window of None means all
+    frames.
 
     Raises:
         ValueError: a setting that does not exist or makes no sense, a preset that does not exist.
@@ -193,7 +198,9 @@ def changed_sampling(card: ModelCard, settings: Mapping[str, Any], preset: str |
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             raise ValueError(f"There is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-    return dataclasses.replace(config, **{name: value for name, value in settings.items() if value is not None})
+        if settings[name] is None and name != "window":
+            raise ValueError(f"The setting {name} cannot be None; leave it out to keep the model's own.")
+    return dataclasses.replace(config, **settings)
 
 
 def asked_size(

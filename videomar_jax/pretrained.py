@@ -117,18 +117,19 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{file} is broken: {error!r}.") from error
 
 
-def load_pretrained(path: str | os.PathLike, *, weights: str = "ema") -> Pretrained:
+def load_pretrained(path: str | os.PathLike, *, weights: str = "ema", card: ModelCard | None = None) -> Pretrained:
     """Reads a model from a run's folder (its newest checkpoint) or from one of its checkpoints/STEP.
 
     Its parameters have the types of `for_running`: a bfloat16 checkpoint takes half the memory of a float32 one.
 
     Args:
         weights: "ema", the averaged parameters, or "params", those of the last step.
+        card: what `load_card` gave for this folder, where it is loaded already.
     Raises:
         FileNotFoundError, ValueError: what is missing or does not fit, and where.
     """
     folder, params, step = load_params(path, weights, dtype=None)
-    card = load_card(folder)
+    card = load_card(folder) if card is None else card
     graph, _ = abstract_model(card.config)
     return Pretrained(model=nnx.merge(graph, for_running(params, card.config.dtype)), card=card, step=step)
 

@@ -1,9 +1,12 @@
 """Requests fulfilled: images in, video files out, each with a record from which it can be made again."""
 
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,7 @@ from videomar_jax.streaming import FrameStream
 from videomar_jax.text_encoders import tokens_cut
 from videomar_jax.tokenizers import latent_shape
 from videomar_jax.types import UInt8
-from videomar_jax.video import Output, Video
+from videomar_jax.video import Output, Video, local_path
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +38,8 @@ class Stopped(Exception):
 class Order:
     """How all requests of a command are met.
 
-    settings: fields of `SamplingConfig` that differ from the model's own; None leaves a field as it is.
+    settings: fields of `SamplingConfig` that differ from the model's own, as flags have them: None leaves a field as it
+        is, a window of 0 keeps all frames.
     shape: num_frames, height and width in pixels; None as trained.
     """
 
@@ -78,15 +82,17 @@ def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[st
     Raises:
         ValueError, OSError: nothing can be made at all; told before the model is loaded.
         Stopped: interrupted from the keyboard; the frames so far are written.
+
+    Each of the faults is also told as a warning when it is found.
     """
     output.check([request.name for request in requests])
     card = load_card(run_folder(order.checkpoint))
-    config = changed_sampling(card, order.settings, order.preset)
+    config = changed_sampling(card, _chosen(order.settings), order.preset)
     size = asked_size(card, *(order.shape.get(name) for name in ("num_frames", "height", "width")))
     check_request(card, config, size)
     given, faults = _read_all(requests, card, size, order.fit)
     _tell_cuts([one.request for one in given], card)
-    pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights)
+    pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights, card=card)
     new = sum(size[0] - len(one.frames) for one in given)
     with tqdm(total=new, unit="frame", disable=None) as bar:  # no bar where nobody watches
         work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=order.fit,
@@ -111,16 +117,17 @@ def remake(
         ValueError: one of them is not what it was.
         Stopped: as `fulfil`.
     """
+    file = local_path(file)
     record = read_record(file)
     name = name or Path(file).stem
     output = dataclasses.replace(output, fps=output.fps or record.fps)
     output.check([name])
-    source = Path(image or record.image)
+    source = local_path(image or record.image)
     if not source.is_file():
         raise FileNotFoundError(f"The image of {file} is gone: {source}. Name where it lies now with --image.")
     if file_digest(source) != record.image_sha256:
         raise ValueError(f"{source} is not the image that {file} was made from: its contents have changed.")
-    path = Path(checkpoint or record.checkpoint)
+    path = local_path(checkpoint or record.checkpoint)
     if not path.is_dir():
         raise FileNotFoundError(f"The checkpoint of {file} is gone: {path}. Name where it lies now with --checkpoint.")
     pipe = VideoMARPipeline.from_checkpoint(path, record.weights)
@@ -138,6 +145,11 @@ def remake(
         work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=record.fit,
                      output=output, digests=digests, bar=bar)  # fmt: skip
         _make(work, [ready] * record.batch_size, [record.place], until=record.frames)
+
+
+def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    return chosen | ({"window": None} if chosen.get("window") == 0 else {})
 
 
 def _read(request: Request, card: ModelCard, size: tuple[int, int, int], fit: str) -> Ready:
@@ -158,6 +170,7 @@ def _read_all(requests, card, size, fit) -> tuple[list[Ready], list[str]]:
             read.append(_read(request, card, size, fit))
         except (ValueError, OSError) as error:
             faults.append(str(error))
+            _log.warning("%s", error)
     if not read:
         raise ValueError("No request can be met: " + "; ".join(faults))
     return read, faults
@@ -188,11 +201,12 @@ def _make(work: _Work, batch: Sequence[Ready], rows: Sequence[int], until: int |
     stream = FrameStream(work.model, work.pipe.card, np.stack([one.frames for one in batch]), prompts, seeds,
                          num_frames=work.size[0], config=work.config)  # fmt: skip
     stopped = _advance(stream, until or work.size[0], lambda new: _show(work.bar, stream, new * len(rows)))
-    if not stopped or stream.new_frames:
-        videos = videos_of(stream, prompts, seeds, work.config, work.output.fps or work.pipe.card.fps)
-        for row in rows:
-            _write(work, batch[row], videos[row], stream, len(batch), row)
-    if stopped:
+    with _undisturbed() as interrupts:
+        if not stopped or stream.new_frames:
+            videos = videos_of(stream, prompts, seeds, work.config, work.output.fps or work.pipe.card.fps)
+            for row in rows:
+                _write(work, batch[row], videos[row], stream, len(batch), row)
+    if stopped or interrupts:
         names = ", ".join(batch[row].request.name for row in rows)
         kept = f"kept {len(stream)} of {work.size[0]} frames" if stream.new_frames else "no frame yet"
         raise Stopped(f"Interrupted: {kept} of {names} in {work.output.folder}; videos not begun are left out.")
@@ -208,6 +222,27 @@ def _advance(stream: FrameStream, until: int, show: Callable[[int], None]) -> bo
     except KeyboardInterrupt:
         return True
     return False
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[list[int]]:
+    """The first Ctrl-C waits until the block has ended, and stands in the list then; the second one does not."""
+    interrupts: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # others are not interrupted
+        yield interrupts
+        return
+
+    def note(number, frame):
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(number)
+        _log.warning("Interrupted: the files of this batch are written first; Ctrl-C again leaves them.")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def _show(bar: tqdm, stream: FrameStream, new: int) -> None:

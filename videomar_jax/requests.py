@@ -1,11 +1,16 @@
 """What is asked of the sampler, one request for each video: from flags or from the lines of a file."""
 
+import codecs
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from videomar_jax.video import local_path
+
+_log = logging.getLogger(__name__)
 _KEYS = ("image", "video", "given_frames", "prompt", "seed", "name")
 
 
@@ -22,6 +27,12 @@ class Request:
     def __post_init__(self):
         if self.given_frames is not None and self.given_frames < 1:
             raise ValueError(f"given_frames must be at least 1, not {self.given_frames}.")
+        for what in ("prompt", "name", "image"):  # all go into the record
+            try:
+                str(getattr(self, what)).encode()
+            except UnicodeEncodeError:
+                text = ascii(str(getattr(self, what)))
+                raise ValueError(f"{what} {text} is no text in UTF-8: it holds parts of characters.") from None
 
 
 def from_flags(
@@ -41,7 +52,8 @@ def from_flags(
     sources = [(image, None) for image in images] + [(video, given_frames) for video in videos]
     pairs = enumerate(zip(sources, paired(sources, list(prompts) or [""]), strict=True))
     return _named([
-        Request(image=Path(file), prompt=prompt, seed=(seed + n) % 2**32, name=Path(file).stem, given_frames=count)
+        Request(image=local_path(file), prompt=prompt, seed=(seed + n) % 2**32, name=Path(file).stem,
+                given_frames=count)
         for n, ((file, count), prompt) in pairs
     ])  # fmt: skip
 
@@ -61,8 +73,9 @@ def paired(images: Sequence[Any], prompts: Sequence[str]) -> list[str]:
 
 def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
     """The requests of a JSONL file, {"image": …, "prompt": …, "seed": …, "name": …} a line, and what is
-    wrong with the lines that cannot be used. All but the image is optional; in its place may stand "video" and
-    "given_frames". Files are relative to the requests' file.
+    wrong with the lines that cannot be used (told as warnings at once). All but the image is optional, null is left
+    out; in the image's place may stand "video" and "given_frames". Files are relative to the requests' file. Each line
+    is UTF-8 by itself and ends with "\\n" or "\\r\\n" alone, whatever other line ends a prompt may hold.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,35 +84,40 @@ def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no file of requests {file}.")
     requests, faults = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            requests.append(_request(json.loads(line), file.parent, seed + number - 1))
+            requests.append(_request(json.loads(line.decode()), file.parent, (seed + number - 1) % 2**32))
         except (ValueError, TypeError, KeyError) as error:
             faults.append(f"{file}, line {number}: {error}")
+            _log.warning("%s", faults[-1])
     if not requests:
         raise ValueError("\n".join([f"{file} holds no request that can be met.", *faults]))
     return _named(requests), faults
 
 
 def _request(entry: Any, folder: Path, seed: int) -> Request:
-    if not isinstance(entry, dict) or ("image" in entry) == ("video" in entry):
+    entry = {key: value for key, value in entry.items() if value is not None} if isinstance(entry, dict) else {}
+    if ("image" in entry) == ("video" in entry):
         raise ValueError('expected an object with "image", and perhaps "prompt", "seed" and "name"')
     if unknown := sorted(set(entry) - set(_KEYS)):
         raise ValueError(f"unknown keys {unknown}; known are {', '.join(_KEYS)}")
     if ("video" in entry) != ("given_frames" in entry):
         raise ValueError('"video" and "given_frames" go together')
     seed = entry.get("seed", seed)
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number in 0..2**32 - 1, not {seed!r}")
     if not isinstance(given := entry.get("given_frames", 1), int) or isinstance(given, bool):
         raise ValueError(f"given_frames must be a whole number, not {given!r}")
-    image = folder / str(entry.get("image", entry.get("video")))
-    name = str(entry.get("name", image.stem))
+    for key in ("image", "video", "prompt", "name"):
+        if not isinstance(entry.get(key, ""), str):
+            raise ValueError(f"{key} must be a text, not {entry[key]!r}")
+    image = folder / local_path(entry.get("image", entry.get("video")))
+    name = entry.get("name", image.stem)
     if not name or name != Path(name).name:
         raise ValueError(f"name must be a file name without folders, not {name!r}")
-    return Request(image=image, prompt=str(entry.get("prompt", "")), seed=seed, name=name,
+    return Request(image=image, prompt=entry.get("prompt", ""), seed=seed, name=name,
                    given_frames=entry.get("given_frames"))  # fmt: skip
 
 

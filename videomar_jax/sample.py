@@ -6,7 +6,6 @@ were made, 1 some could not be (said at the end), 2 nothing was.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -41,10 +40,17 @@ _SETTINGS = {
     "temperature": flags.DEFINE_float("temperature", None, "Scale of the noise."),
     "temperature_law": flags.DEFINE_enum("temperature_law", None, ["constant", "paper", "linear"],
                                          "Temperature over frames."),
-    "window": flags.DEFINE_integer("window", None, "Finished frames that are kept and seen; default: all."),
+    "clip": flags.DEFINE_float("clip", None, "Largest latent value, from the second new frame on; 0 is off."),
+    "clip_first": flags.DEFINE_bool("clip_first", None, "Clip the first new frame as well."),
+    "window": flags.DEFINE_integer("window", None, "Finished frames that are kept and seen; default: the model's; "
+                                   "0: all.", lower_bound=0),
+    "keep_first": flags.DEFINE_bool("keep_first", None, "With a window: frame 0 stays one of them."),
+    "positions": flags.DEFINE_string("positions", None, "Of a kept frame 0: absolute, or shifted next to the window."),
     "position_scaling": flags.DEFINE_string("position_scaling", None, "Beyond the trained size: interpolate or ntk."),
     "frame_scaling": flags.DEFINE_string("frame_scaling", None, "Beyond the trained length: interpolate or ntk."),
     "dtype": flags.DEFINE_string("dtype", None, "Of the transformer's products: model, float32 or bfloat16."),
+    "head_dtype": flags.DEFINE_string("head_dtype", None, "Of the head's products: model, float32 or bfloat16."),
+    "token_dtype": flags.DEFINE_string("token_dtype", None, "That drawn tokens are rounded to: float32 or bfloat16."),
 }  # fmt: skip
 _HEIGHT = flags.DEFINE_integer("height", None, "Pixel rows; default: as trained.")
 _WIDTH = flags.DEFINE_integer("width", None, "Pixel columns; default: as trained.")
@@ -72,44 +78,50 @@ def main(_: Sequence[str]) -> None:
 
 
 def _output(formats: Sequence[str]):
-    from videomar_jax.video import Output
+    from videomar_jax.video import Output, local_path
 
-    return Output(folder=Path(_OUTPUT.value), formats=tuple(formats), fps=_FPS.value,
+    return Output(folder=local_path(_OUTPUT.value), formats=tuple(formats), fps=_FPS.value,
                   overwrite=_OVERWRITE.value)  # fmt: skip
 
 
 def _new() -> list[str]:
     from videomar_jax import production, requests
+    from videomar_jax.video import local_path
 
     if not _CHECKPOINT.value:
         raise ValueError("Name the model with --checkpoint=DIR.")
     if _REQUESTS.value and (_IMAGE.value or _PROMPT.value or _VIDEO.value):
         raise ValueError("Name images and prompts either in --requests=FILE or with --image and --prompt, not both.")
+    if _REQUESTS.value and _GIVEN.present:
+        raise ValueError('With --requests=FILE each line has its own "given_frames"; leave --given_frames out.')
+    output = _output(_FORMATS.value)
     if _REQUESTS.value:
-        asked, faults = requests.from_file(Path(_REQUESTS.value), _SEED.value)
+        asked, faults = requests.from_file(local_path(_REQUESTS.value), _SEED.value)
     else:
         asked, faults = requests.from_flags(_IMAGE.value, _PROMPT.value, _SEED.value, videos=_VIDEO.value,
                                             given_frames=_GIVEN.value), []  # fmt: skip
     order = production.Order(
-        checkpoint=_CHECKPOINT.value, settings={name: flag.value for name, flag in _SETTINGS.items()},
+        checkpoint=local_path(_CHECKPOINT.value), settings={name: flag.value for name, flag in _SETTINGS.items()},
         shape={"num_frames": _FRAMES.value, "height": _HEIGHT.value, "width": _WIDTH.value}, preset=_PRESET.value,
         fit=_FIT.value, weights=_WEIGHTS.value, batch_size=_BATCH.value,
     )  # fmt: skip
-    return faults + production.fulfil(asked, order, _output(_FORMATS.value))
+    return faults + production.fulfil(asked, order, output)
 
 
 def _again() -> list[str]:
     from videomar_jax import production
     from videomar_jax.sidecar import read_record
+    from videomar_jax.video import local_path
 
-    own = [flag for flag in (_VIDEO, _PROMPT, _REQUESTS, _PRESET, _FRAMES, _HEIGHT, _WIDTH, *_SETTINGS.values())
-           if flag.present]  # fmt: skip
+    own = [flag for flag in (_VIDEO, _GIVEN, _PROMPT, _REQUESTS, _SEED, _PRESET, _FRAMES, _HEIGHT, _WIDTH, _FIT,
+                             _WEIGHTS, _BATCH, *_SETTINGS.values()) if flag.present]  # fmt: skip
     if own or len(_IMAGE.value) > 1:
         names = ", ".join(f"--{flag.name}" for flag in own) or "--image more than once"
         raise ValueError(f"--from_json makes the same video again; {names} would change it. Leave it out.")
-    formats = _FORMATS.value if _FORMATS.present else read_record(_FROM_JSON.value).formats
+    file = local_path(_FROM_JSON.value)
+    output = _output(_FORMATS.value if _FORMATS.present else read_record(file).formats)
     image = (_IMAGE.value or [None])[0]
-    production.remake(_FROM_JSON.value, _output(formats), checkpoint=_CHECKPOINT.value, image=image)
+    production.remake(file, output, checkpoint=_CHECKPOINT.value, image=image)
     return []
 
 

@@ -59,10 +59,13 @@ class FrameStream:
             trained=trained_tokens(card),
         )  # fmt: skip
         self._pixels = map(to_video, card.tokenizer.decode_stream(self._kept(first, new), max_frames=total))
-        next(self._pixels)  # of the given frames, which come back as they are
+        for _ in range(first.shape[1]):  # the given frames come back as they are
+            jax.block_until_ready(next(self._pixels))
 
     def _kept(self, first: Latents, new: Iterable[Float[Array, "B h w C"]]) -> Iterator[Latents]:
-        yield first
+        """Latents one frame at a time, the given ones too: a long clip takes no more memory and no other program."""
+        for t in range(first.shape[1]):
+            yield first[:, t : t + 1]
         for frame in new:
             self._latents.append(np.asarray(frame)[:, None])
             yield frame[:, None]

@@ -86,7 +86,8 @@ class Video:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where and as what videos are written: NAME.json and one file of each format."""
+    """Where and as what videos are written: NAME.json and one file of each format. `local_path` makes the folder of
+    a text that a person wrote."""
 
     folder: Path
     formats: tuple[str, ...] = ("mp4", "gif", "png")
@@ -94,6 +95,7 @@ class Output:
     overwrite: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, "folder", local_path(self.folder))
         check_formats(self.formats)
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise ValueError(f"fps must lie between 0 and 1000, not {self.fps:g}.")
@@ -115,6 +117,13 @@ class Output:
             raise NotADirectoryError(f"{there} is a file: --output names a folder.")
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(f"{there} cannot be written to; choose another --output.")
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """The file or folder that a person names, "~" for the home folder; a ValueError for an address such as gs://…"""
+    if "://" in (text := os.fspath(path)):
+        raise ValueError(f"{text} is not a local path: name a local file or folder, and copy what it holds.")
+    return Path(os.path.expanduser(text))
 
 
 def check_formats(formats: tuple[str, ...]) -> None:
