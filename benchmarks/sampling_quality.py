@@ -91,14 +91,14 @@ def options(base: SamplingConfig, head: str) -> dict[str, SamplingConfig]:
 
 LONGER: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "window 4, frame 0 kept": dict(window=4),
+    "window 4, frame 0 kept": dict(window=4, positions="absolute"),
     "window 4, frame 0 kept and shifted": dict(window=4, positions="shifted"),
     "window 4, last frames only": dict(window=4, keep_first=False),
     "window 2, last frames only": dict(window=2, keep_first=False),
     "frames interpolated": dict(frame_scaling="interpolate"),
     "frames NTK-scaled": dict(frame_scaling="ntk"),
     "temperature 0.5": dict(temperature=0.5),
-    "window 4, temperature 0.5": dict(window=4, temperature=0.5),
+    "window 4, temperature 0.5": dict(window=4, positions="absolute", temperature=0.5),
 }
 LONGER = {name: dict(window=None, keep_first=True) | change for name, change in LONGER.items()}
 LARGER: dict[str, dict[str, Any]] = {

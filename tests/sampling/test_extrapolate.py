@@ -17,7 +17,7 @@ from videomar_jax.sampling.decode import Levers, generate
 from videomar_jax.sampling.extrapolate import cache_length, held, place_of, position_scale, shift_first
 from videomar_jax.sampling.schedules import SamplingConfig
 
-CONFIG = SamplingConfig(steps=2, head_steps="2", guidance=2.0, clip=0.0)
+CONFIG = SamplingConfig(steps=2, head_steps="2", guidance=2.0, clip=0.0, positions="absolute")
 FRAMES = 7
 FAST = Levers(apart=True)
 

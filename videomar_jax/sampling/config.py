@@ -46,7 +46,7 @@ class SamplingConfig:
     # Longer and larger than training
     window: int | None = None  # finished frames that are kept and seen; None: all
     keep_first: bool = True  # with a window: frame 0 is one of them, for good
-    positions: Literal["absolute", "shifted"] = "absolute"  # of a kept frame 0: as it is, or next to the window
+    positions: Literal["absolute", "shifted"] = "shifted"  # of a kept frame 0: as it is, or next to the window
     position_scaling: Literal["none", "interpolate", "ntk"] = "none"  # of rows and columns beyond the trained grid
     frame_scaling: Literal["none", "interpolate", "ntk"] = "none"  # of frames beyond the trained length
 
