@@ -103,6 +103,18 @@ def test_clips_fit_by_exact_size_and_by_length(folder):
                     source.read(index, None, shape)
 
 
+def test_digests_tell_other_files_apart(folder, tmp_path_factory):
+    copy = tmp_path_factory.mktemp("copy")
+    write_folder(copy)
+    found = {split: LatentShards(folder, split=split).digest() for split in ("train", "test", "all")}
+    assert len(set(found.values())) == 3 and LatentShards(copy).digest() == found["all"]
+    shards = json.loads((copy / "manifest.json").read_text())["shards"]
+    shards[0]["sha256"] = "0" * 64
+    change(copy, shards=shards)
+    assert LatentShards(copy, split="train").digest() != found["train"]
+    assert LatentShards(copy, split="test").digest() == found["test"]
+
+
 def test_splits_are_apart_and_make_the_whole(folder):
     train, test, whole = (LatentShards(folder, split=split) for split in ("train", "test", "all"))
     files = [[source.describe(i)["file"] for i in range(len(source))] for source in (train, test, whole)]

@@ -10,6 +10,7 @@ from videomar_jax.data.sources import (
     SizedSource,
     check_index,
     clips_for,
+    digest_of,
     name_of,
     nearest_sizes,
 )
@@ -33,6 +34,26 @@ def test_an_index_outside_is_an_error(index):
     check_index(3, 4)
     with pytest.raises(IndexError, match=r"0\.\.3"):
         check_index(index, 4)
+
+
+def test_digests_follow_settings_and_parts():
+    settings = dict(seed=0, length=5, split="train", bounce=True)
+    whole = Shapes(**settings)
+    sources = [whole, *(Shapes(**settings | change) for change in ({"seed": 1}, {"length": 6}, {"split": "test"})),
+               Part(whole, [0, 1]), Part(whole, [1, 0])]  # fmt: skip
+    assert len({digest_of(source) for source in sources}) == 6
+    assert digest_of(Shapes(**settings)) == digest_of(whole) == digest_of(Decoded(whole, lambda latents: latents))
+
+    class Plain:
+        fps = 1.0
+
+        def __len__(self):
+            return 1
+
+        def read(self, index, rng, shape):
+            raise NotImplementedError
+
+    assert digest_of(Plain()) == digest_of(Part(Plain(), [0])) == "", "what has no digest makes none up"
 
 
 def test_shapes_are_a_clip_source():

@@ -125,6 +125,14 @@ def test_a_folder_of_a_prepared_dataset(place):
     assert batches[0]["caption"] == batches[1]["caption"]
 
 
+def test_digests_tell_other_videos_apart(place):
+    by_folder = TFDSClips(str(place / "demo_clips" / "1.0.0"), fps=10.0)
+    assert opened(place).digest() == opened(place).digest() == by_folder.digest()
+    others = [dict(split="test"), dict(split="train[:50%]"), dict(caption_key=""), dict(video_key="grey"),
+              dict(fps=5.0)]  # fmt: skip
+    assert len({opened(place, **changes).digest() for changes in [{}, *others]}) == 6
+
+
 def test_the_imitation_of_a_dataset_that_is_not_at_hand(tmp_path):
     with tfds.testing.mock_data(num_examples=3):
         source = opened(tmp_path, video_key="grey")

@@ -261,6 +261,29 @@ def test_only_clips_that_are_long_enough_fit(tmp_path, write_video):
     assert VideoFolder(tmp_path, fps=5.0, split="train").fits(SHAPE, ((16, 16),)).tolist() == [0, 2]
 
 
+def test_digests_tell_folders_of_other_clips_apart(tmp_path, write_video):
+    import shutil
+
+    def digest(folder, split="train", **changes):
+        return VideoFolder(folder, **({"fps": 10.0, "split": split} | changes)).digest()
+
+    here = tmp_path / "here"
+    write_video(here / "a.mp4", 20)
+    write_video(here / "sub" / "b.mp4", 30)
+    first = digest(here)
+    shutil.copytree(here, tmp_path / "there")
+    (tmp_path / "there" / "captions.csv").write_text("file,caption\na.mp4,a caption\n")
+    assert digest(tmp_path / "there") == digest(here) == first
+    others = [digest(here, "test"), digest(here, fps=5.0), digest(here, holdout=0.4)]
+    (here / "sub" / "b.mp4").rename(here / "b.mp4")
+    others.append(digest(here))
+    write_video(here / "b.mp4", 35)
+    others.append(digest(here))
+    write_video(here / "c.mp4", 30)
+    others.append(digest(here))
+    assert len({first, *others}) == 7 and all(len(other) == 16 for other in others)
+
+
 def test_sizes_in_turn_keep_their_decoded_clips(folder, monkeypatch):
     """A batch of another size must not throw away what the next one needs; only a size that is over makes room."""
     from videomar_jax.data import videos

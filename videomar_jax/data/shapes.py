@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from videomar_jax.data.sources import Clip, ClipShape, check_index
+from videomar_jax.data.sources import Clip, ClipShape, check_index, short_digest
 from videomar_jax.types import Float, UInt8
 
 BACKGROUND = 0.08
@@ -98,6 +98,10 @@ class Shapes:
 
     def __len__(self) -> int:
         return self.length
+
+    def digest(self) -> str:
+        """Of the settings, which are all that clips depend on."""
+        return short_digest("shapes", self.seed, self.length, self.split, self.bounce)
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
         """Clip number `index`; `rng` is not used. Raises ValueError for a canvas under 16 x 16."""

@@ -22,7 +22,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from videomar_jax.data.records import DTYPES, PreparedClip, file_digest, from_record
-from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index
+from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, short_digest
 from videomar_jax.types import Int
 
 FORMAT, VERSION = "videomar_jax prepared clips", 1
@@ -97,6 +97,11 @@ class LatentShards:
             raise ValueError(f"{stored}; {shape.num_frames} frames are not 1 + {self._stride} * k")
         frames = 1 + (shape.num_frames - 1) // self._stride
         return Clip(latents=clip.latents[:frames].astype(np.float32), caption=clip.caption, **_text(clip))
+
+    def digest(self) -> str:
+        """Of the files of this split: their names, and the checksums that the manifest has of them."""
+        files = [(shard.file, shard.clips, shard.sha256) for shard in self._shards]
+        return short_digest("shards", self.split, self.fps, files)
 
     def name(self, index: int) -> str:
         """The video, without folder and ending, that clip number `index` is cut from."""

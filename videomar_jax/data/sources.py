@@ -15,11 +15,16 @@ thread, in any order. Whatever is drawn at random comes from `rng`; a source tha
 A source that knows how long and wide its clips are says which of them a shape is for (`SizedSource.fits`), so that
 each is cut to the size that is nearest to its own aspect ratio. Without it every clip is for every shape. One whose
 clips come from files has `name(index) -> str`, what reports call the file (`name_of`).
+
+`digest() -> str` tells two sources of different clips apart, without reading them (`digest_of`): number `index` of two
+sources of equal digest is a clip of the same name and length. Neither the place of files nor their captions count.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -95,6 +100,16 @@ def name_of(source: ClipSource, index: int) -> str:
     return source.name(index) if hasattr(source, "name") else ""
 
 
+def digest_of(source: ClipSource) -> str:
+    """What tells this source from one of other clips; "" where it has no digest."""
+    return source.digest() if hasattr(source, "digest") else ""
+
+
+def short_digest(*values: Any) -> str:
+    """16 hexadecimal digits for plain values (those of JSON)."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def nearest_sizes(
     rows: Int[np.ndarray, "clips"], columns: Int[np.ndarray, "clips"], sizes: Sizes
 ) -> Int[np.ndarray, "clips"]:
@@ -127,6 +142,11 @@ class Part:
         """As the whole source calls it."""
         return name_of(self._source, int(self._indices[index]))
 
+    def digest(self) -> str:
+        """Of the source and of which of its clips are here; "" where the source has none."""
+        whole = digest_of(self._source)
+        return whole and short_digest(whole, self._indices.tolist())
+
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """The clips of this part that the source says are for `shape`."""
         return np.flatnonzero(np.isin(self._indices, clips_for(self._source, shape, sizes)))
@@ -153,6 +173,10 @@ class Decoded:
     def name(self, index: int) -> str:
         """As the source calls it."""
         return name_of(self._source, index)
+
+    def digest(self) -> str:
+        """The source's."""
+        return digest_of(self._source)
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """As the source says."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index
+from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, short_digest
 from videomar_jax.data.transforms import crop_center, crop_random, resize_cover
 from videomar_jax.types import Int, UInt8
 
@@ -62,6 +62,7 @@ class TFDSClips:
         features = _features(builder.info.features)
         _check_video(name, features, video_key)
         self._video_feature = features[video_key]
+        self._full_name = builder.info.full_name
         self._told: set[int] = set()
         self._label = _find(name, features, caption_key) if caption_key else None
         self._source = _open(builder, name, split)
@@ -69,6 +70,10 @@ class TFDSClips:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def digest(self) -> str:
+        """Of name, configuration and version of the dataset, the split, the features, and how many videos there are."""
+        return short_digest("tfds", self._full_name, self.split, self._video, self._caption, self.fps, len(self))
 
     def fits(self, shape: ClipShape, sizes: Sizes = ()) -> Int[np.ndarray, "clips"]:
         """Ascending indices of the videos with frames enough for `shape`; their sizes are not looked at.

@@ -21,7 +21,7 @@ import numpy as np
 from videomar_jax.data.captions import read_captions
 from videomar_jax.data.decode import frames_between, nearest, probe, read_video, to_rgb
 from videomar_jax.data.holdout import Piece, Share, Video, divide, shares
-from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, nearest_sizes
+from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, nearest_sizes, short_digest
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
 from videomar_jax.types import Int, UInt8
 
@@ -76,7 +76,7 @@ class VideoFolder:
         self._random_window = split == "train" or (split == "all" and crop == "random")
         self._min_frames = min_frames
         self._shortest = shortest
-        folder = Path(path)
+        self._folder = folder = Path(path)
         files = _find(folder)
         self._captions = read_captions(folder, files, None if captions is None else Path(captions))
         pieces, self.skipped = self._usable(folder, files)
@@ -97,6 +97,16 @@ class VideoFolder:
         """The file, without folder and ending, that clip number `index` is cut from."""
         check_index(index, len(self))
         return self._windows[index][0].path.stem
+
+    def digest(self) -> str:
+        """Of what is read: the files by their place in the folder, the first and last time that is taken of each, its
+        frames and size; and of the windows, which the settings say."""
+        clips = [
+            (piece.path.relative_to(self._folder).as_posix(), round(piece.first, 6), round(piece.last, 6), piece.frames,
+             piece.rows, piece.columns, number, count)
+            for piece, number, count in self._windows
+        ]  # fmt: skip
+        return short_digest("videos", self.split, self.fps, self._random_window, self._random_crop, clips)
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """The clips that are long enough for `shape` and nearest to it, of `sizes`, in aspect ratio."""
