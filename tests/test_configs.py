@@ -40,6 +40,8 @@ def test_stages_are_the_papers_model_and_parts(file):
     model = made.recipe.model
     assert (model.width, model.depth, model.head, model.latent_channels) == (1536, 36, "ddpm", 16)
     assert made.tokenizer_config.scale == 0.5 and made.recipe.loss.frames == "one"
+    loss = made.recipe.loss
+    assert loss.layout != "truncated" or loss.normaliser == "loss_mask", "later frames, which are not there, count"
     config.data.kind = "shards"
     assert Experiment.from_config(config).data.kind == "shards", "prepared clips need a flag more than their place"
 

@@ -281,7 +281,7 @@ def _find(folder: Path) -> list[Path]:
 def _tell_whole(folder: Path, found: list[Share]) -> None:
     whole = found.count("train") + found.count("test")
     if whole:
-        _log.info("%s: %d of %d videos are too short to be cut in two; %d of these are held out whole", folder, whole,
+        _log.info("%s: %d of %d videos are too short to be cut in two; held out whole: %d", folder, whole,
                   len(found), found.count("test"))  # fmt: skip
 
 
