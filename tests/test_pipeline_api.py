@@ -16,6 +16,7 @@ from videomar_jax.pipeline import VideoMARPipeline
 from videomar_jax.sampling import decode
 from videomar_jax.sampling.image_to_video import image_to_video
 from videomar_jax.tokenizers import PCATokenizer, to_pixels, to_video
+from videomar_jax.training.sharding import MeshConfig
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,21 @@ def test_a_clip_is_decoded_one_latent_frame_at_a_time(pipe, monkeypatch):
     assert stream.video.latents.shape[0] == 5 and stream.video.given == 5
     whole = np.asarray(to_video(pipe.card.tokenizer.decode(jnp.asarray(stream.video.latents)[None])))[0]
     assert np.abs(np.concatenate(pieces).astype(int) - whole[5:]).max() <= 1
+
+
+def test_eight_devices_make_the_videos_of_one(pipe, finished):
+    """A batch that divides over them, and a clip, a single one, that does not."""
+    mesh = MeshConfig(data=1, fsdp=2, tensor=2, context=2, min_size=1)
+    shared = VideoMARPipeline.from_checkpoint(finished, mesh=mesh)
+    leaves = jax.tree.leaves(shared.model)
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in leaves)
+    assert min(leaf.addressable_data(0).size / leaf.size for leaf in leaves) == 1 / 4, "nothing is cut both ways"
+    for images in ([picture(0), picture(1)], [np.stack([picture(n) for n in range(3)])]):
+        for ours, theirs in zip(shared(images, "up", seed=3), pipe(images, "up", seed=3), strict=True):
+            np.testing.assert_allclose(ours.latents, theirs.latents, atol=1e-3)
+            assert np.abs(ours.frames.astype(int) - theirs.frames).max() <= 1
+    with pytest.raises(ValueError, match="does not fit 8 devices"):
+        VideoMARPipeline.from_checkpoint(finished, mesh=MeshConfig(data=9))
 
 
 def test_a_window_of_none_is_all_frames(pipe):

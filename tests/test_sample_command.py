@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import av
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from videomar_jax.production import Order, Output, Stopped
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.image_to_video import image_to_video
 from videomar_jax.tokenizers import to_pixels
+from videomar_jax.training.sharding import MeshConfig
 
 SIZE = 24  # of the tiny run's last row
 
@@ -331,6 +333,21 @@ def test_what_a_record_says(made, finished):
     assert {"jax", "numpy", "videomar_jax"} <= set(record.versions)
 
 
+def test_videos_are_spread_over_devices_and_made_again_so(finished, tmp_path, caplog, monkeypatch):
+    """A batch of one is filled up to the two devices that share it; the record knows the mesh."""
+    asked, mesh = [request(draw(tmp_path / "i.png"), seed=3)], MeshConfig(data=2, tensor=2, min_size=1)
+    make(asked, finished, tmp_path / "out", formats=("latents",), mesh=mesh)
+    record = production.read_record(tmp_path / "out" / "v.json")
+    assert record.batch_size == 2 and record.mesh == dataclasses.asdict(mesh)
+    output = Output(folder=tmp_path / "again", formats=("latents",))
+    production.remake(tmp_path / "out" / "v.json", output)
+    np.testing.assert_array_equal(latents(tmp_path / "again"), latents(tmp_path / "out"))
+    make(asked, finished, tmp_path / "alone", formats=("latents",))
+    np.testing.assert_allclose(latents(tmp_path / "alone"), latents(tmp_path / "out"), atol=1e-3)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert production._mesh_of(record) is None and "made on 4 devices, here on one" in caplog.text
+
+
 def changed_image(made, run, file):
     draw(made / "moved.png", seed=5)
     return dict(image=str(made / "moved.png")), ValueError, "moved.png is not the image that .*v0.json was made from"
@@ -515,7 +532,7 @@ cli.run(sample.main)
 
 
 def test_what_would_change_a_video_made_again_is_refused(tmp_path):
-    flags = dict(given_frames=3, seed=1, fit="crop", weights="params", batch_size=1, steps=3, guidance=2)
+    flags = dict(given_frames=3, seed=1, fit="crop", weights="params", batch_size=1, steps=3, guidance=2, tensor=2)
     done = command("--from_json=v.json", *(f"--{name}={value}" for name, value in flags.items()),
                    f"--output={tmp_path}")  # fmt: skip
     names = ", ".join(f"--{name}" for name in flags)

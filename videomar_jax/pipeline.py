@@ -19,6 +19,7 @@ from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 from videomar_jax.streaming import FrameStream
 from videomar_jax.tokenizers import latent_shape
+from videomar_jax.training.sharding import MeshConfig
 from videomar_jax.types import UInt8
 from videomar_jax.video import Video
 
@@ -58,22 +59,27 @@ class VideoMARPipeline:
     checkpoint: Path  # the checkpoint's own folder, DIR/checkpoints/STEP
     step: int
     weights: str
+    mesh: MeshConfig | None = None
 
     @classmethod
     def from_checkpoint(
-        cls, directory: str | os.PathLike, weights: str = "ema", *, card: ModelCard | None = None
-    ) -> "VideoMARPipeline":
+        cls, directory: str | os.PathLike, weights: str = "ema", *, card: ModelCard | None = None,
+        mesh: MeshConfig | None = None,
+    ) -> "VideoMARPipeline":  # fmt: skip
         """Reads a run's workdir (its newest checkpoint), one of its checkpoints/STEP, or a converted model.
 
         Args:
             weights: "ema", the averaged parameters, or "params", those of the last step.
             card: what `load_card` gave for this folder, so that tokenizer and text encoder are not read again.
+            mesh: several devices to work on, such as `MeshConfig(data=4)` of `training.sharding`: videos of a batch
+                over data and fsdp (if their number divides), parameters over fsdp and tensor, rows over context.
         Raises:
             FileNotFoundError, ValueError: what is missing or does not fit, and where.
         """
-        loaded = load_pretrained(directory, weights=weights, card=card)
+        loaded = load_pretrained(directory, weights=weights, card=card, mesh=mesh)
         checkpoint = (run_folder(directory) / "checkpoints" / str(loaded.step)).absolute()
-        return cls(model=loaded.model, card=loaded.card, checkpoint=checkpoint, step=loaded.step, weights=weights)
+        return cls(model=loaded.model, card=loaded.card, checkpoint=checkpoint, step=loaded.step, weights=weights,
+                   mesh=mesh)  # fmt: skip
 
     def __call__(
         self, image: Given | Sequence[Given], prompt: str | Sequence[str] = "", *, num_frames: int | None = None,

@@ -27,6 +27,7 @@ from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.training.sharding import MeshConfig, make_mesh, param_shardings
 from videomar_jax.training.state import Params, abstract_model
 from videomar_jax.training.streamed import stored_types
 
@@ -117,7 +118,9 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{file} is broken: {error!r}.") from error
 
 
-def load_pretrained(path: str | os.PathLike, *, weights: str = "ema", card: ModelCard | None = None) -> Pretrained:
+def load_pretrained(
+    path: str | os.PathLike, *, weights: str = "ema", card: ModelCard | None = None, mesh: MeshConfig | None = None
+) -> Pretrained:
     """Reads a model from a run's folder (its newest checkpoint) or from one of its checkpoints/STEP.
 
     Its parameters have the types of `for_running`: a bfloat16 checkpoint takes half the memory of a float32 one.
@@ -125,25 +128,30 @@ def load_pretrained(path: str | os.PathLike, *, weights: str = "ema", card: Mode
     Args:
         weights: "ema", the averaged parameters, or "params", those of the last step.
         card: what `load_card` gave for this folder, where it is loaded already.
+        mesh: the devices over which parameters are spread, none of which then holds all of those that are cut.
     Raises:
         FileNotFoundError, ValueError: what is missing or does not fit, and where.
     """
+    if mesh is not None:
+        make_mesh(mesh)  # what is wrong with it is told first
     folder, params, step = load_params(path, weights, dtype=None)
     card = load_card(folder) if card is None else card
     graph, _ = abstract_model(card.config)
-    return Pretrained(model=nnx.merge(graph, for_running(params, card.config.dtype)), card=card, step=step)
+    return Pretrained(model=nnx.merge(graph, for_running(params, card.config.dtype, mesh)), card=card, step=step)
 
 
-def for_running(params: Params, dtype: str) -> Params:
+def for_running(params: Params, dtype: str, mesh: MeshConfig | None = None) -> Params:
     """Parameters as a model that computes in `dtype` wants them: kernels of linear layers, which it casts to `dtype` at
     every use, stay in 16 bits where they are of that type; all else takes part in float32 arithmetic and is float32.
 
     What the model computes is the same as with float32 throughout. `params` is used up, so that there need not be
-    memory for both.
+    memory for both. With a mesh each parameter goes from the host to where it belongs.
     """
+    spread = {} if mesh is None else flatten_dict(param_shardings(params, make_mesh(mesh), mesh), sep="/")
 
     def running(path: str, leaf: Any) -> jax.Array:
-        return jnp.asarray(leaf, jnp.promote_types(leaf.dtype, dtype) if path.endswith("/kernel") else jnp.float32)
+        wanted = jnp.promote_types(leaf.dtype, dtype) if path.endswith("/kernel") else jnp.float32
+        return jax.device_put(np.asarray(leaf).astype(wanted), spread[path]) if spread else jnp.asarray(leaf, wanted)
 
     return _each(params, running)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -24,6 +26,7 @@ from videomar_jax.sidecar import Record, device, differences, file_digest, model
 from videomar_jax.streaming import FrameStream
 from videomar_jax.text_encoders import tokens_cut
 from videomar_jax.tokenizers import latent_shape
+from videomar_jax.training.sharding import AXES, MeshConfig, make_mesh
 from videomar_jax.types import UInt8
 from videomar_jax.video import Output, Video, local_path
 
@@ -41,6 +44,8 @@ class Order:
     settings: fields of `SamplingConfig` that differ from the model's own, as flags have them: None leaves a field as it
         is, a window of 0 keeps all frames.
     shape: num_frames, height and width in pixels; None as trained.
+    batch_size: videos made at a time, rounded up to a multiple of the mesh's data x fsdp.
+    mesh: the devices that share the work; None: one.
     """
 
     checkpoint: str | os.PathLike
@@ -50,6 +55,7 @@ class Order:
     fit: str = "resize"
     weights: str = "ema"
     batch_size: int = 4
+    mesh: MeshConfig | None = None
 
 
 class Ready(NamedTuple):
@@ -86,18 +92,19 @@ def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[st
     Each of the faults is also told as a warning when it is found.
     """
     output.check([request.name for request in requests])
+    mesh = _sized(order.mesh)
     card = load_card(run_folder(order.checkpoint))
     config = changed_sampling(card, _chosen(order.settings), order.preset)
     size = asked_size(card, *(order.shape.get(name) for name in ("num_frames", "height", "width")))
     check_request(card, config, size)
     given, faults = _read_all(requests, card, size, order.fit)
     _tell_cuts([one.request for one in given], card)
-    pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights, card=card)
+    pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights, card=card, mesh=mesh)
     new = sum(size[0] - len(one.frames) for one in given)
     with tqdm(total=new, unit="frame", disable=None) as bar:  # no bar where nobody watches
         work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=order.fit,
                      output=output, digests=model_digests(pipe.model, card), bar=bar)  # fmt: skip
-        batches = _batches(given, order.batch_size)
+        batches = _batches(given, order.batch_size, 1 if mesh is None else mesh.data * mesh.fsdp)
         for number, (batch, rows) in enumerate(batches):
             _make(work, batch, rows)
             _log.info("%d of %d batches done: %s", number + 1, len(batches), output.folder)
@@ -130,7 +137,7 @@ def remake(
     path = local_path(checkpoint or record.checkpoint)
     if not path.is_dir():
         raise FileNotFoundError(f"The checkpoint of {file} is gone: {path}. Name where it lies now with --checkpoint.")
-    pipe = VideoMARPipeline.from_checkpoint(path, record.weights)
+    pipe = VideoMARPipeline.from_checkpoint(path, record.weights, mesh=_mesh_of(record))
     digests = model_digests(pipe.model, pipe.card)
     changed = [part for part in digests if digests[part] != record.checkpoint_sha256.get(part)]
     if changed:
@@ -145,6 +152,24 @@ def remake(
         work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=record.fit,
                      output=output, digests=digests, bar=bar)  # fmt: skip
         _make(work, [ready] * record.batch_size, [record.place], until=record.frames)
+
+
+def _sized(mesh: MeshConfig | None) -> MeshConfig | None:
+    """The mesh with the numbers of devices that there are, or a ValueError."""
+    try:
+        return None if mesh is None else dataclasses.replace(mesh, **dict(make_mesh(mesh).shape))
+    except ValueError as error:
+        raise ValueError(f"--data, --fsdp, --tensor and --context: {error}") from error
+
+
+def _mesh_of(record: Record) -> MeshConfig | None:
+    """The mesh that a video was made on; None, and a warning, where it does not fit the devices here."""
+    mesh = MeshConfig(**record.mesh) if record.mesh else None
+    wanted = 1 if mesh is None else math.prod(getattr(mesh, axis) for axis in AXES)
+    if wanted <= jax.device_count():
+        return mesh
+    _log.warning("The video may differ in its last bits: made on %d devices, here on one.", wanted)
+    return None
 
 
 def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,12 +208,13 @@ def _tell_cuts(requests: Sequence[Request], card: ModelCard) -> None:
                          request.name, cut, card.text_encoder.max_tokens)  # fmt: skip
 
 
-def _batches(given: Sequence[Ready], batch_size: int) -> list[tuple[list[Ready], range]]:
-    """Batches of one size for each number of given frames, short ones filled up; and which of their rows count."""
+def _batches(given: Sequence[Ready], batch_size: int, blocks: int) -> list[tuple[list[Ready], range]]:
+    """Batches of one size, a multiple of `blocks`, for each number of given frames, short ones filled up; and which of
+    their rows count."""
     batches = []
     for frames in dict.fromkeys(len(one.frames) for one in given):
         group = [one for one in given if len(one.frames) == frames]
-        size = min(batch_size, len(group))
+        size = -(-min(batch_size, len(group)) // blocks) * blocks
         for start in range(0, len(group), size):
             rows = range(min(size, len(group) - start))
             batches.append(([group[(start + i) % len(group)] for i in range(size)], rows))
@@ -265,5 +291,6 @@ def _write(work: _Work, ready: Ready, video: Video, stream: FrameStream, batch_s
         weights=pipe.weights, checkpoint_sha256=work.digests, sampling=dataclasses.asdict(work.config),
         batch_size=batch_size, place=place, files=[paths[format].name for format in work.output.formats],
         first_frame_s=stream.first_frame_s, seconds=stream.seconds, versions=versions(), device=device(),
+        mesh={} if pipe.mesh is None else dataclasses.asdict(pipe.mesh),
     )  # fmt: skip
     write_text(paths["json"], record.to_json(), overwrite=work.output.overwrite)

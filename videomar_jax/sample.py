@@ -57,6 +57,12 @@ _WIDTH = flags.DEFINE_integer("width", None, "Pixel columns; default: as trained
 _FIT = flags.DEFINE_enum("fit", "resize", ["resize", "crop"], "How images get their size: stretched, or cropped.")
 _WEIGHTS = flags.DEFINE_enum("weights", "ema", ["ema", "params"], "Averaged parameters, or the last.")
 _BATCH = flags.DEFINE_integer("batch_size", 4, "Videos made at a time.", lower_bound=1)
+_MESH = {
+    "data": flags.DEFINE_integer("data", 1, "Devices that share the videos of a batch; -1: all that are left."),
+    "fsdp": flags.DEFINE_integer("fsdp", 1, "Devices that share videos and parameters, for models that are too large."),
+    "tensor": flags.DEFINE_integer("tensor", 1, "Devices that share the channels of each layer: faster single videos."),
+    "context": flags.DEFINE_integer("context", 1, "Devices that share the rows of each frame."),
+}
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace files of the same names.")
 flags.mark_flag_as_required("output")
 
@@ -86,6 +92,7 @@ def _output(formats: Sequence[str]):
 
 def _new() -> list[str]:
     from videomar_jax import production, requests
+    from videomar_jax.training.sharding import MeshConfig
     from videomar_jax.video import local_path
 
     if not _CHECKPOINT.value:
@@ -100,10 +107,12 @@ def _new() -> list[str]:
     else:
         asked, faults = requests.from_flags(_IMAGE.value, _PROMPT.value, _SEED.value, videos=_VIDEO.value,
                                             given_frames=_GIVEN.value), []  # fmt: skip
+    mesh = {axis: flag.value for axis, flag in _MESH.items()}
     order = production.Order(
         checkpoint=local_path(_CHECKPOINT.value), settings={name: flag.value for name, flag in _SETTINGS.items()},
         shape={"num_frames": _FRAMES.value, "height": _HEIGHT.value, "width": _WIDTH.value}, preset=_PRESET.value,
         fit=_FIT.value, weights=_WEIGHTS.value, batch_size=_BATCH.value,
+        mesh=None if set(mesh.values()) == {1} else MeshConfig(**mesh),
     )  # fmt: skip
     return faults + production.fulfil(asked, order, output)
 
@@ -114,7 +123,7 @@ def _again() -> list[str]:
     from videomar_jax.video import local_path
 
     own = [flag for flag in (_VIDEO, _GIVEN, _PROMPT, _REQUESTS, _SEED, _PRESET, _FRAMES, _HEIGHT, _WIDTH, _FIT,
-                             _WEIGHTS, _BATCH, *_SETTINGS.values()) if flag.present]  # fmt: skip
+                             _WEIGHTS, _BATCH, *_SETTINGS.values(), *_MESH.values()) if flag.present]  # fmt: skip
     if own or len(_IMAGE.value) > 1:
         names = ", ".join(f"--{flag.name}" for flag in own) or "--image more than once"
         raise ValueError(f"--from_json makes the same video again; {names} would change it. Leave it out.")

@@ -56,6 +56,7 @@ class Record:
     seconds: float
     versions: dict[str, str]
     device: str
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # fields of MeshConfig; empty: one device
     format: int = FORMAT
 
     def to_json(self) -> str:

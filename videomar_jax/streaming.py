@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained import ModelCard
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.decode import generate_frames
 from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels, to_video
+from videomar_jax.training.sharding import CLIPS, replicated
 from videomar_jax.types import Array, Float, Latents, UInt8
 
 
@@ -38,6 +40,8 @@ class FrameStream:
         """Begins: all that is wrong with the request is told here.
 
         Args:
+            model: where its parameters lie on a mesh, the work is spread over it: videos over `data` and `fsdp` if
+                their number divides, rows of latents over `context`. Pixels are decoded for each video in one place.
             card: of the model; its sizes are those it was trained on.
             num_frames: pixel frames in all; config: how they are drawn.
         Raises:
@@ -50,7 +54,10 @@ class FrameStream:
         self._started = time.monotonic()
         self._frames, self.first_frame_s, self.seconds = [given], None, 0.0
         total, _, _ = latent_shape(card.tokenizer, num_frames, *given.shape[2:4])
-        first = _encode(card.tokenizer, jnp.asarray(given))
+        mesh, tokenizer = _mesh(model), card.tokenizer
+        if mesh is not None:
+            tokenizer = jax.device_put(tokenizer, replicated(mesh))
+        first = _spread(_encode(tokenizer, jnp.asarray(given)), mesh, "context")
         self._latents = [np.asarray(first)]
         text, mask = card.text_encoder.encode(list(prompts))
         keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
@@ -58,7 +65,8 @@ class FrameStream:
             model, first, jnp.asarray(text), jnp.asarray(mask), num_frames=total, config=config, keys=keys,
             trained=trained_tokens(card),
         )  # fmt: skip
-        self._pixels = map(to_video, card.tokenizer.decode_stream(self._kept(first, new), max_frames=total))
+        pieces = (_spread(piece, mesh) for piece in self._kept(first, new))
+        self._pixels = map(to_video, tokenizer.decode_stream(pieces, max_frames=total))
         for _ in range(first.shape[1]):  # the given frames come back as they are
             jax.block_until_ready(next(self._pixels))
 
@@ -102,6 +110,22 @@ def trained_tokens(card: ModelCard) -> tuple[int, int, int]:
     """(frames, rows, columns) in tokens that the model was trained on."""
     frames, height, width = latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
     return frames, height // card.config.patch_size, width // card.config.patch_size
+
+
+def _mesh(model: VideoMAR) -> Mesh | None:
+    """The devices that the model is spread over; None: a single one."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(model))
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1), None)
+
+
+def _spread(latents: Latents, mesh: Mesh | None, rows: str | None = None) -> Latents:
+    """Latents over the mesh: videos and, along the axis `rows`, their rows; what does not divide is copied."""
+    if mesh is None:
+        return latents
+    samples = None if len(latents) % (mesh.shape["data"] * mesh.shape["fsdp"]) else CLIPS
+    if rows is not None and latents.shape[2] % mesh.shape[rows]:
+        rows = None
+    return jax.device_put(latents, NamedSharding(mesh, PartitionSpec(samples, None, rows)))
 
 
 @jax.jit
