@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 from tiny_run import write_clip
 
-from videomar_jax import pretrained, production, requests, streaming
+from videomar_jax import batches, pretrained, production, requests, streaming
+from videomar_jax.batches import Stopped
 from videomar_jax.pretrained import load_card, load_pretrained, save_settings
-from videomar_jax.production import Order, Output, Stopped
+from videomar_jax.production import Order, Output
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.image_to_video import image_to_video
 from videomar_jax.tokenizers import to_pixels
@@ -410,14 +411,14 @@ def test_an_interrupted_video_keeps_its_frames(finished, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_waits_until_the_files_of_a_batch_are_written(finished, tmp_path, monkeypatch, caplog):
-    write, before = production._write, signal.getsignal(signal.SIGINT)
+    write, before = batches._write, signal.getsignal(signal.SIGINT)
 
     def interrupted(*args):
         if not (tmp_path / "out").exists():
             signal.raise_signal(signal.SIGINT)
         write(*args)
 
-    monkeypatch.setattr(production, "_write", interrupted)
+    monkeypatch.setattr(batches, "_write", interrupted)
     asked = [request(draw(tmp_path / f"i{n}.png", n), f"v{n}", seed=n) for n in range(3)]
     with pytest.raises(Stopped, match=r"kept 5 of 5 frames of v0, v1 in .*out; videos not begun are left out"):
         make(asked, finished, tmp_path / "out", formats=("latents", "mp4"))
@@ -429,7 +430,7 @@ def test_an_interrupt_waits_until_the_files_of_a_batch_are_written(finished, tmp
 
 
 def test_a_second_interrupt_does_not_wait():
-    with pytest.raises(KeyboardInterrupt), production._undisturbed() as interrupts:
+    with pytest.raises(KeyboardInterrupt), batches._undisturbed() as interrupts:
         signal.raise_signal(signal.SIGINT)
         assert interrupts == [signal.SIGINT]
         signal.raise_signal(signal.SIGINT)
@@ -520,9 +521,9 @@ def test_the_command_makes_a_video_again_in_its_own_formats(made, tmp_path):
 
 def test_ctrl_c_ends_with_130_and_says_what_was_kept(tmp_path):
     code = """
-from videomar_jax import cli, production, sample
+from videomar_jax import batches, cli, production, sample
 def stop(*_):
-    raise production.Stopped("Interrupted: kept 3 of 9 frames")
+    raise batches.Stopped("Interrupted: kept 3 of 9 frames")
 production.fulfil = stop
 cli.run(sample.main)
 """

@@ -1,40 +1,29 @@
 """Requests fulfilled: images in, video files out, each with a record from which it can be made again."""
 
-import contextlib
 import dataclasses
 import logging
 import math
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
+from videomar_jax.batches import Ready, Work, batches, make_batch
 from videomar_jax.images import load_clip, load_image
-from videomar_jax.media import write_text
-from videomar_jax.pipeline import VideoMARPipeline, asked_size, changed_sampling, check_request, videos_of
+from videomar_jax.pipeline import VideoMARPipeline, asked_size, changed_sampling, check_request
 from videomar_jax.pretrained import ModelCard, load_card, run_folder
 from videomar_jax.requests import Request
-from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.precision import for_sampling
-from videomar_jax.sidecar import Record, device, differences, file_digest, model_digests, read_record, versions
-from videomar_jax.streaming import FrameStream
+from videomar_jax.sidecar import Record, differences, file_digest, model_digests, read_record
 from videomar_jax.text_encoders import tokens_cut
 from videomar_jax.tokenizers import latent_shape
 from videomar_jax.training.sharding import AXES, MeshConfig, make_mesh
-from videomar_jax.types import UInt8
-from videomar_jax.video import Output, Video, local_path
+from videomar_jax.video import Output, local_path
 
 _log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The user interrupted; the text says what was kept."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,38 +47,14 @@ class Order:
     mesh: MeshConfig | None = None
 
 
-class Ready(NamedTuple):
-    """A request whose conditioning frames are read."""
-
-    request: Request
-    frames: UInt8[np.ndarray, "G Hp Wp 3"]
-    sha256: str  # of the file they come from
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What all batches share."""
-
-    pipe: VideoMARPipeline
-    model: Any
-    config: SamplingConfig
-    size: tuple[int, int, int]
-    fit: str
-    output: Output
-    digests: dict[str, str]
-    bar: tqdm
-
-
 def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[str]:
     """Makes the videos.
 
     Returns:
-        what is wrong with requests whose image could not be read; the others are met.
+        what is wrong with requests whose image could not be read, told as warnings at once too; the others are met.
     Raises:
         ValueError, OSError: nothing can be made at all; told before the model is loaded.
         Stopped: interrupted from the keyboard; the frames so far are written.
-
-    Each of the faults is also told as a warning when it is found.
     """
     output.check([request.name for request in requests])
     mesh = _sized(order.mesh)
@@ -102,12 +67,12 @@ def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[st
     pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights, card=card, mesh=mesh)
     new = sum(size[0] - len(one.frames) for one in given)
     with tqdm(total=new, unit="frame", disable=None) as bar:  # no bar where nobody watches
-        work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=order.fit,
-                     output=output, digests=model_digests(pipe.model, card), bar=bar)  # fmt: skip
-        batches = _batches(given, order.batch_size, 1 if mesh is None else mesh.data * mesh.fsdp)
-        for number, (batch, rows) in enumerate(batches):
-            _make(work, batch, rows)
-            _log.info("%d of %d batches done: %s", number + 1, len(batches), output.folder)
+        work = Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=order.fit,
+                    output=output, digests=model_digests(pipe.model, card), bar=bar)  # fmt: skip
+        planned = batches(given, order.batch_size, 1 if mesh is None else mesh.data * mesh.fsdp)
+        for number, (batch, rows) in enumerate(planned):
+            make_batch(work, batch, rows)
+            _log.info("%d of %d batches done: %s", number + 1, len(planned), output.folder)
     return faults
 
 
@@ -149,9 +114,9 @@ def remake(
                       given_frames=record.given_frames)  # fmt: skip
     ready = _read(request, pipe.card, size, record.fit)
     with tqdm(total=record.frames - len(ready.frames), unit="frame", disable=None) as bar:
-        work = _Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=record.fit,
-                     output=output, digests=digests, bar=bar)  # fmt: skip
-        _make(work, [ready] * record.batch_size, [record.place], until=record.frames)
+        work = Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=record.fit,
+                    output=output, digests=digests, bar=bar)  # fmt: skip
+        make_batch(work, [ready] * record.batch_size, [record.place], until=record.frames)
 
 
 def _sized(mesh: MeshConfig | None) -> MeshConfig | None:
@@ -206,91 +171,3 @@ def _tell_cuts(requests: Sequence[Request], card: ModelCard) -> None:
         if cut:
             _log.warning("The prompt of %s is %d tokens longer than the %d that the model reads: they are cut.",
                          request.name, cut, card.text_encoder.max_tokens)  # fmt: skip
-
-
-def _batches(given: Sequence[Ready], batch_size: int, blocks: int) -> list[tuple[list[Ready], range]]:
-    """Batches of one size, a multiple of `blocks`, for each number of given frames, short ones filled up; and which of
-    their rows count."""
-    batches = []
-    for frames in dict.fromkeys(len(one.frames) for one in given):
-        group = [one for one in given if len(one.frames) == frames]
-        size = -(-min(batch_size, len(group)) // blocks) * blocks
-        for start in range(0, len(group), size):
-            rows = range(min(size, len(group) - start))
-            batches.append(([group[(start + i) % len(group)] for i in range(size)], rows))
-    return batches
-
-
-def _make(work: _Work, batch: Sequence[Ready], rows: Sequence[int], until: int | None = None) -> None:
-    """Makes one batch and writes the videos of its `rows`, as far as they are when the user interrupts."""
-    prompts, seeds = [one.request.prompt for one in batch], [one.request.seed for one in batch]
-    stream = FrameStream(work.model, work.pipe.card, np.stack([one.frames for one in batch]), prompts, seeds,
-                         num_frames=work.size[0], config=work.config)  # fmt: skip
-    stopped = _advance(stream, until or work.size[0], lambda new: _show(work.bar, stream, new * len(rows)))
-    with _undisturbed() as interrupts:
-        if not stopped or stream.new_frames:
-            videos = videos_of(stream, prompts, seeds, work.config, work.output.fps or work.pipe.card.fps)
-            for row in rows:
-                _write(work, batch[row], videos[row], stream, len(batch), row)
-    if stopped or interrupts:
-        names = ", ".join(batch[row].request.name for row in rows)
-        kept = f"kept {len(stream)} of {work.size[0]} frames" if stream.new_frames else "no frame yet"
-        raise Stopped(f"Interrupted: {kept} of {names} in {work.output.folder}; videos not begun are left out.")
-    _log.info("first new frame after %.1f s, %.2f frames/s", stream.first_frame_s,
-              stream.new_frames * len(rows) / stream.seconds)  # fmt: skip
-
-
-def _advance(stream: FrameStream, until: int, show: Callable[[int], None]) -> bool:
-    """Draws until the videos have `until` frames; True if the user interrupted."""
-    try:
-        while len(stream) < until:
-            show(next(stream).shape[1])
-    except KeyboardInterrupt:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[list[int]]:
-    """The first Ctrl-C waits until the block has ended, and stands in the list then; the second one does not."""
-    interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # others are not interrupted
-        yield interrupts
-        return
-
-    def note(number, frame):
-        if interrupts:
-            raise KeyboardInterrupt
-        interrupts.append(number)
-        _log.warning("Interrupted: the files of this batch are written first; Ctrl-C again leaves them.")
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
-
-
-def _show(bar: tqdm, stream: FrameStream, new: int) -> None:
-    bar.set_postfix_str(f"first after {stream.first_frame_s:.1f} s", refresh=False)
-    bar.update(new)
-
-
-def _write(work: _Work, ready: Ready, video: Video, stream: FrameStream, batch_size: int, place: int) -> None:
-    """The files of one video; its record comes last."""
-    request = ready.request
-    paths = work.output.paths(request.name)
-    for format in work.output.formats:
-        video.save(paths[format], overwrite=work.output.overwrite)
-    pipe, card = work.pipe, work.pipe.card
-    record = Record(
-        prompt=request.prompt, prompt_tokens_cut=tokens_cut(card.text_encoder, [request.prompt])[0], seed=request.seed,
-        image=str(request.image.absolute()), image_sha256=ready.sha256,
-        given_frames=request.given_frames, fit=work.fit, num_frames=work.size[0], frames=len(video),
-        height=work.size[1], width=work.size[2], fps=float(video.fps), checkpoint=str(pipe.checkpoint), step=pipe.step,
-        weights=pipe.weights, checkpoint_sha256=work.digests, sampling=dataclasses.asdict(work.config),
-        batch_size=batch_size, place=place, files=[paths[format].name for format in work.output.formats],
-        first_frame_s=stream.first_frame_s, seconds=stream.seconds, versions=versions(), device=device(),
-        mesh={} if pipe.mesh is None else dataclasses.asdict(pipe.mesh),
-    )  # fmt: skip
-    write_text(paths["json"], record.to_json(), overwrite=work.output.overwrite)

@@ -69,13 +69,13 @@ flags.mark_flag_as_required("output")
 
 def main(_: Sequence[str]) -> None:
     """Makes one video for each request."""
-    from videomar_jax import production
+    from videomar_jax.batches import Stopped
     from videomar_jax.compiled import keep_compiled
 
     keep_compiled()
     try:
         faults = _again() if _FROM_JSON.value else _new()
-    except production.Stopped as stop:
+    except Stopped as stop:
         _leave(str(stop))
     except KeyboardInterrupt:
         _leave("Interrupted before the first frame of what is not written.")
