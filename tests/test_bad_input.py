@@ -170,6 +170,26 @@ def test_what_does_not_touch_the_parameters_may_change(tmp_path):
         check_workdir(tmp_path, {"data": {"path": "b"}})
 
 
+def test_other_clips_than_those_of_the_run(tmp_path, no_training):
+    clips, run = tmp_path / "clips", tmp_path / "run"
+
+    def assert_begins():
+        with pytest.raises(AssertionError, match="training was started"):
+            start(tiny_videos(clips), run)
+
+    write_clip(clips / "a.mp4")
+    assert_begins()
+    assert_begins()
+    write_clip(clips / "b.mp4", seed=1)
+    with pytest.raises(ValueError, match=r"not those that the run in .* began with.* delete .*data\.json"):
+        start(tiny_videos(clips), run)
+    (run / "data.json").unlink()
+    assert_begins()
+    (run / "data.json").write_text("{")
+    with pytest.raises(ValueError, match=r"data\.json is broken"):
+        start(tiny_videos(clips), run)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -1,6 +1,7 @@
 """A whole run: check, prepare, train through the curriculum, generate held-out clips, report.
 
     WORKDIR/config.json      the config the run was started with; a run of another config refuses to continue here
+    WORKDIR/data.json        a digest of the clips it is trained on, which must stay the same
     WORKDIR/model/           tokenizer, text encoder, model config (`pretrained`)
     WORKDIR/checkpoints/     WORKDIR/metrics.jsonl     WORKDIR/tensorboard/     WORKDIR/samples/
     WORKDIR/report.json      WORKDIR/report.md         WORKDIR/report/          scores and pictures at the end
@@ -23,7 +24,7 @@ from flax import nnx
 from videomar_jax.cli import Interrupted
 from videomar_jax.data.pipeline import fixed_clips
 from videomar_jax.data.shapes import Shapes
-from videomar_jax.data.sources import ClipShape, ClipSource, name_of
+from videomar_jax.data.sources import ClipShape, ClipSource, digest_of, name_of
 from videomar_jax.evaluation import motion
 from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
 from videomar_jax.experiment import Experiment, stage_shape
@@ -82,6 +83,7 @@ def run(
                       threads=experiment.data.threads, held_out=held_out)  # fmt: skip
         check_parts(experiment.recipe, parts)
         check_mesh(experiment.recipe, card.tokenizer.spatial_stride, dict(make_mesh(experiment.recipe.mesh).shape))
+        check_same_clips(workdir, source)
         if not (workdir / "checkpoints").exists():
             _check_initial(experiment)
         # Sizes that no clip can have are told now.
@@ -90,7 +92,7 @@ def run(
         shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
         together("checked")
         if jax.process_index() == 0:
-            claim(workdir, config)
+            claim(workdir, config, source)
             (save_settings if _has_card(workdir) else save_card)(card, workdir)
         together("claimed")
     graph, _ = abstract_model(card.config)
@@ -194,12 +196,33 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` the folder of the run with this config."""
+def check_same_clips(workdir: Path, source: ClipSource) -> None:
+    """Raises a ValueError where the run in `workdir` was trained on other clips: their order would be another."""
+    file = workdir / "data.json"
+    if not file.exists():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is broken ({error!r}); delete it to go on with the clips there are.") from error
+    if before != digest_of(source):
+        raise ValueError(
+            f"The clips to train on are not those that the run in {workdir} began with, and would come in another "
+            f"order. Put them back as they were, or delete {file} to go on with those there are."
+        )
+
+
+def claim(workdir: Path, config: Mapping[str, Any], source: ClipSource | None = None) -> None:
+    """Makes `workdir` the folder of the run with this config, trained on the clips of `source`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    file = workdir / "config.json"
-    part = file.with_name("config.json.part")
-    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_json(workdir / "config.json", config)
+    if source is not None:
+        _write_json(workdir / "data.json", {"clips": len(source), "digest": digest_of(source)})
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     os.replace(part, file)
 
 
