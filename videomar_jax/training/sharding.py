@@ -63,7 +63,7 @@ class MeshConfig:
         fixed = math.prod(size for size in sizes if size != -1)
         if fixed > devices or (-1 in sizes and devices % fixed):
             wanted = " x ".join(f"{axis} {getattr(self, axis)}" for axis in AXES)
-            raise ValueError(f"A mesh of {wanted} does not fit {devices} devices; change config.mesh.")
+            raise ValueError(f"A mesh of {wanted} does not fit {devices} devices; change the mesh.")
         return tuple(devices // fixed if size == -1 else size for size in sizes)
 
 
