@@ -1,10 +1,12 @@
-"""The notebook is well formed and its cells run one after the other, on a tiny run; all logic is the package's."""
+"""The notebook is well formed and its cells run in a kernel, on a tiny run; all logic is the package's."""
 
 import ast
 import json
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "image_to_video.ipynb"
@@ -32,26 +34,31 @@ def test_cells_are_short_and_define_nothing():
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef), "logic belongs into the package"
 
 
+CHECK = """
+assert len(longer) == 9 and longer.settings["keep_first"] is False
+assert len(set(prompts)) == 4
+print("all there")
+"""
+
+
 def test_the_cells_run(finished, tmp_path, monkeypatch):
-    """As in a notebook: one name space, the value of a cell's last line is shown."""
-    pytest.importorskip("IPython")
-    monkeypatch.chdir(tmp_path)
+    """In a kernel of its own, on a tiny run; what a cell shows is in its outputs."""
     monkeypatch.setenv("VIDEOMAR_WORKDIR", str(finished))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "configs").mkdir()  # stands for the project's folder
-    space, shown = {}, []
-    for code in cells("code"):
-        code = code.replace("(1, 4, 8), (0.0, 0.7, 1.0)", "(1, 2), (0.5,)")
-        *lines, last = ast.parse(code).body
-        exec(compile(ast.Module(lines, []), NOTEBOOK.name, "exec"), space)
-        if isinstance(last, ast.Expr):
-            shown.append(eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), space))
-        else:
-            exec(compile(ast.Module([last], []), NOTEBOOK.name, "exec"), space)
-    movies = [value._repr_html_().count("<video") for value in shown if hasattr(value, "_repr_html_")]
-    assert movies == [1, 2, 1, 1], "the video, the table of two, the longer and the larger one"
-    assert len(space["longer"]) == 9 and (tmp_path / "continued.mp4").stat().st_size > 1000
-    assert len(set(space["prompts"])) == 4
-    assert space["longer"].settings["keep_first"] is False
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("(1, 4, 8), (0.0, 0.7, 1.0)", "(1, 2), (0.5,)")
+    notebook.cells.append(nbformat.v4.new_code_cell(CHECK))
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    shown = [output["data"] for output in outputs if "data" in output]
+    movies = [data["text/html"].count("<video") for data in shown if "text/html" in data]
+    told = "the video, the four prompts, the table of two, the longer and the larger one"
+    assert [count for count in movies if count] == [1, 1, 1, 1, 1, 2, 1, 1], told
+    assert any("image/png" in data for data in shown), "frames are shown as they arrive"
+    assert "all there" in outputs[-1]["text"]
+    assert (tmp_path / "continued.mp4").stat().st_size > 1000
 
 
 def test_the_first_cell_says_what_it_lacks_away_from_the_project(tmp_path, monkeypatch):
