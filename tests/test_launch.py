@@ -200,6 +200,8 @@ def test_retry(launch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_retry_stops_the_command_for_good(launch, number):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("ignored since before these tests began, as below nohup: a shell cannot trap it then")
     launch.plan("until_term", "0")
     script = launch.start("retry.sh", "python")
     launch.wait_for_calls(1)

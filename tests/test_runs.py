@@ -109,8 +109,8 @@ def test_the_newest_checkpoints_stay(finished):
 
 def test_nothing_unfinished_is_left(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "model", "checkpoints", "metrics.jsonl", "tensorboard", "samples", "report", "report.json",
-        "report.md",
+        "config.json", "data.json", "model", "checkpoints", "metrics.jsonl", "tensorboard", "samples", "report",
+        "report.json", "report.md",
     }  # fmt: skip
     assert not [path for path in finished.rglob("*") if "partial" in path.name or path.suffix == ".part"]
 
@@ -133,7 +133,7 @@ def footage(tmp_path_factory):
     write_clip(folder / "clips" / "sub" / "a.avi.mp4", 60, seed=2)
     (folder / "clips" / "b (1).txt").write_text("a square moves right")
     (folder / "clips" / "broken.mp4").write_bytes(b"nothing" * 50)
-    write_clip(folder / "clips" / "short.mp4", 3)
+    write_clip(folder / "clips" / "short.mp4", 2)
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr("videomar_jax.data.videos._log.warning", lambda text, *args: said.append(text % args))
@@ -166,7 +166,7 @@ def test_footage_has_pictures_whatever_its_names(footage):
 def test_clips_that_cannot_be_used_are_listed_and_skipped(footage):
     _, _, said = footage
     assert any("broken.mp4" in line and "cannot be decoded" in line for line in said)
-    assert any("short.mp4" in line and "5 asked" in line for line in said)
+    assert any("short.mp4" in line and "3 asked" in line for line in said)
 
 
 # What is measured
