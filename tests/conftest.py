@@ -26,6 +26,16 @@ def _parsed_flags():
         flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Every compiled program takes memory maps of its process, of which Linux grants 65 530: without any left, the next
+    one ends in a segmentation fault. So programs of earlier files are let go; the cache on disk brings them back."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The workdir of a finished run of the quick start's tiny variant; look, do not touch."""
