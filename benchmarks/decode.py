@@ -13,13 +13,10 @@ floor is told in `decode_floor`. Prints tables and writes them as JSON.
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.decode_floor import device_peaks, floor_seconds, torch_peak
+from benchmarks.decode_floor import device_peaks, floor_seconds
+from benchmarks.measuring import torch_peak, write_report
 from videomar_jax.models import attention
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.videomar import VideoMAR
@@ -98,7 +96,7 @@ def main() -> None:
         f"\n{whole['device']}, load {whole['load'][0]:.1f}; {best['flops'] / 1e9:.0f} GFLOP/s {args.dtype}, "
         f"{best['bytes'] / 1e9:.0f} GB/s" + (f"; PyTorch {whole['torch'] / 1e9:.0f} GFLOP/s" if whole["torch"] else "")
     )
-    write(whole, args.out)
+    write_report(whole, args.out, "decode")
 
 
 def open_case(name: str, args: argparse.Namespace) -> Case:
@@ -253,15 +251,6 @@ def show(report: dict[str, Any]) -> None:
                 print(f"  {row['frame']:5d}  {row['seen']:5d}  {row['seconds']:9.3f}  {size:10.1f}  {over:8.2f}")
     for name, share in report.get("shares", {}).get("shares", {}).items():
         print(f"  {share:6.1%}  {name}")
-
-
-def write(report: dict[str, Any], out: str | None) -> None:
-    """Writes the report as JSON; a file that is there stays."""
-    path = Path(out or f"runs/benchmarks/decode-{datetime.now():%Y%m%d-%H%M%S}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(report, file, indent=2)
-    print(path)
 
 
 def _arguments() -> argparse.Namespace:

@@ -6,15 +6,11 @@ steps are guided, and in the head the tokens that a step reveals.
 """
 
 import math
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.measuring import copy_peak, matmul_peak
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion import output_values
 from videomar_jax.sampling.config import SamplingConfig
@@ -24,27 +20,8 @@ from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 
 
 def device_peaks(dtype: str) -> dict[str, float]:
-    """FLOP/s of a large product and bytes/s of a large copy, the best of several."""
-    cpu = jax.default_backend() == "cpu"
-    size = 2048 if cpu else 8192
-    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
-    block = jnp.zeros(2**26 if cpu else 2**30, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    return {
-        "flops": 2 * size**3 / _best(lambda: jax.block_until_ready(product(matrix))),
-        "bytes": 2 * block.nbytes / _best(lambda: jax.block_until_ready(copy(block))),
-    }
-
-
-def _best(function: Callable[[], Any], repeats: int = 8) -> float:
-    function()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
+    """FLOP/s of a large product and bytes/s of a large copy."""
+    return {"flops": matmul_peak(dtype), "bytes": copy_peak()}
 
 
 def floor_seconds(config: ModelConfig, sampling: SamplingConfig, grid: tuple[int, int], batch: int, seen: int,
@@ -75,14 +52,3 @@ def frame_work(
     head = jnp.dtype("float32" if sampling.head_dtype == "model" else sampling.head_dtype).itemsize
     once = 4 * batch * tokens * width * w  # the part of the condition that z gives
     return (flops, read), (2 * drawn * weights + once, float(evaluations.sum()) * 2 * config.head_depth * w**2 * head)
-
-
-def torch_peak(python: str | None) -> float | None:
-    """FLOP/s of PyTorch's product of two 2048 x 2048 matrices on CPU, in this interpreter or in `python`."""
-    code = (
-        "import time, torch\na = torch.randn(2048, 2048)\nbest = 9e9\nfor _ in range(10):\n"
-        "    t = time.perf_counter(); torch.matmul(a, a); best = min(best, time.perf_counter() - t)\n"
-        "print(2 * 2048**3 / best)"
-    )
-    done = subprocess.run([python or sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return float(done.stdout) if done.returncode == 0 else None

@@ -13,21 +13,18 @@ On CPU the clips that the input pipeline makes in a second are measured too. Pri
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
-import json
 import os
 import statistics
 import time
 from collections.abc import Iterator
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.measuring import matmul_peak, torch_peak, write_report
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.models.config import PRESETS, ModelConfig
@@ -92,7 +89,7 @@ def main() -> None:
         "input": pipeline, "steps": [row | {"share_of_peak": row["flops_per_second"] / peak} for row in rows],
     }  # fmt: skip
     print_report(report, peak)
-    write(report, args.out)
+    write_report(report, args.out, "train_step")
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
@@ -181,28 +178,9 @@ def _planned_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def matmul_peaks(dtype: str) -> dict[str, float]:
-    """FLOP/s of the best of several square products on all devices, by library."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    peaks = {"jax": _rate(lambda: jax.block_until_ready(product(a, a)), size) * jax.device_count()}
-    if jax.default_backend() == "cpu" and importlib.util.find_spec("torch"):
-        import torch
-
-        torch.set_num_threads(os.cpu_count() or 1)
-        b = torch.randn(size, size)
-        peaks["torch"] = _rate(lambda: torch.matmul(b, b), size)
-    return peaks
-
-
-def _rate(product: Any, size: int, repeats: int = 10) -> float:
-    product()
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        product()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    """FLOP/s of a large product on all devices, by library; PyTorch's on CPU, where it is installed."""
+    torch = torch_peak() if jax.default_backend() == "cpu" else None
+    return {"jax": matmul_peak(dtype) * jax.device_count()} | ({"torch": torch} if torch else {})
 
 
 def input_rate(model: str, batches: int) -> dict[str, Any]:
@@ -258,15 +236,6 @@ def print_report(report: dict[str, Any], peak: float) -> None:
     for row in report["input"]:
         size = "{num_frames} x {height} x {width}".format(**row["clip"])
         print(f"input pipeline, clips of {size}: {row['clips_per_second']:.0f} clips/s")
-
-
-def write(report: dict[str, Any], out: str) -> None:
-    """Writes the report as JSON; a file that is there stays."""
-    path = Path(out or f"runs/benchmarks/train_step-{datetime.now():%Y%m%d-%H%M%S}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "x", encoding="utf-8") as file:
-        json.dump(report, file, indent=2)
-    print(path)
 
 
 def _arguments() -> argparse.Namespace:

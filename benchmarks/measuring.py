@@ -1,0 +1,60 @@
+"""What the benchmarks share: how fast the device is at its best, and where a report goes."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def matmul_peak(dtype: str) -> float:
+    """FLOP/s of a large product on one device, the best of several."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    return 2 * size**3 / _best(lambda: jax.block_until_ready(product(matrix)))
+
+
+def copy_peak() -> float:
+    """Bytes/s that a large copy on one device reads and writes, the best of several."""
+    block = jnp.zeros(2**26 if jax.default_backend() == "cpu" else 2**30, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return 2 * block.nbytes / _best(lambda: jax.block_until_ready(copy(block)))
+
+
+def _best(function: Callable[[], Any], repeats: int = 10) -> float:
+    """Seconds of the fastest of several calls, after one that is not counted."""
+    function()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def torch_peak(python: str | None = None) -> float | None:
+    """FLOP/s of PyTorch's product of two 2048 x 2048 matrices on CPU, in this interpreter or in `python`; None where it
+    is not installed."""
+    code = (
+        "import time, torch\na = torch.randn(2048, 2048)\nbest = 9e9\nfor _ in range(10):\n"
+        "    t = time.perf_counter(); torch.matmul(a, a); best = min(best, time.perf_counter() - t)\n"
+        "print(2 * 2048**3 / best)"
+    )
+    done = subprocess.run([python or sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return float(done.stdout) if done.returncode == 0 else None
+
+
+def write_report(report: dict[str, Any], out: str | None, name: str) -> None:
+    """Writes a report as JSON to `out`, or below runs/benchmarks; a file that is there stays."""
+    path = Path(out or f"runs/benchmarks/{name}-{datetime.now():%Y%m%d-%H%M%S}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "x", encoding="utf-8") as file:
+        json.dump(report, file, indent=2)
+    print(path)
