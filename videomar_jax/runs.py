@@ -92,7 +92,8 @@ def run(
         shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
         together("checked")
         if jax.process_index() == 0:
-            claim(workdir, config, source)
+            claim(workdir, config)
+            remember_clips(workdir, source)
             (save_settings if _has_card(workdir) else save_card)(card, workdir)
         together("claimed")
     graph, _ = abstract_model(card.config)
@@ -212,12 +213,15 @@ def check_same_clips(workdir: Path, source: ClipSource) -> None:
         )
 
 
-def claim(workdir: Path, config: Mapping[str, Any], source: ClipSource | None = None) -> None:
-    """Makes `workdir` the folder of the run with this config, trained on the clips of `source`."""
+def remember_clips(workdir: Path, source: ClipSource) -> None:
+    """Notes which clips the run in `workdir` is trained on, for `check_same_clips`."""
+    _write_json(workdir / "data.json", {"clips": len(source), "digest": digest_of(source)})
+
+
+def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of the run with this config."""
     workdir.mkdir(parents=True, exist_ok=True)
     _write_json(workdir / "config.json", config)
-    if source is not None:
-        _write_json(workdir / "data.json", {"clips": len(source), "digest": digest_of(source)})
 
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:
