@@ -105,7 +105,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "flow": dict(steps=16, head_steps="5-2", guidance_interval=(0.4, 1.0)),
     },
 }
-"""Name → head → what differs from a model's own sampling settings (docs/sampling.md holds the measurements)."""
+"""Name → head → what differs from a model's own sampling settings; docs/sampling.md says why."""
 
 
 def with_preset(config: SamplingConfig, name: str, head: str) -> SamplingConfig:
