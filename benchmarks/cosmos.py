@@ -24,8 +24,8 @@ import numpy as np
 
 from videomar_jax.interop.cosmos_rules import cosmos_rules, parameter_shapes
 from videomar_jax.interop.rules import expected, exported
-from videomar_jax.tokenizers.cosmos import CosmosTokenizer
-from videomar_jax.tokenizers.cosmos_config import RELEASES, CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.config import RELEASES, CosmosConfig
 
 Codec = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 

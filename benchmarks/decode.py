@@ -29,10 +29,10 @@ from benchmarks.measuring import torch_peak, write_report
 from videomar_jax.models import attention
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.sampling import decode
+from videomar_jax.sampling import decoder
 from videomar_jax.sampling import frame as frame_module
 from videomar_jax.sampling.config import SamplingConfig, with_preset
-from videomar_jax.sampling.frame import Levers
+from videomar_jax.sampling.reveal import Levers
 from videomar_jax.sampling.memory import cache_bytes, request_bytes
 from videomar_jax.sampling.precision import for_sampling
 
@@ -48,13 +48,13 @@ class Case:
     batch: int
     levers: Levers | None
 
-    def video(self, num_frames: int, given: int = 1, **changes: Any) -> decode.Video:
+    def video(self, num_frames: int, given: int = 1, **changes: Any) -> decoder.Video:
         """A request for random images and texts."""
         config, size = self.model.config, self.model.config.patch_size
         keys = jax.random.split(jax.random.key(0), 3)
         shape = (self.batch, given, self.grid[0] * size, self.grid[1] * size, config.latent_channels)
         text = jax.random.normal(keys[1], (self.batch, config.text_tokens, config.text_width))
-        return decode.prepare(
+        return decoder.prepare(
             self.model, jax.random.normal(keys[0], shape), text, jnp.ones(text.shape[:2], bool), num_frames=num_frames,
             config=dataclasses.replace(self.sampling, **changes), keys=jax.random.split(keys[2], self.batch),
             levers=self.levers,
@@ -107,7 +107,7 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
         model = jax.jit(lambda: VideoMAR(config, rngs=nnx.Rngs(0)))()
         sampling = SamplingConfig(steps=steps, head_steps=head_steps)
     else:
-        from videomar_jax.pretrained import load_pretrained  # late: it imports the tokenizers
+        from videomar_jax.pretrained.bundle import load_pretrained  # late: it imports the tokenizers
 
         loaded = load_pretrained(name)
         model, card = loaded.model, loaded.card
@@ -136,7 +136,7 @@ def run(case: Case, num_frames: int, repeats: int, **changes: Any) -> dict[str, 
         for i, number in enumerate(video.settings.number):
             settings = jax.tree.map(lambda x, i=i: x[i], video.settings)
             start = time.perf_counter()
-            state, latents, _ = decode.one_frame(
+            state, latents, _ = decoder.one_frame(
                 video.model, video.decoder, state, settings, None, video.scale, video.program_of(int(number))
             )
             jax.block_until_ready(latents)
@@ -203,7 +203,7 @@ def lone_frame(case: Case, seen: int, *patches: Any) -> Callable[[], Any]:
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        traced = jax.jit(lambda *arrays: decode.next_frame(*arrays, program))
+        traced = jax.jit(lambda *arrays: decoder.next_frame(*arrays, program))
         arrays = (video.model, video.decoder, video.state, settings, None, video.scale)
         compiled = traced.lower(*arrays).compile()
     jax.block_until_ready(compiled(*arrays))

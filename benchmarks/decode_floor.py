@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from benchmarks.measuring import copy_peak, matmul_peak
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.diffusion import output_values
+from videomar_jax.diffusion.base import output_values
 from videomar_jax.sampling.config import SamplingConfig
-from videomar_jax.sampling.head_plan import head_plan
+from videomar_jax.diffusion.solver import head_plan
 from videomar_jax.sampling.memory import cache_bytes
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 

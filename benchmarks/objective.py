@@ -24,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import motion
 from videomar_jax.evaluation.report import Case, score
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import supervised_frame_flops, train_step_flops
-from videomar_jax.sampling.image_to_video import VideoSampler
+from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
@@ -40,7 +40,7 @@ from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss,
 from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
 from videomar_jax.training.state import TrainState, abstract_model, init_state
 from videomar_jax.training.step import make_train_step
-from videomar_jax.training.stream import Parts, to_batch, training_batches
+from videomar_jax.training.batches import Parts, to_batch, training_batches
 
 MODEL = PRESETS["quickstart"]
 STRIDE, PATCH, FRAMES = 2, 4, 4

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import metrics, motion
 from videomar_jax.evaluation.report import movement
-from videomar_jax.media import contact_sheet, write_png
-from videomar_jax.pretrained import Pretrained, load_pretrained
+from videomar_jax.io.media import contact_sheet, write_png
+from videomar_jax.pretrained.bundle import Pretrained, load_pretrained
 from videomar_jax.sampling.config import PRESETS, SamplingConfig, with_preset
-from videomar_jax.sampling.image_to_video import VideoSampler
+from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.tokenizers import latent_shape, pixel_frames
 
 HEADER = ["setting", "direction", "PSNR, dB", "object off at the end, px", "object there", "ms a video"]

@@ -31,9 +31,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from videomar_jax.cli import INTERRUPTED
-from videomar_jax.training.checkpoint import Checkpoints
-from videomar_jax.training.fitting import leaves
+from videomar_jax.commands.app import INTERRUPTED
+from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.checkpoints.compatibility import leaves
 
 ROOT = Path(__file__).parents[1]
 CLOCKED = re.compile(r"_per_second$|^data_wait$|^mfu$|^device_memory|seconds")

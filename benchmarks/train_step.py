@@ -34,10 +34,10 @@ from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.curriculum import Curriculum
 from videomar_jax.training.loss import Batch, LossConfig, supervised_frames
 from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
-from videomar_jax.training.sharding import MeshConfig, batch_shardings, layout_rule, make_mesh, state_shardings
+from videomar_jax.parallel.sharding import MeshConfig, batch_shardings, layout_rule, make_mesh, state_shardings
 from videomar_jax.training.state import TrainState, abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step
-from videomar_jax.training.stream import Parts, training_batches
+from videomar_jax.training.batches import Parts, training_batches
 
 MODELS = {
     "tiny": ModelConfig(width=384, depth=6, num_heads=6, head_width=512, text_tokens=32, text_width=256),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tiny_run import start, tiny, tiny_videos, write_clip
 
-from videomar_jax import runs
-from videomar_jax.experiment import Experiment
-from videomar_jax.runs import check_workdir, claim, evaluate_checkpoint
+from videomar_jax.experiment.config import run
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.run import check_workdir, claim, evaluate_checkpoint
 
 
 @pytest.fixture

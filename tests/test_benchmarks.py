@@ -10,7 +10,7 @@ import pytest
 from videomar_jax.models.config import PRESETS
 from videomar_jax.models.flops import train_step_flops
 from videomar_jax.training.loss import LossConfig
-from videomar_jax.training.sharding import MeshConfig
+from videomar_jax.parallel.sharding import MeshConfig
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -8,9 +8,9 @@ import pytest
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from videomar_jax import compiled
-compiled.SECONDS = 0.0
-folder = compiled.keep_compiled()
+from videomar_jax.commands import compilation_cache
+compilation_cache.SECONDS = 0.0
+folder = compilation_cache.keep_compiled()
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
 print(folder, len(list(folder.iterdir())) if folder else None)
 """

@@ -11,9 +11,9 @@ from absl import flags
 from ml_collections import config_flags
 from tiny_run import CONFIGS, load_config, start
 
-from videomar_jax import runs
-from videomar_jax.experiment import Experiment
-from videomar_jax.pretrained import load_card, load_params
+from videomar_jax.experiment.config import run
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.pretrained.bundle import load_card, load_params
 from videomar_jax.tokenizers.base import fingerprint, grid_shape
 from videomar_jax.training import loop
 from videomar_jax.training.state import TrainState, count_params
@@ -122,7 +122,7 @@ def chained(tmp_path_factory):
         def emit(self, record):
             said.append(record.getMessage())
 
-    logger, handler = logging.getLogger("videomar_jax.materials"), Told(logging.INFO)
+    logger, handler = logging.getLogger("videomar_jax.experiment.build"), Told(logging.INFO)
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)

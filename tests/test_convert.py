@@ -17,20 +17,20 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from tiny_run import start, tiny
 
-from videomar_jax.conversion import export_official, import_official
+from videomar_jax.pretrained.convert import export_official, import_official
 from videomar_jax.interop import videomar
 from videomar_jax.interop.cosmos_rules import cosmos_rules, parameter_shapes
-from videomar_jax.interop.files import open_tensors
+from videomar_jax.interop.formats.files import open_tensors
 from videomar_jax.interop.rules import expected, exported, nested
 from videomar_jax.interop.videomar import write_checkpoint
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.parts import local_folder, open_text_encoder, open_tokenizer
-from videomar_jax.pretrained import load_params, load_pretrained
-from videomar_jax.sidecar import model_digests
-from videomar_jax.tokenizers.cosmos import CosmosTokenizer
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
-from videomar_jax.training.streamed import stored_types
+from videomar_jax.pretrained.open import local_folder, open_text_encoder, open_tokenizer
+from videomar_jax.pretrained.bundle import load_params, load_pretrained
+from videomar_jax.inference.metadata import model_digests
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+from videomar_jax.checkpoints.streamed import stored_types
 
 ROOT = Path(__file__).parents[1]
 COSMOS = CosmosConfig(

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-from videomar_jax import distributed
-from videomar_jax.distributed import Launcher, gpu_share, launched_by, on_tpu, start
-from videomar_jax.rendezvous import meet, split
+from videomar_jax.parallel import multihost
+from videomar_jax.parallel.multihost import Launcher, gpu_share, launched_by, on_tpu, start
+from videomar_jax.parallel.rendezvous import meet, split
 
 SLURM = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "8", "SLURM_PROCID": "5",
@@ -189,9 +189,9 @@ def machine(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
     monkeypatch.setattr(distributed, "_joined", False)
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(multihost.glob, "glob", lambda pattern: [])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr("videomar_jax.rendezvous.meet", lambda *arguments: None)
+    monkeypatch.setattr("videomar_jax.parallel.rendezvous.meet", lambda *arguments: None)
     for name in [*os.environ]:
         if name.startswith(("SLURM_", "OMPI_", "CUDA_VISIBLE")):
             monkeypatch.delenv(name)
@@ -283,11 +283,12 @@ def test_a_tpu_host_without_metadata_is_told_what_to_do(machine, monkeypatch):
 PROCESS = """
 import logging, sys, time
 from absl import flags
-from videomar_jax import cli, distributed
+from videomar_jax.commands import app
+from videomar_jax.parallel import multihost
 NUMBER = flags.DEFINE_integer("number", 0, "")
 def main(_):
-    distributed.start("localhost:" + "PORT", 2, NUMBER.value, timeout=60)
-    distributed.start("localhost:" + "PORT", 2, NUMBER.value)
+    multihost.start("localhost:" + "PORT", 2, NUMBER.value, timeout=60)
+    multihost.start("localhost:" + "PORT", 2, NUMBER.value)
     import jax
     logging.getLogger("videomar_jax.any").info("heard")
     logging.getLogger("videomar_jax.any").warning("warned %d", jax.process_index())
@@ -295,7 +296,7 @@ def main(_):
     if NUMBER.value == 1:
         raise ValueError("this one fails")
     time.sleep(600)
-cli.run(main)
+app.run(main)
 """
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny_run import tiny
 
-from videomar_jax.experiment import Experiment
-from videomar_jax.training import loop, stream
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.training import loop, batches
 
 MESHES = [dict(data=2, fsdp=2, tensor=1, context=2), dict(data=1, fsdp=4), dict(data=1)]
 STEPS = 2  # on each of them
@@ -25,7 +25,7 @@ def train(workdir, parts, steps, mesh):
 def parts():
     experiment = Experiment.from_config(tiny())
     source = experiment.source("train")
-    return stream.Parts(source=source, tokenizer=experiment.tokenizer(source), text_encoder=experiment.text_encoder())
+    return batches.Parts(source=source, tokenizer=experiment.tokenizer(source), text_encoder=experiment.text_encoder())
 
 
 def told(workdir, name):

@@ -7,27 +7,27 @@ import numpy as np
 import pytest
 from tiny_run import CONFIGS, load_config, tiny
 
-from videomar_jax import experiment
+from videomar_jax.experiment.config import config
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.experiment import Experiment, stage_shape
+from videomar_jax.experiment.config import Experiment, stage_shape
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
 from videomar_jax.training.recipe import RunConfig
-from videomar_jax.training.sharding import MeshConfig
+from videomar_jax.parallel.sharding import MeshConfig
 from videomar_jax.training.stages import ROW
 
 SECTIONS = {
-    "data": experiment.DataConfig,
-    "tokenizer": experiment.TokenizerConfig,
-    "text": experiment.TextConfig,
+    "data": config.DataConfig,
+    "tokenizer": config.TokenizerConfig,
+    "text": config.TextConfig,
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
     "mesh": MeshConfig,
     "run": RunConfig,
     "sampling": SamplingConfig,
-    "evaluation": experiment.EvaluationConfig,
+    "evaluation": config.EvaluationConfig,
 }
 
 

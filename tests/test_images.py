@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny_run import write_clip
 
-from videomar_jax import images
+from videomar_jax.inference import images
 
 
 def _smooth(frames=6, height=32, width=48):

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from tiny_run import load_config
 
-from videomar_jax.experiment import Experiment
-from videomar_jax.training.checkpoint import Checkpoints
-from videomar_jax.training.fitting import leaves
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.checkpoints.compatibility import leaves
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -298,8 +298,8 @@ def test_a_cancelled_slurm_job_does_not_queue_again(slurm):
 
 JOINS = """
 import sys, jax
-from videomar_jax import distributed
-distributed.start(timeout=60.0)
+from videomar_jax.parallel import multihost
+multihost.start(timeout=60.0)
 print("joined", jax.process_index(), jax.process_count(), len(jax.local_devices()), flush=True)
 """
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from tiny_run import load_config, tiny, write_clip
 
-from videomar_jax import materials
+from videomar_jax.experiment.config import build
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import clips_for
 from videomar_jax.data.videos import VideoFolder
-from videomar_jax.experiment import Experiment, stage_shape
+from videomar_jax.experiment.config import Experiment, stage_shape
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import CosmosTokenizer, PCATokenizer, to_pixels
 from videomar_jax.tokenizers.base import fingerprint
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ class Prepared:
 def shards(tmp_path, pca, monkeypatch):
     """A folder of prepared clips, whose records are made on demand."""
     monkeypatch.setattr(materials, "LatentShards", lambda path, split: Prepared(pca, split))
-    materials._decoder.cache_clear()
+    build._decoder.cache_clear()
     return model_folder(tmp_path / "shards", pca, HashedTextEncoder(8, 64))
 
 

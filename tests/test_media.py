@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from videomar_jax import media
+from videomar_jax.io import media
 
 
 def _smooth(frames=6, height=32, width=48):

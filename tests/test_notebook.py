@@ -69,7 +69,7 @@ def test_the_first_cell_says_what_it_lacks_away_from_the_project(tmp_path, monke
 
 
 def test_without_a_run_or_a_place_to_train_one(tmp_path, monkeypatch):
-    from videomar_jax.notebook import trained, upload
+    from videomar_jax.inference.notebook import trained, upload
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no run in gone, and no configs/quickstart.py"):

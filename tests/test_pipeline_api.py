@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 import videomar_jax
-from videomar_jax import pipeline
-from videomar_jax.pipeline import VideoMARPipeline
-from videomar_jax.sampling import decode
-from videomar_jax.sampling.image_to_video import image_to_video
+from videomar_jax.inference import pipeline
+from videomar_jax.inference.pipeline import VideoMARPipeline
+from videomar_jax.sampling import decoder
+from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.tokenizers import PCATokenizer, to_pixels, to_video
-from videomar_jax.training.sharding import MeshConfig
+from videomar_jax.parallel.sharding import MeshConfig
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from tiny_run import load_config, tiny, write_clip
 
 from videomar_jax.data.records import PreparedClip, to_record, write_records
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.experiment import Experiment
+from videomar_jax.experiment.config import Experiment
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.planning import activation_bytes, dry_run, plan
+from videomar_jax.experiment.dry_run import activation_bytes, dry_run, plan
 from videomar_jax.training.draws import Batch, LossConfig
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import abstract_model, init_state

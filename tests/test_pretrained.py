@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from tiny_run import STEPS, saved_parts, tiny
 
-from videomar_jax.experiment import Experiment
-from videomar_jax.pretrained import load_card, load_pretrained, run_folder, save_card
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.pretrained.bundle import load_card, load_pretrained, run_folder, save_card
 from videomar_jax.tokenizers.base import fingerprint
 from videomar_jax.training.state import abstract_model
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from tiny_run import STEPS, saved_parts, start, tiny
 
-from videomar_jax.cli import Interrupted
-from videomar_jax.experiment import Experiment
-from videomar_jax.pretrained import load_card
-from videomar_jax.training import loop, stream
-from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.commands.app import Interrupted
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.pretrained.bundle import load_card
+from videomar_jax.training import loop, batches
+from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.training.state import init_params
 
 _UPDATES: dict = {}
@@ -50,7 +50,7 @@ def interrupt():
 
 def act_at_batch(monkeypatch, number, act):
     """Calls `act` while the loop draws its `number`-th batch, counted from this start."""
-    encode, drawn = stream.encode, []
+    encode, drawn = batches.encode, []
 
     def counted(*args):
         drawn.append(1)
@@ -65,7 +65,7 @@ def train_in(workdir, finished, monkeypatch, number=None, act=None, **options):
     """One start of the training loop, by default without pictures; `act` is called at its `number`-th batch."""
     experiment = Experiment.from_config(tiny())
     card = load_card(finished)
-    parts = stream.Parts(source=experiment.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
+    parts = batches.Parts(source=experiment.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
     workdir.mkdir(exist_ok=True)
     with monkeypatch.context() as patch:
         if number:
@@ -150,7 +150,7 @@ def test_the_whole_command(finished, tmp_path, monkeypatch):
 def test_the_checkpoint_of_another_model_is_refused(finished, tmp_path, monkeypatch):
     other = Experiment.from_config(tiny(model=dict(width=48)))
     card = load_card(finished)
-    parts = stream.Parts(source=other.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
+    parts = batches.Parts(source=other.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder)
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match=r"ema/.* has shape .*another model size: use the configuration"):
         loop.train(other.recipe, parts, finished)
@@ -158,7 +158,7 @@ def test_the_checkpoint_of_another_model_is_refused(finished, tmp_path, monkeypa
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(finished, tmp_path, monkeypatch):
-    encode, drawn = stream.encode, []
+    encode, drawn = batches.encode, []
 
     def poisoned(*args):
         drawn.append(1)

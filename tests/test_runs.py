@@ -11,11 +11,11 @@ from PIL import Image
 from tiny_run import STEPS, start, tiny, tiny_videos, write_clip
 
 from videomar_jax.data.shapes import HELD_OUT
-from videomar_jax.experiment import Experiment
-from videomar_jax.pretrained import load_pretrained
-from videomar_jax.runs import evaluate, evaluate_checkpoint
-from videomar_jax.sampling.image_to_video import VideoSampler
-from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.pretrained.bundle import load_pretrained
+from videomar_jax.experiment.run import evaluate, evaluate_checkpoint
+from videomar_jax.inference.image_to_video import VideoSampler
+from videomar_jax.checkpoints.manager import Checkpoints
 
 SHAPE_SCORES = {
     "direction_accuracy", "counterfactual_accuracy", "psnr", "psnr_copy_first", "psnr_ceiling", "ssim",

@@ -18,14 +18,15 @@ import pytest
 from PIL import Image
 from tiny_run import write_clip
 
-from videomar_jax import batches, pretrained, production, requests, streaming
-from videomar_jax.batches import Stopped
-from videomar_jax.pretrained import load_card, load_pretrained, save_settings
-from videomar_jax.production import Order, Output
+from videomar_jax.inference import batches, jobs, requests, stream
+from videomar_jax.pretrained.bundle import bundle
+from videomar_jax.inference.batches import Stopped
+from videomar_jax.pretrained.bundle import load_card, load_pretrained, save_settings
+from videomar_jax.inference.jobs import Order, Output
 from videomar_jax.sampling.config import SamplingConfig
-from videomar_jax.sampling.image_to_video import image_to_video
+from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.tokenizers import to_pixels
-from videomar_jax.training.sharding import MeshConfig
+from videomar_jax.parallel.sharding import MeshConfig
 
 SIZE = 24  # of the tiny run's last row
 
@@ -56,7 +57,7 @@ def mp4_frames(path):
 
 def make(asked, checkpoint, folder, overwrite=False, formats=("mp4", "gif", "png"), **changes):
     order = Order(checkpoint=checkpoint, **dict(batch_size=2) | changes)
-    return production.fulfil(asked, order, Output(folder=folder, formats=formats, overwrite=overwrite))
+    return jobs.fulfil(asked, order, Output(folder=folder, formats=formats, overwrite=overwrite))
 
 
 def latents(folder, name="v"):
@@ -234,7 +235,7 @@ def test_a_window_of_none_is_the_models_and_of_zero_all_frames(finished, tmp_pat
     for window in (None, 0, 3):
         folder = tmp_path / f"window{window}"
         make([request(image)], tmp_path / "run", folder, formats=("latents",), settings=dict(window=window))
-        kept[window] = production.read_record(folder / "v.json").sampling["window"]
+        kept[window] = jobs.read_record(folder / "v.json").sampling["window"]
     assert kept == {None: 2, 0: None, 3: 3}
 
 
@@ -292,7 +293,7 @@ def test_a_video_goes_on_where_it_ends(finished, tmp_path):
 def test_every_format_at_another_rate(finished, tmp_path):
     order, folder = Order(checkpoint=finished), tmp_path / "out"
     output = Output(folder=folder, formats=("webm", "mp4", "latents"), fps=7.0)
-    production.fulfil([request(draw(tmp_path / "i.png"))], order, output)
+    jobs.fulfil([request(draw(tmp_path / "i.png"))], order, output)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".mp4", ".npz", ".webm"]
     for name in ("v.webm", "v.mp4"):
         with av.open(str(folder / name)) as container:
@@ -316,7 +317,7 @@ def made(finished, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["v1", "v2"], ids=["second_of_two", "in_a_filled_batch"])
 def test_a_record_makes_the_same_video_again(made, tmp_path, name):
-    production.remake(made / "out" / f"{name}.json", Output(folder=tmp_path, formats=("latents", "png")))
+    jobs.remake(made / "out" / f"{name}.json", Output(folder=tmp_path, formats=("latents", "png")))
     np.testing.assert_array_equal(latents(tmp_path, name), latents(made / "out", name))
     np.testing.assert_array_equal(pixels(tmp_path / f"{name}.png"), pixels(made / "out" / f"{name}.png"))
     first, second = (json.loads((folder / f"{name}.json").read_text()) for folder in (made / "out", tmp_path))
@@ -325,7 +326,7 @@ def test_a_record_makes_the_same_video_again(made, tmp_path, name):
 
 
 def test_what_a_record_says(made, finished):
-    record = production.read_record(made / "out" / "v1.json")
+    record = jobs.read_record(made / "out" / "v1.json")
     assert (record.prompt, record.seed, record.num_frames, record.frames) == ("a red circle moves left", 21, 7, 7)
     assert (record.sampling["temperature"], record.fit, record.fps, record.place) == (0.7, "crop", 12.0, 1)
     assert Path(record.checkpoint) == finished / "checkpoints" / "6" and record.files == ["v1.npz", "v1.png"]
@@ -338,15 +339,15 @@ def test_videos_are_spread_over_devices_and_made_again_so(finished, tmp_path, ca
     """A batch of one is filled up to the two devices that share it; the record knows the mesh."""
     asked, mesh = [request(draw(tmp_path / "i.png"), seed=3)], MeshConfig(data=2, tensor=2, min_size=1)
     make(asked, finished, tmp_path / "out", formats=("latents",), mesh=mesh)
-    record = production.read_record(tmp_path / "out" / "v.json")
+    record = jobs.read_record(tmp_path / "out" / "v.json")
     assert record.batch_size == 2 and record.mesh == dataclasses.asdict(mesh)
     output = Output(folder=tmp_path / "again", formats=("latents",))
-    production.remake(tmp_path / "out" / "v.json", output)
+    jobs.remake(tmp_path / "out" / "v.json", output)
     np.testing.assert_array_equal(latents(tmp_path / "again"), latents(tmp_path / "out"))
     make(asked, finished, tmp_path / "alone", formats=("latents",))
     np.testing.assert_allclose(latents(tmp_path / "alone"), latents(tmp_path / "out"), atol=1e-3)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert production._mesh_of(record) is None and "made on 4 devices, here on one" in caplog.text
+    assert jobs._mesh_of(record) is None and "made on 4 devices, here on one" in caplog.text
 
 
 def changed_image(made, run, file):
@@ -385,13 +386,13 @@ def test_a_video_that_cannot_be_made_again(made, finished, tmp_path, prepare):
     file = Path(shutil.copy(made / "out" / "v0.json", tmp_path))
     where, kind, words = prepare(made, finished, file)
     with pytest.raises(kind, match=words):
-        production.remake(file, Output(folder=tmp_path / "out"), **where)
+        jobs.remake(file, Output(folder=tmp_path / "out"), **where)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_video_keeps_its_frames(finished, tmp_path, monkeypatch):
     """Two of three new latent frames are drawn when the user stops; the rest of a video is not made up."""
-    drawn = streaming.generate_frames
+    drawn = stream.generate_frames
 
     def stopping(*args, **kwargs):
         frames = drawn(*args, **kwargs)
@@ -406,7 +407,7 @@ def test_an_interrupted_video_keeps_its_frames(finished, tmp_path, monkeypatch):
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.mp4")) == ["v0", "v1"]
     assert len(mp4_frames(tmp_path / "out" / "v0.mp4")) == 5 and len(latents(tmp_path / "out", "v1")) == 3
     monkeypatch.setattr(streaming, "generate_frames", drawn)
-    production.remake(tmp_path / "out" / "v1.json", Output(folder=tmp_path / "again", formats=("latents",)))
+    jobs.remake(tmp_path / "out" / "v1.json", Output(folder=tmp_path / "again", formats=("latents",)))
     np.testing.assert_array_equal(latents(tmp_path / "again", "v1"), latents(tmp_path / "out", "v1"))
 
 
@@ -441,7 +442,7 @@ def test_a_prompt_that_is_too_long_is_told_with_what_is_cut(finished, tmp_path, 
     prompt = "one two three four five six seven eight nine ten"
     make([request(draw(tmp_path / "i.png"), prompt=prompt)], finished, tmp_path / "out", formats=("latents",))
     assert "The prompt of v is 3 tokens longer than the 8 that the model reads: they are cut." in caplog.messages
-    assert production.read_record(tmp_path / "out" / "v.json").prompt_tokens_cut == 3
+    assert jobs.read_record(tmp_path / "out" / "v.json").prompt_tokens_cut == 3
 
 
 # Told before weights are read: the folder here has a card and no checkpoint
@@ -521,11 +522,13 @@ def test_the_command_makes_a_video_again_in_its_own_formats(made, tmp_path):
 
 def test_ctrl_c_ends_with_130_and_says_what_was_kept(tmp_path):
     code = """
-from videomar_jax import batches, cli, production, sample
+from videomar_jax.inference import batches, jobs
+from videomar_jax.commands import app
+from videomar_jax import sample
 def stop(*_):
     raise batches.Stopped("Interrupted: kept 3 of 9 frames")
-production.fulfil = stop
-cli.run(sample.main)
+jobs.fulfil = stop
+app.run(sample.main)
 """
     call = [sys.executable, "-c", code, "--checkpoint=x", "--image=a.png", f"--output={tmp_path}"]
     done = subprocess.run(call, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
@@ -553,12 +556,14 @@ def test_a_bucket_is_no_folder(tmp_path):
 def test_every_sampling_setting_has_a_flag_and_the_home_folder_is_found(tmp_path):
     code = """
 import json
-from videomar_jax import cli, production, sample
+from videomar_jax.commands import app
+from videomar_jax.inference import jobs
+from videomar_jax import sample
 def show(asked, order, output):
     print(json.dumps([order.settings, str(order.checkpoint), str(asked[0].image), str(output.folder)]))
     return []
-production.fulfil = show
-cli.run(sample.main)
+jobs.fulfil = show
+app.run(sample.main)
 """
     given = dict(window="0", keep_first="false", positions="shifted", clip="1.5", clip_first="true",
                  head_dtype="model", token_dtype="bfloat16")  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from tiny_run import STEPS
 
 from benchmarks.soak import HEADER, Failed, Kill, Run, _check_kill, differences, plan, saved, soak
-from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.checkpoints.manager import Checkpoints
 
 
 def test_killed_twice(finished, tmp_path, monkeypatch, capsys):

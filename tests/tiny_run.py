@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from videomar_jax.experiment import Experiment
-from videomar_jax.runs import run
-from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.run import run
+from videomar_jax.checkpoints.manager import Checkpoints
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STEPS = 6  # two rows of three steps

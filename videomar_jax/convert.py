@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from videomar_jax import cli
+from videomar_jax.commands import app
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Official .safetensors or .pth; with --export: a run's folder.")
 _OUTPUT = flags.DEFINE_string("output", None, "New folder for the converted model.")
@@ -34,7 +34,7 @@ flags.mark_flag_as_required("checkpoint")
 
 def main(_: Sequence[str]) -> None:
     """Imports or exports."""
-    from videomar_jax.conversion import export_official, import_official
+    from videomar_jax.pretrained.convert import export_official, import_official
 
     if (_OUTPUT.value is None) == (_EXPORT.value is None):
         raise ValueError("Say where to: --output=DIR for an official file, or --export=FILE for a run of ours.")
@@ -57,4 +57,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from videomar_jax import cli, distributed
+from videomar_jax.commands import app
+from videomar_jax.parallel import multihost
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "For instance configs/quickstart.py.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run goes on where it stopped.")
@@ -23,14 +24,14 @@ flags.mark_flag_as_required("config")
 
 def main(_: Sequence[str]) -> None:
     """Runs the config's curriculum and reports."""
-    cli.stop_on_sigterm()
-    distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    from videomar_jax.experiment import Experiment
-    from videomar_jax.runs import Profile, run
+    app.stop_on_sigterm()
+    multihost.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    from videomar_jax.experiment.config import Experiment
+    from videomar_jax.experiment.run import Profile, run
 
     experiment = Experiment.from_config(_CONFIG.value)
     if _DRY_RUN.value:
-        from videomar_jax.planning import dry_run
+        from videomar_jax.experiment.dry_run import dry_run
 
         dry_run(experiment, _DEVICES.value)
         return
@@ -41,4 +42,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

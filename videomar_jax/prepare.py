@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
-from videomar_jax import cli
+from videomar_jax.commands import app
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder of videos.")
 _CAPTIONS = flags.DEFINE_string("captions", None, "A .csv or .jsonl of captions; default: one among the videos.")
@@ -37,7 +37,7 @@ flags.mark_flags_as_required(["videos", "tokenizer", "output"])
 def main(_: Sequence[str]) -> None:
     """Encodes the clips of this process."""
     from videomar_jax.data.windows import parse_cutting
-    from videomar_jax.parts import open_text_encoder, open_tokenizer
+    from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
     from videomar_jax.preparation.beam import prepare_with_beam
     from videomar_jax.preparation.run import Settings, Task, check_folders, find_process, prepare
 
@@ -56,4 +56,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from videomar_jax import cli
+from videomar_jax.commands import app
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -69,8 +69,8 @@ flags.mark_flag_as_required("output")
 
 def main(_: Sequence[str]) -> None:
     """Makes one video for each request."""
-    from videomar_jax.batches import Stopped
-    from videomar_jax.compiled import keep_compiled
+    from videomar_jax.inference.batches import Stopped
+    from videomar_jax.commands.compilation_cache import keep_compiled
 
     keep_compiled()
     try:
@@ -84,16 +84,16 @@ def main(_: Sequence[str]) -> None:
 
 
 def _output(formats: Sequence[str]):
-    from videomar_jax.video import Output, local_path
+    from videomar_jax.inference.video import Output, local_path
 
     return Output(folder=local_path(_OUTPUT.value), formats=tuple(formats), fps=_FPS.value,
                   overwrite=_OVERWRITE.value)  # fmt: skip
 
 
 def _new() -> list[str]:
-    from videomar_jax import production, requests
-    from videomar_jax.training.sharding import MeshConfig
-    from videomar_jax.video import local_path
+    from videomar_jax.inference import jobs, requests
+    from videomar_jax.parallel.sharding import MeshConfig
+    from videomar_jax.inference.video import local_path
 
     if not _CHECKPOINT.value:
         raise ValueError("Name the model with --checkpoint=DIR.")
@@ -108,19 +108,19 @@ def _new() -> list[str]:
         asked, faults = requests.from_flags(_IMAGE.value, _PROMPT.value, _SEED.value, videos=_VIDEO.value,
                                             given_frames=_GIVEN.value), []  # fmt: skip
     mesh = {axis: flag.value for axis, flag in _MESH.items()}
-    order = production.Order(
+    order = jobs.Order(
         checkpoint=local_path(_CHECKPOINT.value), settings={name: flag.value for name, flag in _SETTINGS.items()},
         shape={"num_frames": _FRAMES.value, "height": _HEIGHT.value, "width": _WIDTH.value}, preset=_PRESET.value,
         fit=_FIT.value, weights=_WEIGHTS.value, batch_size=_BATCH.value,
         mesh=None if set(mesh.values()) == {1} else MeshConfig(**mesh),
     )  # fmt: skip
-    return faults + production.fulfil(asked, order, output)
+    return faults + jobs.fulfil(asked, order, output)
 
 
 def _again() -> list[str]:
-    from videomar_jax import production
-    from videomar_jax.sidecar import read_record
-    from videomar_jax.video import local_path
+    from videomar_jax.inference import jobs
+    from videomar_jax.inference.metadata import read_record
+    from videomar_jax.inference.video import local_path
 
     own = [flag for flag in (_VIDEO, _GIVEN, _PROMPT, _REQUESTS, _SEED, _PRESET, _FRAMES, _HEIGHT, _WIDTH, _FIT,
                              _WEIGHTS, _BATCH, *_SETTINGS.values(), *_MESH.values()) if flag.present]  # fmt: skip
@@ -130,7 +130,7 @@ def _again() -> list[str]:
     file = local_path(_FROM_JSON.value)
     output = _output(_FORMATS.value if _FORMATS.present else read_record(file).formats)
     image = (_IMAGE.value or [None])[0]
-    production.remake(file, output, checkpoint=_CHECKPOINT.value, image=image)
+    jobs.remake(file, output, checkpoint=_CHECKPOINT.value, image=image)
     return []
 
 
@@ -140,4 +140,4 @@ def _leave(text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

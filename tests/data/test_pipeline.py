@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from videomar_jax.data.pipeline import Lane, batches, fixed_clips, lane_batches, stack
+from videomar_jax.data.loader import Lane, batches, fixed_clips, lane_batches, stack
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 

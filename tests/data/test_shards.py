@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from videomar_jax.data.pipeline import batches
+from videomar_jax.data.loader import batches
 from videomar_jax.data.records import DTYPES, PreparedClip, to_record, write_records
 from videomar_jax.data.shards import LatentShards
 from videomar_jax.data.sources import ClipShape, SizedSource

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from videomar_jax.data import tfds_clips
-from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape, SizedSource
 from videomar_jax.data.tfds_clips import TFDSClips
 

@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from videomar_jax.data.pipeline import batches, fixed_clips
+from videomar_jax.data.loader import batches, fixed_clips
 from videomar_jax.data.sources import ClipShape, ClipSource
 from videomar_jax.data.videos import VideoFolder
 

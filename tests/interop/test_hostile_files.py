@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from weight_files import KINDS, TENSORS, script_program, storages, write, write_any, write_archive, write_script
 
-from videomar_jax.interop.files import WeightFileError, open_tensors
+from videomar_jax.interop.formats.files import WeightFileError, open_tensors
 
 PLACES = 200
 ALARMS: list[str] = []

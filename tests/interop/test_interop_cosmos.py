@@ -6,11 +6,11 @@ import pytest
 
 from videomar_jax.interop.cosmos import load_cosmos, release_in
 from videomar_jax.interop.cosmos_rules import cosmos_rules, diffusers_key, is_unused, official_key, parameter_shapes
-from videomar_jax.interop.files import open_tensors, write_tensors
+from videomar_jax.interop.formats.files import open_tensors, write_tensors
 from videomar_jax.interop.rules import expected, exported
-from videomar_jax.interop.tensor_file import TensorSpec
-from videomar_jax.tokenizers.cosmos import CosmosTokenizer
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
+from videomar_jax.interop.formats.tensor_file import TensorSpec
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 
 TINY = CosmosConfig(
     temporal_stride=4, spatial_stride=8, patch=2, width=4, encoder_mults=(1, 2, 2), decoder_mults=(1, 2, 2), blocks=1,

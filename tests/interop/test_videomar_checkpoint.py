@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from weight_files import write
 
-from videomar_jax.interop.files import TensorSpec, WeightFileError, open_tensors, write_tensors
+from videomar_jax.interop.formats.files import TensorSpec, WeightFileError, open_tensors, write_tensors
 from videomar_jax.interop.rules import expected, flat, nested
 from videomar_jax.interop.videomar import inspect_checkpoint, parameter_shapes, read_checkpoint, write_checkpoint
 from videomar_jax.interop.videomar_rules import RULES

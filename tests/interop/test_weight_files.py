@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from weight_files import BFLOAT16, KINDS, TENSORS, write, write_any, write_archive, write_shards
 
-from videomar_jax.interop.files import TensorSpec, WeightFileError, open_tensors, write_tensors
-from videomar_jax.interop.torch_writer import _tensor
+from videomar_jax.interop.formats.files import TensorSpec, WeightFileError, open_tensors, write_tensors
+from videomar_jax.interop.formats.writer import _tensor
 
 
 def same(ours: np.ndarray, theirs: np.ndarray) -> bool:

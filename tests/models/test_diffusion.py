@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny_model import tiny_config
 
-from videomar_jax.models import diffusion
-from videomar_jax.models.diffusion import DDPM, Flow, cosine_betas, ddpm_tables, kept_steps, make_process
+from videomar_jax.diffusion import base
+from videomar_jax.diffusion.base import DDPM, Flow, cosine_betas, ddpm_tables, kept_steps, make_process
 
 # ---------------------------------------------------------------- tables and respacing
 
@@ -183,7 +183,7 @@ def test_the_bits_vanish_for_the_true_posterior(rows):
 def test_the_discretised_likelihood_of_all_bins_adds_up_to_one(mean):
     bins = jnp.linspace(-1, 1, 256)
     for logvar in (-7.0, -2.0):
-        nll = diffusion.discretised_nll(bins, jnp.float32(mean), jnp.float32(logvar))
+        nll = base.discretised_nll(bins, jnp.float32(mean), jnp.float32(logvar))
         np.testing.assert_allclose(jnp.sum(jnp.exp(-nll)), 1, atol=1e-4)
 
 
@@ -212,8 +212,8 @@ def test_times_follow_their_laws():
 def test_the_config_chooses_the_process():
     assert make_process(tiny_config(head="ddpm")) == DDPM()
     assert make_process(tiny_config(head="flow", flow_time="logit_normal")) == Flow(time="logit_normal")
-    assert diffusion.needs_step_noise(DDPM()) and not diffusion.needs_step_noise(Flow())
-    values = [diffusion.output_values(tiny_config(head=head, patch_size=2)) for head in ("ddpm", "flow")]
+    assert base.needs_step_noise(DDPM()) and not base.needs_step_noise(Flow())
+    values = [base.output_values(tiny_config(head=head, patch_size=2)) for head in ("ddpm", "flow")]
     assert values == [24, 12]
 
 

@@ -6,9 +6,9 @@ import pytest
 from flax import nnx
 from videomar_recordings import check, official
 
-from videomar_jax.models.diffusion import DDPM, cosine_betas, ddpm_tables, guide, kept_steps
+from videomar_jax.diffusion.base import DDPM, cosine_betas, ddpm_tables, guide, kept_steps
 from videomar_jax.models.diffusion_head import time_features
-from videomar_jax.sampling import decode
+from videomar_jax.sampling import decoder
 from videomar_jax.training.loss import LossDraws, diffusion_losses
 
 
@@ -119,5 +119,5 @@ def test_p_sample(case, model, name, guidance, temperature):
         check(name, f"x, guidance {guidance}", x, g[f"{out}/x"][i], tol_x)
         check(name, f"pred_x0, guidance {guidance}", clean, g[f"{out}/pred_x0"][i], tol_clean)
     rows = z.reshape(1 + guided, len(start), -1)
-    final = decode.draw_tokens(model, rows, start[None], noise[:, None], plan, scale, heat)
+    final = decoder.draw_tokens(model, rows, start[None], noise[:, None], plan, scale, heat)
     check(name, f"final, guidance {guidance}", final[0], g[f"{out}/final"], tol_final)

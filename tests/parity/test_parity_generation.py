@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from videomar_recordings import channels_last, check
 
-from videomar_jax.sampling import decode
+from videomar_jax.sampling import decoder
 from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths, reveal_plan, temperatures
 
 
@@ -29,9 +29,9 @@ def test_generation(case, model, name):
         steps=settings["num_iter"], head_steps=settings["head_respacing"], guidance=settings["cfg"],
         clip=settings["clip"], temperature_law=law,
     )  # fmt: skip
-    draws = decode.FrameDraws(*(jnp.asarray(g[f"in/{k}"]) for k in ("orders", "noise", "step_noise")))
+    draws = decoder.FrameDraws(*(jnp.asarray(g[f"in/{k}"]) for k in ("orders", "noise", "step_noise")))
     given, text, mask = channels_last(g["in/cond_latents"]), jnp.asarray(g["in/text"]), jnp.asarray(g["in/text_mask"])
-    video, trace = decode.generate(
+    video, trace = decoder.generate(
         model, given, text, mask, num_frames=4, config=config, draws=draws, trace=True
     )  # fmt: skip
     check(name, "latents", video, channels_last(g["out/latents"]), 5e-5)

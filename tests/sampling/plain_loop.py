@@ -12,7 +12,7 @@ import numpy as np
 from tiny_model import GRID, tiny_text
 
 from videomar_jax.models import attention
-from videomar_jax.models.diffusion import guide, make_process, needs_step_noise
+from videomar_jax.diffusion.base import guide, make_process, needs_step_noise
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.sampling.draws import draw_frame
 from videomar_jax.sampling.schedules import mask_lengths, temperatures

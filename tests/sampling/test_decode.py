@@ -11,8 +11,8 @@ from tiny_model import GRID, tiny_model, tiny_text
 
 from videomar_jax.models.patchify import unpatchify
 from videomar_jax.models.rope import PositionScale
-from videomar_jax.sampling import decode
-from videomar_jax.sampling.decode import FrameDraws, generate, generate_frames
+from videomar_jax.sampling import decoder
+from videomar_jax.sampling.decoder import FrameDraws, generate, generate_frames
 from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths
 
 COUNT, BATCH, FRAMES = GRID[0] * GRID[1], 2, 3
@@ -162,10 +162,10 @@ def test_a_scale_of_one_gives_the_same_video(made):
 
 
 def test_values_do_not_recompile(made):
-    programs = decode.one_frame._cache_size(), decode.start_decoding._cache_size()
+    programs = decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()
     for change in ({"guidance": 5.0}, {"temperature": 0.5}, {"clip": 0.3}, {"guidance_schedule": "constant"}):
         assert np.abs(make(**change)[0] - made[0]).max() > 1e-3, f"{change} has no effect"
-    assert (decode.one_frame._cache_size(), decode.start_decoding._cache_size()) == programs
+    assert (decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()) == programs
 
 
 def test_clipping_starts_with_the_second_generated_frame(made):

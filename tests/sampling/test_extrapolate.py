@@ -12,9 +12,9 @@ from tiny_model import GRID, tiny_model, tiny_text
 
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.rope import PositionScale, rotate, rotation
-from videomar_jax.sampling import decode
-from videomar_jax.sampling.decode import Levers, generate
-from videomar_jax.sampling.extrapolate import cache_length, held, place_of, position_scale, shift_first
+from videomar_jax.sampling import decoder
+from videomar_jax.sampling.decoder import Levers, generate
+from videomar_jax.sampling.rope_scaling import cache_length, held, place_of, position_scale, shift_first
 from videomar_jax.sampling.schedules import SamplingConfig
 
 CONFIG = SamplingConfig(steps=2, head_steps="2", guidance=2.0, clip=0.0, positions="absolute")
@@ -94,7 +94,7 @@ def test_a_window_shorter_than_the_given_frames():
 def test_memory_and_programs_stay_the_same_for_any_length(monkeypatch):
     """Frame 20 is made by the program and from the cache size of frame 4."""
     seen = []
-    original = decode.one_frame
+    original = decoder.one_frame
 
     def spied(model, decoder, state, settings, draws, scale, program):
         seen.append((state.cache.keys.shape, program.prefix, program.full))

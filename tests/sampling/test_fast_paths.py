@@ -18,8 +18,8 @@ from videomar_jax.interop.videomar import read_checkpoint
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling import frame as frame_module
 from videomar_jax.sampling import head as head_module
-from videomar_jax.sampling.decode import FrameDraws, Levers, generate, generate_frames
-from videomar_jax.sampling.head import chunk_size
+from videomar_jax.sampling.decoder import FrameDraws, Levers, generate, generate_frames
+from videomar_jax.sampling.fused_head import chunk_size
 from videomar_jax.sampling.schedules import SamplingConfig
 
 PLAIN = Levers.plain()

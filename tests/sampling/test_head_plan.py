@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_model import tiny_config
 
-from videomar_jax.models.diffusion import make_process
-from videomar_jax.sampling.head_plan import evaluations, head_plan, with_length
+from videomar_jax.diffusion.base import make_process
+from videomar_jax.diffusion.solver import evaluations, head_plan, with_length
 from videomar_jax.sampling.schedules import SamplingConfig
 
 FLOW, DDPM = tiny_config(), tiny_config(head="ddpm")

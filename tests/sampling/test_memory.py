@@ -9,8 +9,8 @@ import pytest
 from tiny_model import GRID, annotations_off, tiny_model, tiny_text
 
 from videomar_jax.models.config import PRESETS
-from videomar_jax.sampling import decode, memory
-from videomar_jax.sampling.decode import generate
+from videomar_jax.sampling import decoder, memory
+from videomar_jax.sampling.decoder import generate
 from videomar_jax.sampling.memory import cache_bytes, check_memory, free_bytes, request_bytes
 from videomar_jax.sampling.schedules import SamplingConfig
 
@@ -47,7 +47,7 @@ def test_the_prediction_covers_the_compiled_program(head, monkeypatch):
         plans.append(plan.temp_size_in_bytes)
         return original(*args)
 
-    original = decode.one_frame
+    original = decoder.one_frame
     monkeypatch.setattr(decode, "one_frame", measured)
     generate(model, given, *tiny_text(), num_frames=3, config=config, keys=jax.random.split(jax.random.key(0), 2))
     parts = request_bytes(model.config, config, batch=2, frames=3, grid=(16, 16))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from tiny_model import GRID, tiny_model, tiny_text
 
-from videomar_jax.sampling.decode import generate
+from videomar_jax.sampling.decoder import generate
 from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.sampling.schedules import SamplingConfig
 

@@ -7,7 +7,7 @@ import pytest
 from tiny_model import annotations_off, tiny_config
 
 from videomar_jax.sampling.config import PRESETS, SamplingConfig, with_preset
-from videomar_jax.sampling.head_plan import head_plan
+from videomar_jax.diffusion.solver import head_plan
 from videomar_jax.sampling.schedules import reveal_plan
 
 

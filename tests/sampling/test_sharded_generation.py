@@ -10,11 +10,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny_model import tiny_model, tiny_text
 
-from videomar_jax.sampling import decode
-from videomar_jax.sampling.decode import Levers, generate
-from videomar_jax.sampling.placement import placement, ways
+from videomar_jax.sampling import decoder
+from videomar_jax.sampling.decoder import Levers, generate
+from videomar_jax.sampling.sharding import placement, ways
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.training.sharding import MeshConfig, make_mesh, param_shardings
+from videomar_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 
 CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, clip=0.0)
 GRID, FRAMES = (4, 4), 4
@@ -55,11 +55,11 @@ def test_eight_devices_make_the_video_of_one(alone, name, levers, recwarn):
     model, mesh = spread(tiny_model(), MESHES[name])
     where = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "context"))
     given = jax.device_put(given_latents(), where)
-    before = decode.one_frame._cache_size()
+    before = decoder.one_frame._cache_size()
     video = make(model, given, levers)
     np.testing.assert_allclose(video, alone, atol=1e-5 * np.abs(alone).max())
     prefixes = FRAMES - 1 if levers else 1
-    assert decode.one_frame._cache_size() - before == prefixes, "the second frame finds other places than the first"
+    assert decoder.one_frame._cache_size() - before == prefixes, "the second frame finds other places than the first"
     assert not [w for w in recwarn if "donated" in str(w.message)], "the cache is copied, not donated"
 
 
@@ -115,9 +115,9 @@ def test_another_value_compiles_nothing_and_another_shape_does():
         changed = dataclasses.replace(config, **change)
         assert count.during(lambda c=changed: make(model, given, config=c)) == 0, change
         assert np.abs(make(model, given, config=changed) - video).max() > 1e-4, f"{change} has no effect"
-    programs = decode.one_frame._cache_size(), decode.start_decoding._cache_size()
+    programs = decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()
     make(model, given, config=dataclasses.replace(config, head_steps="5-3"))  # only the little tables of the steps
-    assert (decode.one_frame._cache_size(), decode.start_decoding._cache_size()) == programs
+    assert (decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()) == programs
     brighter, other = given + 1, jax.tree.map(lambda leaf: leaf * 1.01, model)
     assert count.during(lambda: make(model, brighter, seed=9, config=config)) == 0
     assert count.during(lambda: make(other, given, config=config)) == 0
@@ -127,7 +127,7 @@ def test_another_value_compiles_nothing_and_another_shape_does():
 
 def test_every_frame_runs_the_same_program_where_the_cache_is_masked():
     model, given = tiny_model(), given_latents(1)
-    before = decode.one_frame._cache_size()
+    before = decoder.one_frame._cache_size()
     make(model, given, num_frames=6)
-    assert decode.one_frame._cache_size() - before == 1
+    assert decoder.one_frame._cache_size() - before == 1
     assert jnp.isfinite(make(model, given, num_frames=6)).all()

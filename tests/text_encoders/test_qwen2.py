@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from videomar_jax.interop.qwen2 import load_qwen2
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, tokens_cut
 from videomar_jax.text_encoders import qwen2 as encoder_module
-from videomar_jax.text_encoders.qwen2 import Qwen2Options
+from videomar_jax.text_encoders.qwen2.encoder import Qwen2Options
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5
@@ -237,7 +237,7 @@ def test_a_moved_or_changed_folder_is_noticed(folder, tmp_path):
 
 def test_text_encoders_do_not_import_interop_or_torch():
     code = (
-        "import sys, videomar_jax.text_encoders.qwen2; assert 'videomar_jax.interop' not in sys.modules;"
+        "import sys, videomar_jax.text_encoders.qwen2.encoder; assert 'videomar_jax.interop' not in sys.modules;"
         "import videomar_jax.interop.qwen2; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

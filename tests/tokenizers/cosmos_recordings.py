@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from videomar_jax.interop.files import open_tensors
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
+from videomar_jax.interop.formats.files import open_tensors
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 
 FIELDS = {
     "temporal_stride": "temporal_compression", "spatial_stride": "spatial_compression", "patch": "patch_size",

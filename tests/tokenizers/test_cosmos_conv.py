@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomar_jax.tokenizers import cosmos_conv
-from videomar_jax.tokenizers.cosmos_conv import spatial_conv, temporal_conv, winograd_conv
+from videomar_jax.tokenizers.cosmos.tokenizer import conv
+from videomar_jax.tokenizers.cosmos.conv import spatial_conv, temporal_conv, winograd_conv
 
 
 def draw(*shape):

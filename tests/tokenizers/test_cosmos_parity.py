@@ -11,10 +11,10 @@ from flax import nnx
 
 from videomar_jax.interop.cosmos import load_cosmos
 from videomar_jax.tokenizers import cosmos_layers as layers
-from videomar_jax.tokenizers.cosmos import CosmosTokenizer
-from videomar_jax.tokenizers.cosmos_config import Step
-from videomar_jax.tokenizers.cosmos_model import patches
-from videomar_jax.tokenizers.cosmos_windows import reconstruct_windows
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.config import Step
+from videomar_jax.tokenizers.cosmos.model import patches
+from videomar_jax.tokenizers.cosmos.windows import reconstruct_windows
 from videomar_jax.tokenizers.haar import haar_patches, haar_unpatch
 
 MODELS = {"cv8x16x16": "video9", "cv8x8x8": "video9", "cv4x8x8": "video9", "cv4x8x8_lowres": "video5",
@@ -87,7 +87,7 @@ def test_single_layers_match_the_recordings(golden):
 
 
 def raw_weights(golden, unit):
-    from videomar_jax.interop.files import open_tensors
+    from videomar_jax.interop.formats.files import open_tensors
 
     with open_tensors(golden("cosmos/units.safetensors")) as file:
         return {name: file[name] for name in file if name.startswith(f"{unit}.w.")}
@@ -164,7 +164,7 @@ def test_later_frames_change_nothing_before_them(golden):
 def test_windows_match_the_recorded_command(golden):
     weights = golden("cosmos/cv8x8x8.weights.safetensors")
     tokenizer = load_cosmos(weights, config=recorded_config(weights))
-    from videomar_jax.interop.files import open_tensors
+    from videomar_jax.interop.formats.files import open_tensors
 
     with open_tensors(golden("cosmos/cv8x8x8.wrapper.safetensors")) as file:
         video, want, window = file["a.video_u8"], file["a.recon_u8"], int(file["a.window"][0])

@@ -11,8 +11,8 @@ from tiny_model import annotations_off
 
 from videomar_jax.tokenizers import Tokenizer, fingerprint, latent_shape, load_tokenizer
 from videomar_jax.tokenizers import cosmos_layers as layers
-from videomar_jax.tokenizers.cosmos import CosmosTokenizer, abstract_network
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer, abstract_network
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 
 # Attention in the finest level too, so that a cache at twice the latent rate is exercised.
 SMALL = CosmosConfig(

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.checkpoints.manager import Checkpoints
 
 
 def make_state(width: int = 4, seed: int = 0, tx: optax.GradientTransformation | None = None) -> dict:
@@ -196,7 +196,7 @@ def test_old_checkpoints_go_and_milestones_stay(tmp_path):
 KILLED = """
 import os, signal, sys, jax.numpy as jnp
 from orbax.checkpoint import args
-from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.checkpoints.manager import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 checkpoints.save(1, {"params": {"w": jnp.ones(4)}}, {"n": 1})
 checkpoints.wait()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_model import GRID, annotations_off, tiny_model, tiny_text
 
-from videomar_jax.models.diffusion import make_process
+from videomar_jax.diffusion.base import make_process
 from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss, supervised_frames
 
 COUNT, CLIPS = GRID[0] * GRID[1], 2

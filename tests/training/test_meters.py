@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from videomar_jax.training.logging import Progress, RunLog
-from videomar_jax.training.meters import Meters, StageClock, peak_flops
-from videomar_jax.training.sharding import MeshConfig, make_mesh
-from videomar_jax.training.stopping import stop_signals, vote
+from videomar_jax.training.metrics import Meters, StageClock, peak_flops
+from videomar_jax.parallel.sharding import MeshConfig, make_mesh
+from videomar_jax.training.preemption import stop_signals, vote
 
 
 @pytest.fixture

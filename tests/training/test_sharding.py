@@ -10,7 +10,7 @@ from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.training.curriculum import Curriculum
 from videomar_jax.training.loss import Batch, LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
-from videomar_jax.training.sharding import (
+from videomar_jax.parallel.sharding import (
     MeshConfig,
     abstract_mesh,
     batch_shardings,

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
-from videomar_jax.training import stream
+from videomar_jax.training import batches
 from videomar_jax.training.curriculum import Curriculum
 from videomar_jax.training.stages import stage_of_row
-from videomar_jax.training.stream import Parts, ahead, check_data, training_batches
+from videomar_jax.training.batches import Parts, ahead, check_data, training_batches
 
 SEED, INDEX, STEPS = 7, 2, 24
 TEXT = HashedTextEncoder(5, 8)
@@ -333,7 +333,7 @@ def test_a_real_tokenizer_encodes_batches(monkeypatch):
     monkeypatch.undo()
     source = Shapes(seed=0, length=20, split="train", bounce=True)
     stage = curriculum(entry(1, ((16, 16),), 2), entry(3, ((16, 24), (24, 16)), 2)).stages[0]
-    clips = fixed_clips(source, range(12), shape=stream.clip_shape(stage.main))["video"]
+    clips = fixed_clips(source, range(12), shape=batches.clip_shape(stage.main))["video"]
     tokenizer = PCATokenizer.fit(clips, patch=4, temporal_stride=2, channels=4)
     real = Parts(source=source, tokenizer=tokenizer, text_encoder=TEXT)
     for batch in training_batches(0, 0, stage, real, 0):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomar_jax.training.checkpoint import Checkpoints
-from videomar_jax.training.streamed import StreamedCheckpoint, stored_types
+from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.checkpoints.streamed import StreamedCheckpoint, stored_types
 
 TYPES = {"mask": np.float32, "blocks/up/kernel": jnp.bfloat16, "blocks/up/bias": np.float16, "head/kernel": np.float32}
 

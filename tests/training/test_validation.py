@@ -9,14 +9,14 @@ import pytest
 from flax import nnx
 from tiny_run import tiny
 
-from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.experiment import Experiment
-from videomar_jax.training import stream
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.training import batches
 from videomar_jax.training.loss import LossConfig, draw, next_frame_loss
-from videomar_jax.training.sharding import MeshConfig, make_mesh
+from videomar_jax.parallel.sharding import MeshConfig, make_mesh
 from videomar_jax.training.state import abstract_model, init_params
-from videomar_jax.training.stream import Parts, to_batch
+from videomar_jax.training.batches import Parts, to_batch
 from videomar_jax.training.validation import Validation
 
 SHAPE = ClipShape(num_frames=3, height=16, width=16)
@@ -74,7 +74,7 @@ def test_every_frame_is_judged_where_training_cuts_clips(model, parts):
 def test_large_clips_are_encoded_in_pieces(model, parts, monkeypatch):
     whole = validation(model, parts, clips=4)._batches[0]
     monkeypatch.setattr(stream, "ENCODED_AT_ONCE", 2 * SHAPE.num_frames * SHAPE.height * SHAPE.width)
-    calls, encode = [], stream.encode
+    calls, encode = [], batches.encode
     monkeypatch.setattr(stream, "encode", lambda tokenizer, video: calls.append(len(video)) or encode(tokenizer, video))
     pieces = validation(model, parts, clips=4)._batches[0]
     assert calls == [2, 2]

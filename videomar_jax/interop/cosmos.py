@@ -17,10 +17,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from videomar_jax.interop.cosmos_rules import cosmos_rules, is_unused, nested, parameter_shapes
-from videomar_jax.interop.files import TensorFile, TensorSpec, WeightFileError, open_tensors
+from videomar_jax.interop.formats.files import TensorFile, TensorSpec, WeightFileError, open_tensors
 from videomar_jax.interop.rules import expected, faults
-from videomar_jax.tokenizers.cosmos import CosmosTokenizer
-from videomar_jax.tokenizers.cosmos_config import RELEASES, CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.config import RELEASES, CosmosConfig
 
 HEADER_KEY = "cosmos_config"
 _HALVES = ("encoder.jit", "decoder.jit")

@@ -11,8 +11,8 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from videomar_jax.interop.rules import PLAIN, Rule, Transform
-from videomar_jax.tokenizers.cosmos import abstract_network
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import abstract_network
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 
 CONSTANTS = (
     "encoder.patcher3d.wavelets", "encoder.patcher3d._arange", "encoder.patcher3d.patch_size_buffer",

@@ -25,11 +25,11 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from videomar_jax.interop.files import TensorFile, open_tensors
+from videomar_jax.interop.formats.files import TensorFile, open_tensors
 from videomar_jax.interop.qwen2_folder import fingerprint, read_config, read_tokenizer, weights_path
 from videomar_jax.text_encoders import base
-from videomar_jax.text_encoders.qwen2 import Qwen2Options, Qwen2TextEncoder, Source
-from videomar_jax.text_encoders.qwen2_model import Qwen2, Qwen2Config
+from videomar_jax.text_encoders.qwen2.encoder import Qwen2Options, Qwen2TextEncoder, Source
+from videomar_jax.text_encoders.qwen2.model import Qwen2, Qwen2Config
 
 PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
 TOP = {"embed_tokens.weight": "embed.embedding", "norm.weight": "norm.scale"}

@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 from tokenizers import Tokenizer
 
-from videomar_jax.text_encoders.qwen2_model import Qwen2Config
+from videomar_jax.text_encoders.qwen2.model import Qwen2Config
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

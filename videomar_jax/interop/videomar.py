@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from videomar_jax.interop.files import TensorFile, TensorSpec, WeightFileError, open_tensors, write_tensors
+from videomar_jax.interop.formats.files import TensorFile, TensorSpec, WeightFileError, open_tensors, write_tensors
 from videomar_jax.interop.rules import Slot, assemble, expected, exported, faults, flat, nested, uncovered
 from videomar_jax.interop.videomar_rules import RULES
 from videomar_jax.interop.videomar_sizes import HEADER_FIELDS, HEADER_KEY, header_fields, header_text, infer_sizes

@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.linear import linear
+from videomar_jax.models.layers import linear
 from videomar_jax.models.rope import Rotation, rotate
 from videomar_jax.types import Array, Bool, Float
 

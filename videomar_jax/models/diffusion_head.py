@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.diffusion import output_values
-from videomar_jax.models.linear import Linear, layer_norm, linear
+from videomar_jax.diffusion.base import output_values
+from videomar_jax.models.layers import Linear, layer_norm, linear
 from videomar_jax.types import Array, Float
 
 FEATURES = 256

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.diffusion import output_values
+from videomar_jax.diffusion.base import output_values
 from videomar_jax.models.diffusion_head import FEATURES
 
 

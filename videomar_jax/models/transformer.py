@@ -19,8 +19,8 @@ from flax import nnx
 
 from videomar_jax.models.attention import CrossAttention, KVCache, Mix, SelfAttention, TextKV
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.layout import laid_out
-from videomar_jax.models.linear import layer_norm, linear
+from videomar_jax.models.partitioning import laid_out
+from videomar_jax.models.layers import layer_norm, linear
 from videomar_jax.models.rope import Rotation
 from videomar_jax.types import Array, Bool, Float, Int, Key
 

@@ -23,7 +23,7 @@ from videomar_jax.models import attention
 from videomar_jax.models.attention import KVCache, TextKV
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion_head import FEATURES, DiffusionHead, time_features
-from videomar_jax.models.linear import linear
+from videomar_jax.models.layers import linear
 from videomar_jax.models.patchify import positions
 from videomar_jax.models.rope import PositionScale, rotation
 from videomar_jax.models.transformer import Layer, Rows, Transformer

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from videomar_jax import distributed
+from videomar_jax.parallel import multihost
 from videomar_jax.data.records import part_name
 from videomar_jax.data.shards import MANIFEST
 from videomar_jax.data.windows import find_videos
@@ -153,10 +153,10 @@ def find_process(index: int | None, count: int | None, environ: Mapping[str, str
         raise ValueError("Give --process_index and --process_count together, or neither.")
     if index is not None and count is not None:
         return index, count
-    if (launcher := distributed.launched_by(environ)) is not None:
+    if (launcher := multihost.launched_by(environ)) is not None:
         return launcher.process_id, launcher.num_processes
-    if distributed.on_tpu(jax.config.jax_platforms, environ):
-        distributed.start()
+    if multihost.on_tpu(jax.config.jax_platforms, environ):
+        multihost.start()
     return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.sampling.config import SamplingConfig
-from videomar_jax.sampling.extrapolate import cache_length
+from videomar_jax.sampling.rope_scaling import cache_length
 from videomar_jax.sampling.schedules import head_step_names
 
 GIB = 2**30

@@ -10,8 +10,8 @@ from videomar_jax.tokenizers.base import (
     to_pixels,
     to_video,
 )
-from videomar_jax.tokenizers.cosmos import CosmosTokenizer
-from videomar_jax.tokenizers.cosmos_config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 from videomar_jax.tokenizers.pca import PCATokenizer
 
 __all__ = [

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomar_jax.models import masking
-from videomar_jax.models.diffusion import make_process
+from videomar_jax.diffusion.base import make_process
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.types import Key
 

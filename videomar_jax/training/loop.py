@@ -22,17 +22,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.media import write_mp4, write_png
+from videomar_jax.io.media import write_mp4, write_png
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.flops import forward_flops
-from videomar_jax.training.checkpoint import Checkpoints
+from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.training.curriculum import Stage
 from videomar_jax.training.logging import Progress, RunLog
 from videomar_jax.training.loss import Batch, truncated_frames
-from videomar_jax.training.meters import Meters, StageClock
+from videomar_jax.training.metrics import Meters, StageClock
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.recipe import Recipe, check_mesh, check_parts
-from videomar_jax.training.sharding import (
+from videomar_jax.parallel.sharding import (
     batch_shardings,
     clip_share,
     gathered,
@@ -44,8 +44,8 @@ from videomar_jax.training.sharding import (
 )
 from videomar_jax.training.state import Params, TrainState, abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step, token_shape
-from videomar_jax.training.stopping import stop_signals, vote
-from videomar_jax.training.stream import Parts, training_batches
+from videomar_jax.training.preemption import stop_signals, vote
+from videomar_jax.training.batches import Parts, training_batches
 from videomar_jax.training.validation import Validation
 from videomar_jax.types import Key, UInt8
 

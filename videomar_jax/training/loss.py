@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.models import masking
-from videomar_jax.models.diffusion import make_process
+from videomar_jax.diffusion.base import make_process
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import Context, Grid, History, VideoMAR
 from videomar_jax.training.draws import Batch, LossConfig, LossDraws, draw, supervised_frames, truncated_frames

@@ -8,8 +8,8 @@ from videomar_jax.tokenizers import Tokenizer, latent_shape
 from videomar_jax.training.curriculum import Curriculum, learning_rates
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
-from videomar_jax.training.sharding import MeshConfig
-from videomar_jax.training.stream import Parts
+from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.training.batches import Parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

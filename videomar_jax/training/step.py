@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from videomar_jax.models.layout import Rule, laid_out, layout
+from videomar_jax.models.partitioning import Rule, laid_out, layout
 from videomar_jax.training.loss import Batch, LossConfig, draw, loss_normaliser, next_frame_loss
 from videomar_jax.training.optimizer import OptimizerConfig, ema_decay
 from videomar_jax.training.state import TrainState

@@ -8,13 +8,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from videomar_jax.data.pipeline import fixed_clips
+from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
-from videomar_jax.training.sharding import batch_shardings, clip_share, place
+from videomar_jax.parallel.sharding import batch_shardings, clip_share, place
 from videomar_jax.training.state import Params
 from videomar_jax.training.step import token_shape
-from videomar_jax.training.stream import Parts, encoded_at_once, to_batch
+from videomar_jax.training.batches import Parts, encoded_at_once, to_batch
 from videomar_jax.types import Array
 
 

@@ -1,0 +1,68 @@
+"""A checkpoint written array by array, for those who never hold the whole of it, and the types that one holds.
+
+`Checkpoints.save` takes a tree of all arrays. `StreamedCheckpoint` takes them one after another, and its memory is that
+of a few: a conversion of a model needs less than the model. On disk there is no difference; `Checkpoints` reads both.
+"""
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from orbax.checkpoint import v1
+
+from videomar_jax.checkpoints.manager import Checkpoints
+
+_log = logging.getLogger(__name__)
+_ITEM = "state"  # what Orbax calls the tree of a checkpoint that is saved in pieces
+
+
+class StreamedCheckpoint:
+    """Checkpoint `step` of a new `directory`, with one part: `put` every array, then `commit`.
+
+    Arrays are collected up to `together` bytes before they are written. Until `commit` returns, the directory is not to
+    be read; after a failure, it is to be thrown away.
+    """
+
+    def __init__(self, directory: str | os.PathLike, part: str, *, step: int = 0, together: int = 2**27):
+        self._directory, self._part, self._step, self._together = Path(directory), part, step, together
+        self._pieces = self._directory.with_name(f"{self._directory.name}.pieces")
+        self._waiting: dict[str, np.ndarray] = {}
+
+    def put(self, path: str, array: np.ndarray) -> None:
+        """Adds the array that stands at the place "a/b/c" of the tree; it must not change afterwards."""
+        self._waiting[path] = array
+        if sum(waiting.nbytes for waiting in self._waiting.values()) >= self._together:
+            self._write()
+
+    def commit(self, progress: Mapping[str, Any]) -> None:
+        """Completes the checkpoint; `progress` as in `Checkpoints.save`."""
+        self._write()
+        v1.partial.finalize(self._pieces)
+        with Checkpoints(self._directory) as checkpoints:
+            checkpoints.save(self._step, {self._part: {"stand-in": np.zeros(1)}}, progress)
+        part = self._directory / str(self._step) / self._part
+        shutil.rmtree(part)
+        os.replace(self._pieces / _ITEM, part)
+        shutil.rmtree(self._pieces)
+
+    def _write(self) -> None:
+        if self._waiting:
+            v1.partial.save(self._pieces, unflatten_dict(self._waiting, sep="/"))
+            self._waiting = {}
+
+
+def stored_types(directory: str | os.PathLike, step: int, part: str) -> dict[str, np.dtype]:
+    """{"a/b/c": type} of the arrays in one part of a checkpoint; nothing where there is no such part or it cannot be
+    read, of which `Checkpoints.restore` gives the reason."""
+    try:
+        tree = ocp.StandardCheckpointHandler().metadata(Path(directory) / str(step) / part).tree
+    except Exception as error:  # whatever the readers of several file formats raise
+        _log.debug("no types of %s in checkpoint %d of %s: %r", part, step, directory, error)
+        return {}
+    return {path: np.dtype(leaf.dtype) for path, leaf in flatten_dict(tree, sep="/").items()}

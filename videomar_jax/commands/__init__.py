@@ -1,0 +1,1 @@
+"""The entry points' shared code: flags, exit codes, the compilation cache."""

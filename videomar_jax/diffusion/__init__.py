@@ -1,0 +1,1 @@
+"""Diffusion processes: mathematics only."""

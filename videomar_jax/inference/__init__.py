@@ -1,0 +1,1 @@
+"""From images and prompts to video files."""

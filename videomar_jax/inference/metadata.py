@@ -1,0 +1,149 @@
+"""NAME.json beside a video: everything it was made from, so that it can be made again.
+
+Floating-point sums depend on the order of a matrix product's terms, and that on the shapes. A record therefore also
+holds the size of the batch and the video's place in it: made again from its record, on a device of the same kind with
+the same versions, a video is the same to the last bit.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from flax import nnx
+
+from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.pretrained.bundle import ModelCard
+from videomar_jax.sampling.config import SamplingConfig
+from videomar_jax.tokenizers import fingerprint
+from videomar_jax.inference.video import FORMATS
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """What NAME.json holds; paths are absolute."""
+
+    prompt: str
+    prompt_tokens_cut: int
+    seed: int
+    image: str  # or a video
+    image_sha256: str
+    given_frames: int | None  # of a video, its last ones at the model's rate; None for an image
+    fit: str
+    num_frames: int  # asked for
+    frames: int  # in the video; fewer if it was interrupted
+    height: int
+    width: int
+    fps: float
+    checkpoint: str
+    step: int
+    weights: str
+    checkpoint_sha256: dict[str, str]
+    sampling: dict[str, Any]  # all fields of SamplingConfig
+    batch_size: int
+    place: int  # in the batch
+    files: list[str]
+    first_frame_s: float | None
+    seconds: float
+    versions: dict[str, str]
+    device: str
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # fields of MeshConfig; empty: one device
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What the video was written as, by name (`video.FORMATS`)."""
+        endings = {Path(file).suffix for file in self.files}
+        return tuple(name for name, ending in FORMATS.items() if ending in endings)
+
+    def config(self) -> SamplingConfig:
+        return SamplingConfig(**self.sampling)
+
+
+def read_record(file: str | os.PathLike) -> Record:
+    """Reads NAME.json.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is broken, or of another format.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no record {file}; sample writes one as NAME.json beside each video.")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if values.get("format") != FORMAT:
+            raise ValueError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
+        record = Record(**values)
+        record.config()
+        return record
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is no record of a video: {error}") from error
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digests(model: VideoMAR, card: ModelCard) -> dict[str, str]:
+    """SHA-256 of parameters, tokenizer and text encoder: the same exactly where they compute the same, wherever they
+    lie (of an encoder that refers to a folder, its fingerprint counts)."""
+    parameters = hashlib.sha256(json.dumps(card.config.to_dict(), sort_keys=True).encode())
+    for path, leaf in sorted(nnx.to_pure_dict(nnx.state(model)).items()):
+        _add(parameters, path, leaf)
+    text = card.text_encoder
+    settings = text.settings() if hasattr(text, "settings") else repr(text)
+    if isinstance(settings, dict):
+        settings = {name: value for name, value in settings.items() if name != "folder"}
+    named = json.dumps([type(text).__name__, settings], sort_keys=True, default=str)
+    return {
+        "parameters": parameters.hexdigest(), "tokenizer": fingerprint(card.tokenizer),
+        "text encoder": hashlib.sha256(named.encode()).hexdigest(),
+    }  # fmt: skip
+
+
+def _add(digest: Any, path: str, leaf: Any) -> None:
+    if isinstance(leaf, dict):
+        for name, inner in sorted(leaf.items()):
+            _add(digest, f"{path}/{name}", inner)
+        return
+    array = np.ascontiguousarray(leaf)
+    digest.update(f"{path} {array.dtype} {array.shape}".encode())
+    digest.update(array.view(np.uint8))
+
+
+def versions() -> dict[str, str]:
+    """Of what computes a video."""
+    try:
+        own = metadata.version("videomar_jax")
+    except metadata.PackageNotFoundError:  # used from its folder, not installed
+        own = "source"
+    return {
+        "videomar_jax": own, "jax": jax.__version__, "jaxlib": metadata.version("jaxlib"), "flax": flax.__version__,
+        "numpy": np.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def device() -> str:
+    """The kind of device that computes."""
+    return jax.devices()[0].device_kind
+
+
+def differences(record: Record) -> list[str]:
+    """What is not as it was when the video was made, and may cost the last bits."""
+    now = versions() | {"device": device()}
+    then = record.versions | {"device": record.device}
+    return [f"{name} {then.get(name)} there, {now[name]} here" for name in now if then.get(name) != now[name]]

@@ -1,0 +1,1 @@
+"""The Cosmos continuous video tokenizer."""
