@@ -1,13 +1,15 @@
-"""How fast latent frames are drawn, where the time goes, and how far it is from what the device allows.
+"""How fast latent frames are drawn, where the time goes, and how far it is from what the device
+allows.
 
-    python -m benchmarks.decode                                      tiny on CPU, 1p4b on an accelerator
-    python -m benchmarks.decode --model=small --frames=4 --window=0
+    python -m benchmarks.decode                                      tiny on CPU, 1p4b on an
+    accelerator python -m benchmarks.decode --model=small --frames=4 --window=0
     python -m benchmarks.decode --model=runs/quickstart --preset=fast
     python -m benchmarks.decode --model=1p4b --head=flow --head_steps=25 --dtype=bfloat16
 
-Draws a video frame by frame with the full cache, and again with a window over it; seconds are those of the second run
-(the first compiles). The shares come from programs in which a part is left out, run in turn with the whole one; the
-floor is told in `decode_floor`. Prints tables and writes them as JSON.
+Draws a video frame by frame with the full cache, and again with a window over it; seconds are those
+of the second run (the first compiles). The shares come from programs in which a part is left out,
+run in turn with the whole one; the floor is told in `decode_floor`. Prints tables and writes them
+as JSON.
 """
 
 import argparse
@@ -32,9 +34,9 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling import decoder
 from videomar_jax.sampling import frame as frame_module
 from videomar_jax.sampling.config import SamplingConfig, with_preset
-from videomar_jax.sampling.reveal import Levers
 from videomar_jax.sampling.memory import cache_bytes, request_bytes
 from videomar_jax.sampling.precision import for_sampling
+from videomar_jax.sampling.reveal import SpeedOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,27 +48,47 @@ class Case:
     grid: tuple[int, int]
     sampling: SamplingConfig
     batch: int
-    levers: Levers | None
+    levers: SpeedOptions | None
 
     def video(self, num_frames: int, given: int = 1, **changes: Any) -> decoder.Video:
         """A request for random images and texts."""
         config, size = self.model.config, self.model.config.patch_size
         keys = jax.random.split(jax.random.key(0), 3)
-        shape = (self.batch, given, self.grid[0] * size, self.grid[1] * size, config.latent_channels)
+        shape = (
+            self.batch,
+            given,
+            self.grid[0] * size,
+            self.grid[1] * size,
+            config.latent_channels,
+        )
         text = jax.random.normal(keys[1], (self.batch, config.text_tokens, config.text_width))
         return decoder.prepare(
-            self.model, jax.random.normal(keys[0], shape), text, jnp.ones(text.shape[:2], bool), num_frames=num_frames,
-            config=dataclasses.replace(self.sampling, **changes), keys=jax.random.split(keys[2], self.batch),
+            self.model,
+            jax.random.normal(keys[0], shape),
+            text,
+            jnp.ones(text.shape[:2], bool),
+            num_frames=num_frames,
+            config=dataclasses.replace(self.sampling, **changes),
+            keys=jax.random.split(keys[2], self.batch),
             levers=self.levers,
-        )  # fmt: skip
+        )
 
 
 SIZES = {
-    "tiny": (dict(width=384, depth=6, num_heads=6, head_width=512, text_tokens=32, text_width=256), (8, 8), 16, "25"),
-    "small": (dict(width=768, depth=12, num_heads=12, head_width=1024, text_tokens=64, text_width=256), (16, 16), 32,
-              "50"),
+    "tiny": (
+        dict(width=384, depth=6, num_heads=6, head_width=512, text_tokens=32, text_width=256),
+        (8, 8),
+        16,
+        "25",
+    ),
+    "small": (
+        dict(width=768, depth=12, num_heads=12, head_width=1024, text_tokens=64, text_width=256),
+        (16, 16),
+        32,
+        "50",
+    ),
     "1p4b": (PRESETS["videomar_1p4b"].to_dict(), (30, 48), 64, "100"),
-}  # fmt: skip
+}
 """Name → model fields, token grid, reveal steps, head steps."""
 
 
@@ -78,23 +100,35 @@ def main() -> None:
         case = open_case(name, args)
         report = {"full": run(case, args.frames, args.repeats, window=None, keep_first=True)}
         if args.window:
-            report[f"window {args.window}"] = run(case, args.frames, args.repeats, window=args.window)
-        report |= {"shares": shares(case, min(3, args.frames - 1), args.repeats)} if args.shares else {}
+            report[f"window {args.window}"] = run(
+                case, args.frames, args.repeats, window=args.window
+            )
+        report |= (
+            {"shares": shares(case, min(3, args.frames - 1), args.repeats)} if args.shares else {}
+        )
         peaks.append(device_peaks(args.dtype))
         best = {key: max(peak[key] for peak in peaks) for key in peaks[0]}
         for way in report.values():
             for row in way.get("frames", []):
-                row["floor"] = floor_seconds(case.model.config, case.sampling, case.grid, case.batch, row["seen"], best)
+                row["floor"] = floor_seconds(
+                    case.model.config, case.sampling, case.grid, case.batch, row["seen"], best
+                )
                 row["over_floor"] = row["seconds"] / row["floor"]
         reports.append(described(case) | report)
         show(reports[-1])
     whole = {
-        "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__,
-        "load": os.getloadavg(), "peaks": peaks, "torch": torch_peak(args.torch_python), "models": reports,
-    }  # fmt: skip
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "load": os.getloadavg(),
+        "peaks": peaks,
+        "torch": torch_peak(args.torch_python),
+        "models": reports,
+    }
     print(
         f"\n{whole['device']}, load {whole['load'][0]:.1f}; {best['flops'] / 1e9:.0f} GFLOP/s {args.dtype}, "
-        f"{best['bytes'] / 1e9:.0f} GB/s" + (f"; PyTorch {whole['torch'] / 1e9:.0f} GFLOP/s" if whole["torch"] else "")
+        f"{best['bytes'] / 1e9:.0f} GB/s"
+        + (f"; PyTorch {whole['torch'] / 1e9:.0f} GFLOP/s" if whole["torch"] else "")
     )
     write_report(whole, args.out, "decode")
 
@@ -103,30 +137,52 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
     """One of the known sizes with random weights, or a trained checkpoint."""
     if name in SIZES:
         fields, grid, steps, head_steps = SIZES[name]
-        config = ModelConfig(**fields | dict(head=args.head or "ddpm", head_zero_init=False, dtype=args.dtype))
+        config = ModelConfig(
+            **fields | dict(head=args.head or "ddpm", head_zero_init=False, dtype=args.dtype)
+        )
         model = jax.jit(lambda: VideoMAR(config, rngs=nnx.Rngs(0)))()
         sampling = SamplingConfig(steps=steps, head_steps=head_steps)
     else:
-        from videomar_jax.pretrained.bundle import load_pretrained  # late: it imports the tokenizers
+        from videomar_jax.pretrained.bundle import (
+            load_pretrained,  # late: it imports the tokenizers
+        )
 
         loaded = load_pretrained(name)
         model, card = loaded.model, loaded.card
-        sampling = dataclasses.replace(card.sampling, dtype=args.dtype)  # so that the peak is that of its products
+        sampling = dataclasses.replace(
+            card.sampling, dtype=args.dtype
+        )  # so that the peak is that of its products
         stride = card.tokenizer.spatial_stride * model.config.patch_size
         grid = (card.height // stride, card.width // stride)
     sampling = with_preset(sampling, args.preset, model.config.head) if args.preset else sampling
-    asked = {key: getattr(args, key) for key in ("steps", "head_steps", "guidance") if getattr(args, key) is not None}
-    levers = {"auto": None, "plain": Levers.plain(), "all": Levers(), "apart": Levers(apart=True)}[args.levers]
+    asked = {
+        key: getattr(args, key)
+        for key in ("steps", "head_steps", "guidance")
+        if getattr(args, key) is not None
+    }
+    levers = {
+        "auto": None,
+        "plain": SpeedOptions.plain(),
+        "all": SpeedOptions(),
+        "apart": SpeedOptions(apart=True),
+    }[args.levers]
     sampling = dataclasses.replace(sampling, **asked)
-    return Case(name=name, model=for_sampling(model, sampling), grid=tuple(args.grid or grid), sampling=sampling,
-                batch=args.batch, levers=levers)  # fmt: skip
+    return Case(
+        name=name,
+        model=for_sampling(model, sampling),
+        grid=tuple(args.grid or grid),
+        sampling=sampling,
+        batch=args.batch,
+        levers=levers,
+    )
 
 
 # ---------------------------------------------------------------- frame by frame
 
 
 def run(case: Case, num_frames: int, repeats: int, **changes: Any) -> dict[str, Any]:
-    """Seconds of every frame, the least of `repeats` videos; memory as planned by the compiler and as predicted."""
+    """Seconds of every frame, the least of `repeats` videos; memory as planned by the compiler and
+    as predicted."""
     compile_seconds, times = 0.0, []
     for attempt in range(repeats + 1):
         video = case.video(num_frames, **changes)
@@ -137,7 +193,13 @@ def run(case: Case, num_frames: int, repeats: int, **changes: Any) -> dict[str, 
             settings = jax.tree.map(lambda x, i=i: x[i], video.settings)
             start = time.perf_counter()
             state, latents, _ = decoder.one_frame(
-                video.model, video.decoder, state, settings, None, video.scale, video.program_of(int(number))
+                video.model,
+                video.decoder,
+                state,
+                settings,
+                None,
+                video.scale,
+                video.program_of(int(number)),
             )
             jax.block_until_ready(latents)
             seconds.append(time.perf_counter() - start)
@@ -148,22 +210,39 @@ def run(case: Case, num_frames: int, repeats: int, **changes: Any) -> dict[str, 
     config = dataclasses.replace(case.sampling, **changes)
     kept = min(num_frames - 1, config.window or num_frames)
     rows = [
-        {"frame": number, "seen": min(number, kept), "seconds": min(each[number - 1] for each in times),
-         "cache_bytes": cache_bytes(case.model.config, batch=case.batch, frames=min(number, kept), grid=case.grid,
-                                    guided=config.guided)}
+        {
+            "frame": number,
+            "seen": min(number, kept),
+            "seconds": min(each[number - 1] for each in times),
+            "cache_bytes": cache_bytes(
+                case.model.config,
+                batch=case.batch,
+                frames=min(number, kept),
+                grid=case.grid,
+                guided=config.guided,
+            ),
+        }
         for number in range(1, num_frames)
-    ]  # fmt: skip
-    needed = request_bytes(case.model.config, config, batch=case.batch, frames=num_frames, grid=case.grid)
+    ]
+    needed = request_bytes(
+        case.model.config, config, batch=case.batch, frames=num_frames, grid=case.grid
+    )
     stats = jax.local_devices()[0].memory_stats() or {}
-    return {"frames": rows, "first_run_seconds": compile_seconds, "predicted_bytes": sum(needed.values()),
-            "predicted": needed, "peak_bytes": stats.get("peak_bytes_in_use")}  # fmt: skip
+    return {
+        "frames": rows,
+        "first_run_seconds": compile_seconds,
+        "predicted_bytes": sum(needed.values()),
+        "predicted": needed,
+        "peak_bytes": stats.get("peak_bytes_in_use"),
+    }
 
 
 # ---------------------------------------------------------------- parts left out
 
 
 def shares(case: Case, seen: int, repeats: int) -> dict[str, float]:
-    """Seconds of a frame after `seen` others, whole and without parts, and the shares that follow."""
+    """Seconds of a frame after `seen` others, whole and without parts, and the shares that
+    follow."""
     without_head, without_transformer = (
         mock.patch.object(frame_module, name, stand_in)
         for name, stand_in in (("_drawing", _no_drawing), ("_backbone", _no_backbone))
@@ -191,8 +270,11 @@ def shares(case: Case, seen: int, repeats: int) -> dict[str, float]:
         "head": best["without transformer"] - rest,
         "overhead and the pass that remembers": rest,
     }
-    return {"seconds": best, "median": {name: statistics.median(seconds) for name, seconds in times.items()},
-            "shares": {name: seconds / whole for name, seconds in parts.items()}}  # fmt: skip
+    return {
+        "seconds": best,
+        "median": {name: statistics.median(seconds) for name, seconds in times.items()},
+        "shares": {name: seconds / whole for name, seconds in parts.items()},
+    }
 
 
 def lone_frame(case: Case, seen: int, *patches: Any) -> Callable[[], Any]:
@@ -212,7 +294,9 @@ def lone_frame(case: Case, seen: int, *patches: Any) -> Callable[[], Any]:
 
 def _no_drawing(model, head, head_plan, settings, program, batch, size, guided):
     """Tokens that depend on z, without a head."""
-    return lambda z, noise, injected, step: noise + z[:batch, :, : noise.shape[2]] + z[-batch:, :, : noise.shape[2]]
+    return lambda z, noise, injected, step: (
+        noise + z[:batch, :, : noise.shape[2]] + z[-batch:, :, : noise.shape[2]]
+    )
 
 
 def _no_backbone(model, context, seen, settings, program, scale, batch, guided):
@@ -231,32 +315,49 @@ def _no_backbone(model, context, seen, settings, program, scale, batch, guided):
 
 
 def described(case: Case) -> dict[str, Any]:
-    return {"model": case.name, "config": case.model.config.to_dict(), "grid": list(case.grid), "batch": case.batch,
-            "sampling": dataclasses.asdict(case.sampling),
-            "levers": None if case.levers is None else dataclasses.asdict(case.levers)}  # fmt: skip
+    return {
+        "model": case.name,
+        "config": case.model.config.to_dict(),
+        "grid": list(case.grid),
+        "batch": case.batch,
+        "sampling": dataclasses.asdict(case.sampling),
+        "levers": None if case.levers is None else dataclasses.asdict(case.levers),
+    }
 
 
 def show(report: dict[str, Any]) -> None:
     sampling = report["sampling"]
-    print(f"\n{report['model']}: batch {report['batch']}, {report['grid'][0]}x{report['grid'][1]} tokens, "
-          f"{sampling['steps']} x {sampling['head_steps']} steps, {report['config']['head']} head, guidance "
-          f"{sampling['guidance']}, {report['config']['dtype']}")  # fmt: skip
+    print(
+        f"\n{report['model']}: batch {report['batch']}, {report['grid'][0]}x{report['grid'][1]} tokens, "
+        f"{sampling['steps']} x {sampling['head_steps']} steps, {report['config']['head']} head, guidance "
+        f"{sampling['guidance']}, {report['config']['dtype']}"
+    )
     for way, found in report.items():
         if isinstance(found, dict) and "frames" in found:
-            print(f"  {way} cache; first run {found['first_run_seconds']:.1f} s, predicted memory "
-                  f"{found['predicted_bytes'] / 2**20:.0f} MiB")  # fmt: skip
+            print(
+                f"  {way} cache; first run {found['first_run_seconds']:.1f} s, predicted memory "
+                f"{found['predicted_bytes'] / 2**20:.0f} MiB"
+            )
             print("  frame   sees    seconds   cache MiB   over the floor")
             for row in found["frames"]:
                 size, over = row["cache_bytes"] / 2**20, row["over_floor"]
-                print(f"  {row['frame']:5d}  {row['seen']:5d}  {row['seconds']:9.3f}  {size:10.1f}  {over:8.2f}")
+                print(
+                    f"  {row['frame']:5d}  {row['seen']:5d}  {row['seconds']:9.3f}  {size:10.1f}  {over:8.2f}"
+                )
     for name, share in report.get("shares", {}).get("shares", {}).items():
         print(f"  {share:6.1%}  {name}")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--model", action="append", help="tiny, small, 1p4b or the folder of a checkpoint; repeat for more")
+    add(
+        "--model",
+        action="append",
+        help="tiny, small, 1p4b or the folder of a checkpoint; repeat for more",
+    )
     add("--frames", type=int, default=16, help="latent frames, the given one included")
     add("--window", type=int, default=4, help="frames kept in the second run; 0 leaves it out")
     add("--batch", type=int, default=1)
@@ -266,7 +367,11 @@ def _arguments() -> argparse.Namespace:
     add("--guidance", type=float)
     add("--preset")
     add("--head", choices=("ddpm", "flow"), help="of the known sizes")
-    add("--dtype", choices=("float32", "bfloat16"), help="of the products; float32 on CPU, else bfloat16")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of the products; float32 on CPU, else bfloat16",
+    )
     add("--levers", choices=("auto", "plain", "all", "apart"), default="auto")
     add("--repeats", type=int, default=2)
     add("--no-shares", dest="shares", action="store_false")

@@ -1,7 +1,9 @@
-"""What a latent frame takes at least on this device: its matrix products at the rate of a large product, or the weights
-and the cache they read at the rate of a large copy, whichever is longer, for the transformer and for the head.
+"""What a latent frame takes at least on this device: its matrix products at the rate of a large
+product, or the weights and the cache they read at the rate of a large copy, whichever is longer,
+for the transformer and for the head.
 
-Counted is the method as it is told, without any saving: all tokens in every layer and reveal step, both branches where
+Counted is the method as it is told, without any saving: all tokens in every layer and reveal step,
+    both branches where
 steps are guided, and in the head the tokens that a step reveals.
 """
 
@@ -11,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measuring import copy_peak, matmul_peak
-from videomar_jax.models.config import ModelConfig
 from videomar_jax.diffusion.base import output_values
-from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.diffusion.solver import head_plan
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.memory import cache_bytes
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 
@@ -24,11 +26,19 @@ def device_peaks(dtype: str) -> dict[str, float]:
     return {"flops": matmul_peak(dtype), "bytes": copy_peak()}
 
 
-def floor_seconds(config: ModelConfig, sampling: SamplingConfig, grid: tuple[int, int], batch: int, seen: int,
-                  peak: dict[str, float]) -> float:  # fmt: skip
+def floor_seconds(
+    config: ModelConfig,
+    sampling: SamplingConfig,
+    grid: tuple[int, int],
+    batch: int,
+    seen: int,
+    peak: dict[str, float],
+) -> float:
     """Seconds of a frame that sees `seen` others, at these rates."""
     transformer, head = frame_work(config, sampling, grid, batch, seen)
-    return sum(max(flops / peak["flops"], size / peak["bytes"]) for flops, size in (transformer, head))
+    return sum(
+        max(flops / peak["flops"], size / peak["bytes"]) for flops, size in (transformer, head)
+    )
 
 
 def frame_work(
@@ -40,10 +50,14 @@ def frame_work(
     steps = head_plan(config, sampling, head_step_names(sampling.head_steps, len(plan.count)))
     evaluations = jax.device_get(steps.count)[plan.head]
     doubled = 1 + plan.guided
-    rows = batch * tokens * (int(doubled.sum()) + int(doubled.max()))  # and one pass to remember the last frame
+    rows = (
+        batch * tokens * (int(doubled.sum()) + int(doubled.max()))
+    )  # and one pass to remember the last frame
     width, item = config.width, jnp.dtype(config.dtype).itemsize
     linear = (6 + 2 * config.mlp_ratio) * width**2
-    flops = 2 * config.depth * rows * (linear + 2 * width * (tokens * (seen + 1) + config.text_tokens))
+    flops = (
+        2 * config.depth * rows * (linear + 2 * width * (tokens * (seen + 1) + config.text_tokens))
+    )
     cache = cache_bytes(config, batch=batch, frames=seen, grid=grid, guided=bool(doubled.max() > 1))
     read = (len(plan.count) + 1) * (config.depth * linear * item + cache)
     w = config.head_width
@@ -51,4 +65,7 @@ def frame_work(
     drawn = batch * float((plan.count * doubled * evaluations).sum())
     head = jnp.dtype("float32" if sampling.head_dtype == "model" else sampling.head_dtype).itemsize
     once = 4 * batch * tokens * width * w  # the part of the condition that z gives
-    return (flops, read), (2 * drawn * weights + once, float(evaluations.sum()) * 2 * config.head_depth * w**2 * head)
+    return (flops, read), (
+        2 * drawn * weights + once,
+        float(evaluations.sum()) * 2 * config.head_depth * w**2 * head,
+    )

@@ -40,14 +40,16 @@ def _best(function: Callable[[], Any], repeats: int = 10) -> float:
 
 
 def torch_peak(python: str | None = None) -> float | None:
-    """FLOP/s of PyTorch's product of two 2048 x 2048 matrices on CPU, in this interpreter or in `python`; None where it
-    is not installed."""
+    """FLOP/s of PyTorch's product of two 2048 x 2048 matrices on CPU, in this interpreter or in
+    `python`; None where it is not installed."""
     code = (
         "import time, torch\na = torch.randn(2048, 2048)\nbest = 9e9\nfor _ in range(10):\n"
         "    t = time.perf_counter(); torch.matmul(a, a); best = min(best, time.perf_counter() - t)\n"
         "print(2 * 2048**3 / best)"
     )
-    done = subprocess.run([python or sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [python or sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     return float(done.stdout) if done.returncode == 0 else None
 
 

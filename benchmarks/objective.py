@@ -1,11 +1,14 @@
-"""Every next frame at once (`all`) against one next frame (`one`, truncated) at equal training time.
+"""Every next frame at once (`all`) against one next frame (`one`, truncated) at equal training
+time.
 
     python -m benchmarks.objective --seconds=270
 
-trains the quick start's model on moving shapes of T = 4 latent frames with both losses, from the same parameters and on
-the same clips in the same order, and scores both on the same held-out clips. The runs take turns of a few seconds in
-one process and each counts only the time of its own steps (compiling and data left out), so that whatever else the
-machine does hits them alike. Both losses have the same expectation: a hidden token of any frame 1..T-1 weighs the same.
+trains the quick start's model on moving shapes of T = 4 latent frames with both losses, from the
+same parameters and on the same clips in the same order, and scores both on the same held-out clips.
+The runs take turns of a few seconds in one process and each counts only the time of its own steps
+(compiling and data left out), so that whatever else the
+machine does hits them alike. Both losses have the same expectation: a hidden token of any frame
+    1..T-1 weighs the same.
 
 Writes the curves as JSON (--out) and, where matplotlib is installed, as a picture (--picture).
 """
@@ -29,18 +32,25 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import motion
 from videomar_jax.evaluation.report import Case, score
+from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import supervised_frame_flops, train_step_flops
-from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
+from videomar_jax.training.batches import TrainingInputs, to_batch, training_batches
 from videomar_jax.training.curriculum import Curriculum
-from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss, supervised_frames, truncated_frames
+from videomar_jax.training.loss import (
+    Batch,
+    LossConfig,
+    draw,
+    next_frame_loss,
+    supervised_frames,
+    truncated_frames,
+)
 from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
 from videomar_jax.training.state import TrainState, abstract_model, init_state
 from videomar_jax.training.step import make_train_step
-from videomar_jax.training.batches import Parts, to_batch, training_batches
 
 MODEL = PRESETS["quickstart"]
 STRIDE, PATCH, FRAMES = 2, 4, 4
@@ -58,7 +68,7 @@ SAMPLING = SamplingConfig(steps=4, head_steps="4", guidance=1.0, clip=0.0)
 class World:
     """What both runs share."""
 
-    parts: Parts
+    parts: TrainingInputs
     shape: ClipShape
     batch_size: int
     seed: int
@@ -70,20 +80,27 @@ class World:
 
     def batches(self) -> Iterator[Batch]:
         """Training batches, the same for every run."""
-        sizes = dict(num_frames=self.shape.num_frames, height=self.shape.height, width=self.shape.width)
-        row = dict(name="shapes", batch_size=self.batch_size, steps=10**6, learning_rate=1.0, **sizes)
+        sizes = dict(
+            num_frames=self.shape.num_frames, height=self.shape.height, width=self.shape.width
+        )
+        row = dict(
+            name="shapes", batch_size=self.batch_size, steps=10**6, learning_rate=1.0, **sizes
+        )
         return training_batches(self.seed, 0, Curriculum.from_rows([row]).stages[0], self.parts, 0)
 
 
 def make_world(size: int, batch_size: int, seed: int, held_out: int) -> World:
-    """Moving shapes of `size` pixels square, a tokenizer fitted on them, and clips that are never trained on."""
+    """Moving shapes of `size` pixels square, a tokenizer fitted on them, and clips that are never
+    trained on."""
     shape = ClipShape(num_frames=1 + (FRAMES - 1) * STRIDE, height=size, width=size)
     train = Shapes(seed=seed, length=100_000, split="train", bounce=True)
     test = Shapes(seed=seed, length=10 * held_out, split="test", bounce=False)
     clips = (fixed_clips(train, [i], shape=shape)["video"] for i in range(400))
-    tokenizer = PCATokenizer.fit(clips, patch=PATCH, temporal_stride=STRIDE, channels=MODEL.latent_channels)
+    tokenizer = PCATokenizer.fit(
+        clips, patch=PATCH, temporal_stride=STRIDE, channels=MODEL.latent_channels
+    )
     text = HashedTextEncoder(MODEL.text_tokens, MODEL.text_width)
-    parts = Parts(source=train, tokenizer=tokenizer, text_encoder=text)
+    parts = TrainingInputs(source=train, tokenizer=tokenizer, text_encoder=text)
     return World(parts, shape, batch_size, seed, fixed_clips(test, range(held_out), shape=shape))
 
 
@@ -92,7 +109,9 @@ class Run:
 
     def __init__(self, form: str, rate: float, world: World, config: ModelConfig):
         self.form, self.rate, self.world, self.loss = form, rate, world, FORMS[form]
-        optimizer = make_optimizer(OPTIMIZER, lambda step: rate * jnp.minimum(1.0, (step + 1) / OPTIMIZER.warmup_steps))
+        optimizer = make_optimizer(
+            OPTIMIZER, lambda step: rate * jnp.minimum(1.0, (step + 1) / OPTIMIZER.warmup_steps)
+        )
         graph, _ = abstract_model(config)
         root = jax.random.key(world.seed)
         self.key = jax.random.fold_in(root, 1)
@@ -128,17 +147,28 @@ class Run:
 
     def report(self) -> dict[str, Any]:
         """The curve, and what a step and a supervised frame cost."""
-        sizes = dict(loss_frames=self.loss.frames, layout=self.loss.layout, frames=FRAMES, tokens=self.world.tokens(),
-                     draws_per_token=self.loss.draws_per_token, batch=self.world.batch_size)  # fmt: skip
+        sizes = dict(
+            loss_frames=self.loss.frames,
+            layout=self.loss.layout,
+            frames=FRAMES,
+            tokens=self.world.tokens(),
+            draws_per_token=self.loss.draws_per_token,
+            batch=self.world.batch_size,
+        )
         frames = self.world.batch_size * supervised_frames(FRAMES, self.loss)
         per_step = self.seconds / max(self.step, 1)
         return {
-            "frames": self.form, "learning_rate": self.rate, "steps": self.step, "seconds": self.seconds,
-            "step_seconds": per_step, "step_flops": train_step_flops(MODEL, **sizes),
+            "frames": self.form,
+            "learning_rate": self.rate,
+            "steps": self.step,
+            "seconds": self.seconds,
+            "step_seconds": per_step,
+            "step_flops": train_step_flops(MODEL, **sizes),
             "supervised_frame_seconds": per_step / frames,
             "supervised_frame_flops": supervised_frame_flops(MODEL, **sizes),
-            "supervised_frames": frames * self.step, "curve": self.curve,
-        }  # fmt: skip
+            "supervised_frames": frames * self.step,
+            "curve": self.curve,
+        }
 
 
 class Judge:
@@ -149,20 +179,29 @@ class Judge:
         self.batch = to_batch(world.held_out, world.parts)
         self.loss = jax.jit(self._loss)
         directions = [motion.direction_of(caption) for caption in world.held_out["caption"]]
-        self.case = Case(name="held_out", title="Held-out clips", reference=world.held_out["video"],
-                         prompts=world.held_out["caption"], directions=directions)  # fmt: skip
+        self.case = Case(
+            name="held_out",
+            title="Held-out clips",
+            reference=world.held_out["video"],
+            prompts=world.held_out["caption"],
+            directions=directions,
+        )
 
     def _loss(self, params: Any, batch: Batch) -> dict[str, Any]:
         model = nnx.merge(self.graph, params)
         config = LossConfig(frames="all", draws_per_token=8, text_dropout=0.0)
-        draws = draw(jax.random.key(0), model, (len(batch.latents), FRAMES, self.world.tokens()), config)
+        draws = draw(
+            jax.random.key(0), model, (len(batch.latents), FRAMES, self.world.tokens()), config
+        )
         return next_frame_loss(model, batch, draws, config)[1]
 
     def __call__(self, params: Any) -> dict[str, float]:
         losses = jax.device_get(self.loss(params, self.batch))
         model = nnx.merge(self.graph, params)
         parts = self.world.parts
-        sampler = VideoSampler(model, parts.tokenizer, parts.text_encoder, SAMPLING, len(self.batch.latents))
+        sampler = VideoSampler(
+            model, parts.tokenizer, parts.text_encoder, SAMPLING, len(self.batch.latents)
+        )
         scores, _ = score(self.case, sampler, sampler.reconstruct)
         by_frame = losses["by_frame"]["sum"][1:] / losses["by_frame"]["count"][1:]
         named = {f"loss_frame_{i + 1}": float(value) for i, value in enumerate(by_frame)}
@@ -173,7 +212,9 @@ def main() -> None:
     args = _arguments()
     for place in (args.out, args.picture):
         if Path(place).exists():
-            raise SystemExit(f"{place} exists; name another place with --out and --picture, or move it away.")
+            raise SystemExit(
+                f"{place} exists; name another place with --out and --picture, or move it away."
+            )
     config = dataclasses.replace(MODEL, unroll=MODEL.depth if jax.default_backend() == "cpu" else 1)
     world = make_world(args.size, args.batch, args.seed, args.held_out)
     judge = Judge(world, config)
@@ -182,17 +223,26 @@ def main() -> None:
     for run in runs:
         run.measure(judge)
     for mark in marks:
-        for until in np.linspace(mark - args.every, mark, max(round(args.every / args.turn), 1) + 1)[1:]:
+        for until in np.linspace(
+            mark - args.every, mark, max(round(args.every / args.turn), 1) + 1
+        )[1:]:
             for run in runs:
                 run.train(until)
         for run in runs:
             told = run.measure(judge)
-            print(f"{run.form} {run.rate:g}: {run.seconds:.0f} s, {run.step} steps, loss {told['loss']:.4f}, "
-                  f"PSNR {told['psnr']:.2f}, off place {told['centroid_error']:.2f} px", flush=True)  # fmt: skip
+            print(
+                f"{run.form} {run.rate:g}: {run.seconds:.0f} s, {run.step} steps, loss {told['loss']:.4f}, "
+                f"PSNR {told['psnr']:.2f}, off place {told['centroid_error']:.2f} px",
+                flush=True,
+            )
     report = {
-        "device": jax.devices()[0].device_kind, "jax": jax.__version__, "load": os.getloadavg(),
-        "clips": dataclasses.asdict(world.shape), "batch": args.batch, "runs": [run.report() for run in runs],
-    }  # fmt: skip
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "load": os.getloadavg(),
+        "clips": dataclasses.asdict(world.shape),
+        "batch": args.batch,
+        "runs": [run.report() for run in runs],
+    }
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     Path(args.out).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     draw_curves(report, args.picture)
@@ -208,18 +258,34 @@ def draw_curves(report: dict[str, Any], path: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = [("seconds", "loss"), ("step", "loss"), ("seconds", "psnr"), ("seconds", "centroid_error")]
-    names = {"seconds": "training seconds", "step": "steps", "loss": "held-out loss", "psnr": "PSNR (dB)",
-             "centroid_error": "object off its place (px)"}  # fmt: skip
+    panels = [
+        ("seconds", "loss"),
+        ("step", "loss"),
+        ("seconds", "psnr"),
+        ("seconds", "centroid_error"),
+    ]
+    names = {
+        "seconds": "training seconds",
+        "step": "steps",
+        "loss": "held-out loss",
+        "psnr": "PSNR (dB)",
+        "centroid_error": "object off its place (px)",
+    }
     colours, strokes = {"one": "tab:orange", "all": "tab:blue"}, ["-", "--", ":", "-."]
     rates = sorted({run["learning_rate"] for run in report["runs"]}, reverse=True)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), constrained_layout=True)
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3.4), constrained_layout=True
+    )
     for axis, (x, y) in zip(axes, panels, strict=True):
         for run in report["runs"]:
             curve = run["curve"][1:]
-            axis.plot([p[x] for p in curve], [p[y] for p in curve], color=colours[run["frames"]],
-                      linestyle=strokes[rates.index(run["learning_rate"]) % len(strokes)],
-                      label=f"{run['frames']}, rate {run['learning_rate']:g}")  # fmt: skip
+            axis.plot(
+                [p[x] for p in curve],
+                [p[y] for p in curve],
+                color=colours[run["frames"]],
+                linestyle=strokes[rates.index(run["learning_rate"]) % len(strokes)],
+                label=f"{run['frames']}, rate {run['learning_rate']:g}",
+            )
         axis.set(xlabel=names[x], ylabel=names[y])
         if y in ("loss", "centroid_error"):
             axis.set_yscale("log")
@@ -231,7 +297,9 @@ def draw_curves(report: dict[str, Any], path: str) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--seconds", type=float, default=270.0, help="training time of each run")
     add("--every", type=float, default=30.0, help="seconds of training between two scores")

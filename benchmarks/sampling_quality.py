@@ -1,11 +1,13 @@
-"""What each sampling option does to a trained model of moving shapes: quality beside time, longer and larger clips.
+"""What each sampling option does to a trained model of moving shapes: quality beside time, longer
+and larger clips.
 
     python -m benchmarks.sampling_quality --checkpoint=runs/quickstart --pictures=docs/images
 
-Regenerates held-out clips from their first frame with one option changed at a time, and scores them (`evaluation`):
-share of clips that move as their caption says, PSNR without the given frame, distance of the object's centre from where
-it should be in the last frame, share of clips that still show it. Seconds are those of a video in a batch, of a second
-run. Prints Markdown tables; `--pictures` names a folder for sheets of the longer and larger clips.
+Regenerates held-out clips from their first frame with one option changed at a time, and scores them
+(`evaluation`): share of clips that move as their caption says, PSNR without the given frame,
+distance of the object's centre from where it should be in the last frame, share of clips that still
+show it. Seconds are those of a video in a batch, of a second run. Prints Markdown tables;
+`--pictures` names a folder for sheets of the longer and larger clips.
 """
 
 import argparse
@@ -22,13 +24,20 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import metrics, motion
 from videomar_jax.evaluation.report import movement
+from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.io.media import contact_sheet, write_png
 from videomar_jax.pretrained.bundle import Pretrained, load_pretrained
 from videomar_jax.sampling.config import PRESETS, SamplingConfig, with_preset
-from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.tokenizers import latent_shape, pixel_frames
 
-HEADER = ["setting", "direction", "PSNR, dB", "object off at the end, px", "object there", "ms a video"]
+HEADER = [
+    "setting",
+    "direction",
+    "PSNR, dB",
+    "object off at the end, px",
+    "object there",
+    "ms a video",
+]
 
 
 class Bench:
@@ -40,28 +49,48 @@ class Bench:
     def shape(self, num_frames: int | None = None, side: float = 1.0) -> ClipShape:
         """Clips as trained, or longer, or `side` times larger."""
         card = self.card
-        return ClipShape(num_frames=num_frames or card.num_frames, height=int(card.height * side),
-                         width=int(card.width * side))  # fmt: skip
+        return ClipShape(
+            num_frames=num_frames or card.num_frames,
+            height=int(card.height * side),
+            width=int(card.width * side),
+        )
 
     def trained(self) -> tuple[int, int, int]:
         """The trained size in tokens."""
         card, size = self.card, self.loaded.model.config.patch_size
-        frames, rows, columns = latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
+        frames, rows, columns = latent_shape(
+            card.tokenizer, card.num_frames, card.height, card.width
+        )
         return frames, rows // size, columns // size
 
-    def score(self, config: SamplingConfig, shape: ClipShape, timed: bool = True) -> tuple[list[Any], np.ndarray]:
+    def score(
+        self, config: SamplingConfig, shape: ClipShape, timed: bool = True
+    ) -> tuple[list[Any], np.ndarray]:
         """A row of the table without its name, and the clips."""
         source = Shapes(seed=0, length=10 * self.clips, split="test", bounce=False)
         clips = fixed_clips(source, range(self.clips), shape=shape)
-        sampler = VideoSampler(self.loaded.model, self.card.tokenizer, self.card.text_encoder, config, self.clips,
-                               self.trained())  # fmt: skip
+        sampler = VideoSampler(
+            self.loaded.model,
+            self.card.tokenizer,
+            self.card.text_encoder,
+            config,
+            self.clips,
+            self.trained(),
+        )
         for _ in range(1 + timed):
             start = time.perf_counter()
             made = sampler(clips["video"][:, :1], clips["caption"], shape.num_frames)
             seconds = time.perf_counter() - start
-        told = movement(made, clips["video"], [motion.direction_of(caption) for caption in clips["caption"]])
+        told = movement(
+            made, clips["video"], [motion.direction_of(caption) for caption in clips["caption"]]
+        )
         psnr = float(metrics.psnr(made[:, 1:], clips["video"][:, 1:]).mean())
-        row = [told["direction_accuracy"], psnr, told["centroid_error_last"], told["object_present"]]
+        row = [
+            told["direction_accuracy"],
+            psnr,
+            told["centroid_error_last"],
+            told["object_present"],
+        ]
         return [*row, 1000 * seconds / self.clips if timed else None], made
 
     def truth(self, shape: ClipShape) -> np.ndarray:
@@ -74,10 +103,15 @@ def options(base: SamplingConfig, head: str) -> dict[str, SamplingConfig]:
     changes: dict[str, dict[str, Any]] = {"as trained with": {}}
     changes |= {f"{n} reveal steps": dict(steps=n) for n in (1, 2, 8, 16)}
     changes |= {f"{n} head steps": dict(head_steps=str(n)) for n in (2, 10, 25)}
-    changes |= {"1 x 2 steps": dict(steps=1, head_steps="2"), "16 x 25 steps": dict(steps=16, head_steps="25")}
+    changes |= {
+        "1 x 2 steps": dict(steps=1, head_steps="2"),
+        "16 x 25 steps": dict(steps=16, head_steps="25"),
+    }
     changes |= {"16 x 25 steps, head 25-5": dict(steps=16, head_steps="25-5")}
     if head == "flow":
-        changes |= {f"Heun, {n} head steps": dict(head_steps=str(n), head_solver="heun") for n in (2, 4)}
+        changes |= {
+            f"Heun, {n} head steps": dict(head_steps=str(n), head_solver="heun") for n in (2, 4)
+        }
     changes |= {f"temperature {t}": dict(temperature=t) for t in (0.0, 0.5, 0.9)}
     changes |= {f"temperature law {law}": dict(temperature_law=law) for law in ("paper", "linear")}
     changes |= {f"guidance {g}": dict(guidance=g) for g in (1.5, 3.0)}
@@ -113,10 +147,13 @@ LARGER: dict[str, dict[str, Any]] = {
 def remedies(
     bench: Bench, shape: ClipShape, ways: dict[str, dict[str, Any]], names: Sequence[str]
 ) -> tuple[list[list[Any]], list[tuple[str, np.ndarray]]]:
-    """Rows of the table, and rows of the sheet: the truth and what the remedies `names` make of one clip."""
+    """Rows of the table, and rows of the sheet: the truth and what the remedies `names` make of one
+    clip."""
     rows, shown = [], [("truth", bench.truth(shape)[1])]
     for name, change in ways.items():
-        row, made = bench.score(dataclasses.replace(bench.card.sampling, **change), shape, timed=False)
+        row, made = bench.score(
+            dataclasses.replace(bench.card.sampling, **change), shape, timed=False
+        )
         rows.append([name, *row[:-1]])
         print("|", " | ".join(map(_plain, rows[-1])), "|", flush=True)
         if name in names:
@@ -156,10 +193,14 @@ def _plain(value: Any) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="a run's folder")
     parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--pictures", help="a folder for sampling_longer.png and sampling_larger.png")
+    parser.add_argument(
+        "--pictures", help="a folder for sampling_longer.png and sampling_larger.png"
+    )
     return parser.parse_args()
 
 

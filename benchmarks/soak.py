@@ -3,13 +3,16 @@
     python -m benchmarks.soak --workdir=runs/soak                30 kills of a tiny run of 400 steps
     python -m benchmarks.soak --workdir=runs/soak --kills=4
 
-Both runs are `python -m videomar_jax.main --config=configs/quickstart.py:tiny`, with a checkpoint every 5 steps. Half
-of the kills are SIGTERM, after which the run must save and end with exit code 75; half are SIGKILL. Most come at a
-random step, some while a checkpoint is being written, some while the program is still starting, the last one while the
-report is made. After each kill the same command is given again. The verdict (exit code 0 or 1) is about all of this:
+Both runs are `python -m videomar_jax.main --config=configs/quickstart.py:tiny`, with a checkpoint
+every 5 steps. Half of the kills are SIGTERM, after which the run must save and end with exit code
+75; half are SIGKILL. Most come at a random step, some while a checkpoint is being written, some
+while the program is still starting, the last one while the report is made. After each kill the same
+command is given again. The verdict (exit code 0 or 1) is about all of this:
 
-1. every exit code was the right one, and no kill cost more than the steps since the last complete checkpoint;
-2. parameters, averages and optimizer state at the end are those of the undisturbed run to the last bit;
+1. every exit code was the right one, and no kill cost more than the steps since the last complete
+    checkpoint;
+2. parameters, averages and optimizer state at the end are those of the undisturbed run to the last
+    bit;
 3. metrics.jsonl holds each step once, with the same numbers, and the report the same scores.
 
 Prints a line for each kill and writes WORKDIR/soak.json.
@@ -31,9 +34,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from videomar_jax.commands.app import INTERRUPTED
-from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.compatibility import leaves
+from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.commands.app import INTERRUPTED
 
 ROOT = Path(__file__).parents[1]
 CLOCKED = re.compile(r"_per_second$|^data_wait$|^mfu$|^device_memory|seconds")
@@ -78,9 +81,14 @@ class Run:
     def start(self) -> None:
         """Gives the command; its output goes to the log beside the workdir."""
         command = [
-            sys.executable, "-m", "videomar_jax.main", f"--config={ROOT / 'configs/quickstart.py'}:tiny",
-            f"--workdir={self.workdir}", f"--config.run.checkpoint_every={self.every}", *self.overrides,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "videomar_jax.main",
+            f"--config={ROOT / 'configs/quickstart.py'}:tiny",
+            f"--workdir={self.workdir}",
+            f"--config.run.checkpoint_every={self.every}",
+            *self.overrides,
+        ]
         self.started = time.monotonic()
         self.printed = self.log.stat().st_size if self.log.exists() else 0
         with open(self.log, "ab") as log:
@@ -148,7 +156,15 @@ def kill(run: Run, kill: Kill, rng: random.Random) -> None:
     run.start()
     _wait(run, kill, before, rng)
     started, saving = run.step() > before, run.is_saving()
-    kill.when = "start" if not started else "report" if kill.aim == "report" else "save" if saving else "step"
+    kill.when = (
+        "start"
+        if not started
+        else "report"
+        if kill.aim == "report"
+        else "save"
+        if saving
+        else "step"
+    )
     silent = not run.output()
     run.process.send_signal(signal.Signals[kill.signal])
     kill.code = run.end()
@@ -163,7 +179,9 @@ def _wait(run: Run, kill: Kill, before: int, rng: random.Random) -> None:
     def until(condition) -> None:
         while not condition():
             if run.process.poll() is not None:
-                raise Failed(f"the run ended with exit code {run.process.returncode} before it was killed: {run.log}")
+                raise Failed(
+                    f"the run ended with exit code {run.process.returncode} before it was killed: {run.log}"
+                )
             time.sleep(0.01)
 
     if kill.aim == "start":
@@ -188,13 +206,17 @@ def _check_kill(run: Run, kill: Kill, before: int, silent: bool) -> None:
     if kill.signal == "SIGTERM" and kill.when == "report":
         allowed.add(0)  # it came so late that nothing was left to save but the report
     if kill.code not in allowed:
-        raise Failed(f"{kill.signal} ended the run with exit code {kill.code}, not {allowed}: see {run.log}")
+        raise Failed(
+            f"{kill.signal} ended the run with exit code {kill.code}, not {allowed}: see {run.log}"
+        )
     if kill.checkpoint < before:
         raise Failed(f"the newest checkpoint was {before}, and is {kill.checkpoint} after the kill")
     told = re.search(r"going on from the checkpoint of step (\d+)", run.output())
     if told and int(told[1]) != before:
         raise Failed(f"the run went on from step {told[1]}, though checkpoint {before} is complete")
-    most = 0 if kill.code == INTERRUPTED else 2 * run.every  # one save at most is under way while the next one is due
+    most = (
+        0 if kill.code == INTERRUPTED else 2 * run.every
+    )  # one save at most is under way while the next one is due
     if kill.lost > most:
         raise Failed(f"{kill.signal} at step {kill.step} cost {kill.lost} steps, more than {most}")
 
@@ -207,8 +229,14 @@ def differences(ours: Path, theirs: Path, total: int) -> list[str]:
 def _states(ours: Path, theirs: Path, step: int) -> list[str]:
     a, b = saved(ours, step), saved(theirs, step)
     if a.keys() != b.keys():
-        return [f"the states hold different arrays: {sorted(map('/'.join, a.keys() ^ b.keys()))[:5]}"]
-    differ = ["/".join(name) for name in a if a[name].dtype != b[name].dtype or a[name].tobytes() != b[name].tobytes()]
+        return [
+            f"the states hold different arrays: {sorted(map('/'.join, a.keys() ^ b.keys()))[:5]}"
+        ]
+    differ = [
+        "/".join(name)
+        for name in a
+        if a[name].dtype != b[name].dtype or a[name].tobytes() != b[name].tobytes()
+    ]
     return [f"{len(differ)} of {len(a)} arrays differ: {', '.join(differ[:5])}"] if differ else []
 
 
@@ -218,7 +246,9 @@ def saved(workdir: Path, step: int) -> dict[tuple[str, ...], np.ndarray]:
     parts = [entry.name for entry in folder.iterdir() if (entry / "_METADATA").exists()]
     handler = ocp.StandardCheckpointHandler()
     like = {
-        part: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), handler.metadata(folder / part).tree)
+        part: jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), handler.metadata(folder / part).tree
+        )
         for part in parts
     }
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -227,13 +257,21 @@ def saved(workdir: Path, step: int) -> dict[tuple[str, ...], np.ndarray]:
 
 def _records(ours: Path, theirs: Path, total: int) -> list[str]:
     found = []
-    rows = [[row for row in Run(workdir, 1, []).record() if "loss" in row] for workdir in (ours, theirs)]
+    rows = [
+        [row for row in Run(workdir, 1, []).record() if "loss" in row] for workdir in (ours, theirs)
+    ]
     for workdir, record in zip((ours, theirs), rows, strict=True):
         steps = [row["step"] for row in record]
         if steps != list(range(1, total + 1)):
-            found.append(f"{workdir / 'metrics.jsonl'} does not hold the steps 1 to {total} once each: {steps}")
+            found.append(
+                f"{workdir / 'metrics.jsonl'} does not hold the steps 1 to {total} once each: {steps}"
+            )
     for a, b in zip(*rows, strict=False):
-        keys = [key for key in a.keys() | b.keys() if not CLOCKED.search(key) and a.get(key) != b.get(key)]
+        keys = [
+            key
+            for key in a.keys() | b.keys()
+            if not CLOCKED.search(key) and a.get(key) != b.get(key)
+        ]
         if keys:
             found.append(f"the records of step {a['step']} differ in {', '.join(sorted(keys))}")
             break
@@ -241,12 +279,15 @@ def _records(ours: Path, theirs: Path, total: int) -> list[str]:
 
 
 def _reports(ours: Path, theirs: Path) -> list[str]:
-    a, b = (json.loads((workdir / "report.json").read_text())["cases"] for workdir in (ours, theirs))
+    a, b = (
+        json.loads((workdir / "report.json").read_text())["cases"] for workdir in (ours, theirs)
+    )
     return [] if a == b else ["the scores of report.json differ"]
 
 
 def soak(run: Run, undisturbed: Path, kills: list[Kill], total: int, rng: random.Random) -> None:
-    """Kills `run` as planned, lets it end, and compares it with the undisturbed one; raises Failed at a defect."""
+    """Kills `run` as planned, lets it end, and compares it with the undisturbed one; raises Failed
+    at a defect."""
     print(HEADER, re.sub(r"[^|]+", "---", HEADER), sep="\n", flush=True)
     for number, each in enumerate(kills, 1):
         kill(run, each, rng)
@@ -279,19 +320,34 @@ def main() -> int:
     try:
         print(f"an undisturbed run of {total} steps", flush=True)
         finish(Run(workdir / "undisturbed", arguments.every, overrides))
-        soak(Run(workdir / "killed", arguments.every, overrides), workdir / "undisturbed", kills, total, rng)
+        soak(
+            Run(workdir / "killed", arguments.every, overrides),
+            workdir / "undisturbed",
+            kills,
+            total,
+            rng,
+        )
     except Failed as failure:
         verdict = f"FAILED: {failure}"
     lost = [each.lost for each in kills if each.when]
-    result = {"verdict": verdict, "minutes": (time.monotonic() - began) / 60, "kills": list(map(vars, kills))}
+    result = {
+        "verdict": verdict,
+        "minutes": (time.monotonic() - began) / 60,
+        "kills": list(map(vars, kills)),
+    }
     (workdir / "soak.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{len(lost)} kills, {sum(lost)} steps lost in all, {max(lost, default=0)} at most; "
-          f"{result['minutes']:.0f} minutes: {verdict}", flush=True)  # fmt: skip
+    print(
+        f"{len(lost)} kills, {sum(lost)} steps lost in all, {max(lost, default=0)} at most; "
+        f"{result['minutes']:.0f} minutes: {verdict}",
+        flush=True,
+    )
     return verdict != "passed"
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="a new folder for both runs")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--steps", type=int, default=200, help="of each of the two stages")

@@ -1,10 +1,13 @@
-"""Writes a checkpoint with random values under the published names, to measure a conversion without the weights.
+"""Writes a checkpoint with random values under the published names, to measure a conversion without
+the weights.
 
     python -m benchmarks.synthetic_checkpoint --output=random_1p4b.safetensors
     python -m benchmarks.synthetic_checkpoint --output=random.pth --preset=tiny --container=ema
 
-Tensors are drawn and written one after another: the 1.4B model (2.8 GB in bfloat16) needs memory for one of them.
-Values are normal with standard deviation 0.02, the weights of norms 1, so that a forward pass stays finite.
+Tensors are drawn and written one after another: the 1.4B model (2.8 GB in bfloat16) needs memory
+    for one of them.
+Values are normal with standard deviation 0.02, the weights of norms 1, so that a forward pass stays
+finite.
 """
 
 import dataclasses
@@ -24,8 +27,12 @@ from videomar_jax.models.config import PRESETS
 
 _OUTPUT = flags.DEFINE_string("output", None, "the file to write", required=True)
 _PRESET = flags.DEFINE_enum("preset", "videomar_1p4b", list(PRESETS), "the sizes of the model")
-_FORMAT = flags.DEFINE_enum("format", None, ["safetensors", "pth"], "the format; by default the ending of --output")
-_CONTAINER = flags.DEFINE_enum("container", "bare", ["bare", "ema"], "a bare state dict, or one under model_ema")
+_FORMAT = flags.DEFINE_enum(
+    "format", None, ["safetensors", "pth"], "the format; by default the ending of --output"
+)
+_CONTAINER = flags.DEFINE_enum(
+    "container", "bare", ["bare", "ema"], "a bare state dict, or one under model_ema"
+)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "the stored type")
 _SEED = flags.DEFINE_integer("seed", 0, "the seed; a tensor depends on it and on its own name")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a file of this name")
@@ -51,12 +58,17 @@ def main(_) -> None:
         raise app.UsageError(f"--output {path} does not end in .{_FORMAT.value}")
     began = time.perf_counter()
     write_tensors(
-        path, specs, lambda name: random_tensor(name, slots[name], dtype, _SEED.value),
-        container="model_ema" if _CONTAINER.value == "ema" else None, overwrite=_OVERWRITE.value,
-    )  # fmt: skip
+        path,
+        specs,
+        lambda name: random_tensor(name, slots[name], dtype, _SEED.value),
+        container="model_ema" if _CONTAINER.value == "ema" else None,
+        overwrite=_OVERWRITE.value,
+    )
     count = sum(spec.count for spec in specs.values())
     seconds = time.perf_counter() - began
-    print(f"{path}: {count:,} values in {len(specs)} tensors, {path.stat().st_size / 1e9:.2f} GB, {seconds:.1f} s")
+    print(
+        f"{path}: {count:,} values in {len(specs)} tensors, {path.stat().st_size / 1e9:.2f} GB, {seconds:.1f} s"
+    )
 
 
 if __name__ == "__main__":

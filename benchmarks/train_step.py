@@ -1,14 +1,19 @@
 """How fast a training step is, and how much of the device's matmul peak it uses.
 
-    python -m benchmarks.train_step                                  on CPU tiny and small, on an accelerator 1.4B
-    python -m benchmarks.train_step --model=tiny --frames=one --layout=truncated --multiplier=1
-    python -m benchmarks.train_step --model=1p4b --shape=7x30x48 --batch=4 --dtype=bfloat16 --remat=full --frames=all
+    python -m benchmarks.train_step                                  on CPU tiny and small, on an
+    accelerator 1.4B python -m benchmarks.train_step --model=tiny --frames=one --layout=truncated
+    --multiplier=1 python -m benchmarks.train_step --model=1p4b --shape=7x30x48 --batch=4
+    --dtype=bfloat16 --remat=full --frames=all
 
-A step is all that training does with a batch: forward, backward, optimizer, averaged weights, norms. FLOPs are those of
-matrix products (`models.flops`) without what rematerialisation computes again, so that their share of the peak is the
-model's (MFU); the peak is the best rate of a large product of the same type, measured before and
-after. A clip of the truncated layout has every length from 2 to T equally often: its times are means over the lengths.
-On CPU the clips that the input pipeline makes in a second are measured too. Prints one table and writes it as JSON.
+A step is all that training does with a batch: forward, backward, optimizer, averaged weights,
+    norms. FLOPs are those of
+matrix products (`models.flops`) without what rematerialisation computes again, so that their share
+of the peak is the model's (MFU); the peak is the best rate of a large product of the same type,
+measured before and
+after. A clip of the truncated layout has every length from 2 to T equally often: its times are
+    means over the lengths.
+On CPU the clips that the input pipeline makes in a second are measured too. Prints one table and
+writes it as JSON.
 """
 
 import argparse
@@ -29,19 +34,29 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import train_step_flops
+from videomar_jax.parallel.sharding import (
+    MeshConfig,
+    batch_shardings,
+    layout_rule,
+    make_mesh,
+    state_shardings,
+)
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
+from videomar_jax.training.batches import TrainingInputs, training_batches
 from videomar_jax.training.curriculum import Curriculum
 from videomar_jax.training.loss import Batch, LossConfig, supervised_frames
 from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
-from videomar_jax.parallel.sharding import MeshConfig, batch_shardings, layout_rule, make_mesh, state_shardings
 from videomar_jax.training.state import TrainState, abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step
-from videomar_jax.training.batches import Parts, training_batches
 
 MODELS = {
-    "tiny": ModelConfig(width=384, depth=6, num_heads=6, head_width=512, text_tokens=32, text_width=256),
-    "small": ModelConfig(width=768, depth=12, num_heads=12, head_width=1024, text_tokens=64, text_width=256),
+    "tiny": ModelConfig(
+        width=384, depth=6, num_heads=6, head_width=512, text_tokens=32, text_width=256
+    ),
+    "small": ModelConfig(
+        width=768, depth=12, num_heads=12, head_width=1024, text_tokens=64, text_width=256
+    ),
     "1p4b": PRESETS["videomar_1p4b"],
 }
 SHAPES = {"tiny": ["4x8x8"], "small": ["4x16x16"], "1p4b": ["7x16x16", "7x30x48"]}
@@ -62,14 +77,23 @@ class Case:
         """Of a step, nothing computed twice."""
         frames, rows, columns = self.shape
         return train_step_flops(
-            dataclasses.replace(self.config, remat="none"), loss_frames=self.loss.frames, layout=self.loss.layout,
-            draws_per_token=self.loss.draws_per_token, batch=self.batch, frames=frames, tokens=rows * columns,
-        )  # fmt: skip
+            dataclasses.replace(self.config, remat="none"),
+            loss_frames=self.loss.frames,
+            layout=self.loss.layout,
+            draws_per_token=self.loss.draws_per_token,
+            batch=self.batch,
+            frames=frames,
+            tokens=rows * columns,
+        )
 
     def lengths(self) -> list[int]:
         """Latent frames that a step may see; each equally often."""
         frames = self.shape[0]
-        return list(range(2, frames + 1)) if self.loss.layout == "truncated" and frames > 1 else [frames]
+        return (
+            list(range(2, frames + 1))
+            if self.loss.layout == "truncated" and frames > 1
+            else [frames]
+        )
 
 
 def main() -> None:
@@ -82,12 +106,21 @@ def main() -> None:
         print(describe(rows[-1], before["jax"]), flush=True)
     peaks = [before, matmul_peaks(args.dtype)]
     peak = max(found["jax"] for found in peaks)
-    pipeline = [input_rate(model, args.steps) for model in args.model] if jax.default_backend() == "cpu" else []
+    pipeline = (
+        [input_rate(model, args.steps) for model in args.model]
+        if jax.default_backend() == "cpu"
+        else []
+    )
     report = {
-        "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "jax": jax.__version__,
-        "load": os.getloadavg(), "dtype": args.dtype, "matmul_flops_per_second": peaks,
-        "input": pipeline, "steps": [row | {"share_of_peak": row["flops_per_second"] / peak} for row in rows],
-    }  # fmt: skip
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        "load": os.getloadavg(),
+        "dtype": args.dtype,
+        "matmul_flops_per_second": peaks,
+        "input": pipeline,
+        "steps": [row | {"share_of_peak": row["flops_per_second"] / peak} for row in rows],
+    }
     print_report(report, peak)
     write_report(report, args.out, "train_step")
 
@@ -95,14 +128,24 @@ def main() -> None:
 def cases(args: argparse.Namespace) -> Iterator[Case]:
     """What the flags ask for; where they leave a choice, every sensible value of it."""
     for name in args.model:
-        config = dataclasses.replace(MODELS[name], dtype=args.dtype, remat=args.remat, unroll=args.unroll)
+        config = dataclasses.replace(
+            MODELS[name], dtype=args.dtype, remat=args.remat, unroll=args.unroll
+        )
         for text in [args.shape] if args.shape else SHAPES[name]:
             shape = tuple(int(size) for size in text.split("x"))
-            for frames, layout, multiplier in itertools.product(args.frames, args.layout, args.multiplier):
+            for frames, layout, multiplier in itertools.product(
+                args.frames, args.layout, args.multiplier
+            ):
                 if frames == "all" and layout == "truncated":
                     continue
                 loss = LossConfig(frames=frames, layout=layout, draws_per_token=multiplier)
-                yield Case(model=name, shape=shape, batch=args.batch or BATCHES.get(text, 1), loss=loss, config=config)
+                yield Case(
+                    model=name,
+                    shape=shape,
+                    batch=args.batch or BATCHES.get(text, 1),
+                    loss=loss,
+                    config=config,
+                )
 
 
 class Trainer:
@@ -115,11 +158,17 @@ class Trainer:
         graph, self.shapes = abstract_model(case.config)
         abstract = jax.eval_shape(lambda: init_state(case.config, optimizer, jax.random.key(0)))
         shardings = state_shardings(abstract, self.mesh, mesh_config)
-        self.state: TrainState = init_state(case.config, optimizer, jax.random.key(0), None, shardings)
+        self.state: TrainState = init_state(
+            case.config, optimizer, jax.random.key(0), None, shardings
+        )
         self.update = make_train_step(
-            graph, optimizer, case.loss, settings, shardings=shardings,
+            graph,
+            optimizer,
+            case.loss,
+            settings,
+            shardings=shardings,
             rule=layout_rule(self.mesh, mesh_config) if self.mesh.size > 1 else None,
-        )  # fmt: skip
+        )
         self.key = jax.random.key(1)
 
     def batch(self, frames: int) -> Batch:
@@ -129,14 +178,17 @@ class Trainer:
         keys = jax.random.split(jax.random.key(2))
         clips = self.case.batch
         batch = Batch(
-            jax.random.normal(keys[0], (clips, frames, rows * size, columns * size, config.latent_channels)),
+            jax.random.normal(
+                keys[0], (clips, frames, rows * size, columns * size, config.latent_channels)
+            ),
             jax.random.normal(keys[1], (clips, config.text_tokens, config.text_width)),
             jnp.ones((clips, config.text_tokens), bool),
         )
         return jax.device_put(batch, batch_shardings(batch, self.mesh))
 
     def times(self, batch: Batch, steps: int) -> tuple[float, int, list[float]]:
-        """Seconds to compile, bytes of a device while a step runs as the compiler planned it, seconds of the steps."""
+        """Seconds to compile, bytes of a device while a step runs as the compiler planned it,
+        seconds of the steps."""
         start = time.perf_counter()
         compiled = self.update.lower(self.state, batch, self.key).compile()
         compile_seconds, seconds = time.perf_counter() - start, []
@@ -151,7 +203,8 @@ class Trainer:
 
 
 def measure(case: Case, steps: int, mesh: MeshConfig) -> dict[str, Any]:
-    """The numbers of one line: a step is the mean over the lengths of the median over `steps` steps."""
+    """The numbers of one line: a step is the mean over the lengths of the median over `steps`
+    steps."""
     trainer = Trainer(case, mesh)
     runs = [trainer.times(trainer.batch(length), steps) for length in case.lengths()]
     median = statistics.fmean(statistics.median(seconds) for _, _, seconds in runs)
@@ -160,15 +213,24 @@ def measure(case: Case, steps: int, mesh: MeshConfig) -> dict[str, Any]:
     tokens = case.batch * rows * columns * statistics.fmean(case.lengths())
     supervised = case.batch * supervised_frames(frames, case.loss)
     return {
-        "model": case.model, "parameters": count_params(trainer.shapes), "shape": list(case.shape),
-        "batch": case.batch, "frames": case.loss.frames, "layout": case.loss.layout,
-        "multiplier": case.loss.draws_per_token, "remat": case.config.remat, "step_seconds": median,
-        "best_step_seconds": best, "steps": [seconds for _, _, seconds in runs],
-        "compile_seconds": sum(seconds for seconds, _, _ in runs), "flops": case.flops(),
-        "flops_per_second": case.flops() / median, "tokens_per_second": tokens / median,
+        "model": case.model,
+        "parameters": count_params(trainer.shapes),
+        "shape": list(case.shape),
+        "batch": case.batch,
+        "frames": case.loss.frames,
+        "layout": case.loss.layout,
+        "multiplier": case.loss.draws_per_token,
+        "remat": case.config.remat,
+        "step_seconds": median,
+        "best_step_seconds": best,
+        "steps": [seconds for _, _, seconds in runs],
+        "compile_seconds": sum(seconds for seconds, _, _ in runs),
+        "flops": case.flops(),
+        "flops_per_second": case.flops() / median,
+        "tokens_per_second": tokens / median,
         "seconds_per_supervised_frame": median / supervised,
         "planned_bytes": max(planned for _, planned, _ in runs),
-    }  # fmt: skip
+    }
 
 
 def _planned_bytes(compiled: jax.stages.Compiled) -> int:
@@ -178,21 +240,28 @@ def _planned_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def matmul_peaks(dtype: str) -> dict[str, float]:
-    """FLOP/s of a large product on all devices, by library; PyTorch's on CPU, where it is installed."""
+    """FLOP/s of a large product on all devices, by library; PyTorch's on CPU, where it is
+    installed."""
     torch = torch_peak() if jax.default_backend() == "cpu" else None
     return {"jax": matmul_peak(dtype) * jax.device_count()} | ({"torch": torch} if torch else {})
 
 
 def input_rate(model: str, batches: int) -> dict[str, Any]:
-    """Clips in a second that the quick start's pipeline draws, encodes and gives out for the model's latent shape."""
+    """Clips in a second that the quick start's pipeline draws, encodes and gives out for the
+    model's latent shape."""
     text = SHAPES[model][0]
     frames, rows, columns = (int(size) for size in text.split("x"))
     stride, patch, batch = 2, 4, BATCHES[text]
     sizes = dict(num_frames=1 + (frames - 1) * stride, height=rows * patch, width=columns * patch)
     source = Shapes(seed=0, length=1000, split="train", bounce=True)
-    clips = [source.read(i, np.random.default_rng(i), ClipShape(**sizes))["video"][None] for i in range(40)]
+    clips = [
+        source.read(i, np.random.default_rng(i), ClipShape(**sizes))["video"][None]
+        for i in range(40)
+    ]
     tokenizer = PCATokenizer.fit(iter(clips), patch=patch, temporal_stride=stride, channels=16)
-    parts = Parts(source=source, tokenizer=tokenizer, text_encoder=HashedTextEncoder(32, 64), threads=2)
+    parts = TrainingInputs(
+        source=source, tokenizer=tokenizer, text_encoder=HashedTextEncoder(32, 64), threads=2
+    )
     row = dict(name="input", batch_size=batch, steps=20 * batches + 1, learning_rate=1.0, **sizes)
     stream = training_batches(0, 0, Curriculum.from_rows([row]).stages[0], parts, 0)
     jax.block_until_ready(next(stream))
@@ -229,7 +298,10 @@ def print_report(report: dict[str, Any], peak: float) -> None:
     devices = f"{report['devices']} x {report['device']}, {report['dtype']}, jax {report['jax']}"
     print(f"\n{devices}, load average {report['load'][0]:.1f}")
     for when, found in zip(("before", "after"), report["matmul_flops_per_second"], strict=True):
-        print(f"matmul peak {when}: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in found.items()))
+        print(
+            f"matmul peak {when}: "
+            + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in found.items())
+        )
     print(HEADER)
     for row in report["steps"]:
         print(describe(row, peak))
@@ -239,13 +311,20 @@ def print_report(report: dict[str, Any], peak: float) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--model", action="append", choices=[*MODELS], help="repeat for more")
     add("--shape", help="T x H x W of the tokens, such as 7x30x48")
     add("--batch", type=int, help="clips in a batch")
     add("--frames", action="append", choices=("one", "all"), help="supervised frames")
-    add("--layout", action="append", choices=("full", "truncated"), help="of clips with one supervised frame")
+    add(
+        "--layout",
+        action="append",
+        choices=("full", "truncated"),
+        help="of clips with one supervised frame",
+    )
     add("--multiplier", action="append", type=int, help="draws of the head for each token")
     add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPU, else bfloat16")
     add("--remat", choices=("none", "full", "dots"), help="none on CPU, else full")

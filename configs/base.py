@@ -1,7 +1,9 @@
 """Every knob once. The other files here are small changes of this one.
 
-A value of None means: what the model preset, the data or the paper says. Override on the command line, for instance
-`--config.optimizer.name=adamw "--config.curriculum[0].steps=200"`; a misspelt name is answered with the nearest one.
+A value of None means: what the model preset, the data or the paper says. Override on the command
+    line, for instance
+`--config.optimizer.name=adamw "--config.curriculum[0].steps=200"`; a misspelt name is answered with
+the nearest one.
 """
 
 from ml_collections import ConfigDict
@@ -9,12 +11,14 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The paper's model on the embedded shapes; not a run by itself (see quickstart.py, stage1.py)."""
+    """The paper's model on the embedded shapes; not a run by itself (see quickstart.py,
+    stage1.py)."""
     if variant:
         raise ValueError(f"base.py has no variant {variant!r}.")
     config = ConfigDict()
     config.seed = 0  # of parameters, data order and all draws
-    config.init_from = ""  # a run, one of its checkpoints/STEP or a converted model: its averaged parameters (and its
+    # a run, one of its checkpoints/STEP or a converted model: its averaged parameters (and its
+    config.init_from = ""
     # tokenizer, where none is named below), with a new optimizer, at step 0
 
     # The model: a preset, and what differs from it.
@@ -42,7 +46,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.head_zero_init = placeholder(bool)
     config.model.flow_time = placeholder(str)  # uniform | logit_normal
     config.model.regression = placeholder(bool)  # linear read-out of z, for loss.regression_weight
-    config.model.history_levels = placeholder(bool)  # tell the model the noise level of earlier frames
+    config.model.history_levels = placeholder(
+        bool
+    )  # tell the model the noise level of earlier frames
     config.model.dtype = placeholder(str)  # float32 | bfloat16, of matrix products
     config.model.remat = placeholder(str)  # none | full | dots
     config.model.unroll = placeholder(int)  # layers per turn of the layer loop
@@ -50,15 +56,25 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Clips
     config.data = ConfigDict()
-    config.data.kind = "shapes"  # shapes (drawn on demand) | videos (a folder) | shards (prepared clips) | tfds
-    config.data.path = ""  # videos, shards: the folder; tfds: the dataset's name, or the folder of a prepared one
+    config.data.kind = (
+        "shapes"  # shapes (drawn on demand) | videos (a folder) | shards (prepared clips) | tfds
+    )
+    config.data.path = (
+        ""  # videos, shards: the folder; tfds: the dataset's name, or the folder of a prepared one
+    )
     config.data.captions = ""  # videos: a captions.csv or .jsonl elsewhere; "" looks in the folder
-    config.data.fps = 12.0  # videos: frames per second that clips are resampled to; tfds: that they have
-    config.data.holdout = 0.2  # videos: last share of each clip that training never sees, or of the clips where they
+    config.data.fps = (
+        12.0  # videos: frames per second that clips are resampled to; tfds: that they have
+    )
+    config.data.holdout = (
+        0.2  # videos: last share of each clip that training never sees, or of the clips where they
+    )
     # are too short to be cut; tfds: of the split
     config.data.split = "train"  # tfds: the split to train on
     config.data.held_out = ""  # tfds: the split to measure on; "": the last `holdout` of the other
-    config.data.video_key = "video"  # tfds: the feature that holds the frames, "a/b" for nested ones
+    config.data.video_key = (
+        "video"  # tfds: the feature that holds the frames, "a/b" for nested ones
+    )
     config.data.caption_key = "caption"  # tfds: the feature that holds text or a class; "" for none
     config.data.data_dir = ""  # tfds: where datasets lie; "": where TFDS looks by itself
     config.data.length = 100_000  # shapes: distinct training clips
@@ -66,8 +82,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Video to latents
     config.tokenizer = ConfigDict()
-    config.tokenizer.kind = "pca"  # pca (fitted on the training clips) | cosmos; shards come with their own
-    config.tokenizer.path = ""  # cosmos: file, folder or Hugging Face repo id, or RELEASE@ one of these
+    config.tokenizer.kind = (
+        "pca"  # pca (fitted on the training clips) | cosmos; shards come with their own
+    )
+    config.tokenizer.path = (
+        ""  # cosmos: file, folder or Hugging Face repo id, or RELEASE@ one of these
+    )
     config.tokenizer.scale = 0.5  # cosmos: factor on its latents (VideoMAR's)
     config.tokenizer.patch = 4  # pca, as all that follows: spatial stride
     config.tokenizer.temporal_stride = 2
@@ -87,13 +107,21 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The objective (paper, section 3.2)
     config.loss = ConfigDict()
-    config.loss.frames = "one"  # one random next frame per clip, the paper's | all next frames at once
-    config.loss.layout = "full"  # one: the whole clip | truncated after the current frame, the same for a batch
-    config.loss.normaliser = "mask"  # mask: all hidden tokens, as published | loss_mask: supervised tokens
+    config.loss.frames = (
+        "one"  # one random next frame per clip, the paper's | all next frames at once
+    )
+    config.loss.layout = (
+        "full"  # one: the whole clip | truncated after the current frame, the same for a batch
+    )
+    config.loss.normaliser = (
+        "mask"  # mask: all hidden tokens, as published | loss_mask: supervised tokens
+    )
     config.loss.mask_rate_min = 0.7
     config.loss.text_dropout = 0.1
     config.loss.draws_per_token = 4  # diffusion batch multiplier
-    config.loss.history_noise = 0.0  # largest share of noise in the earlier frames; goes with model.history_levels
+    config.loss.history_noise = (
+        0.0  # largest share of noise in the earlier frames; goes with model.history_levels
+    )
     config.loss.regression_weight = 0.0
 
     # The update rule; learning rates stand in the curriculum
@@ -111,8 +139,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.ema_decay = 0.9999
     config.optimizer.ema_warmup = False
 
-    # Rows: name, num_frames, height, width, batch_size, steps, learning_rate; or for batches of several shapes
-    # name, mix, steps, learning_rate, the mix of entries num_frames, sizes (or height, width), batch_size, weight
+    # Rows: name, num_frames, height, width, batch_size, steps, learning_rate; or for batches of
+    # several shapes
+    # name, mix, steps, learning_rate, the mix of entries num_frames, sizes (or height, width),
+    # batch_size, weight
     config.curriculum = ()
 
     # Devices along each axis of the mesh; -1 takes the rest
@@ -140,23 +170,34 @@ def get_config(variant: str = "") -> ConfigDict:
     # How videos are drawn, in training and by default afterwards (paper, section 3.3)
     config.sampling = ConfigDict()
     config.sampling.steps = 64  # reveal steps of a frame
-    config.sampling.head_steps = "100"  # diffusion steps of the head; "A-B" goes from A to B as tokens appear
+    config.sampling.head_steps = (
+        "100"  # diffusion steps of the head; "A-B" goes from A to B as tokens appear
+    )
     config.sampling.head_solver = "euler"  # euler | heun, of the flow head
     config.sampling.guidance = 3.0
     config.sampling.guidance_schedule = "linear"  # linear | constant
-    config.sampling.guidance_interval = (0.0, 1.0)  # share of the reveal steps, from and to, that are guided
+    config.sampling.guidance_interval = (
+        0.0,
+        1.0,
+    )  # share of the reveal steps, from and to, that are guided
     config.sampling.temperature = 1.0
     config.sampling.temperature_law = "constant"  # constant | paper | linear
     config.sampling.clip = 2.0  # largest latent value; 0: tokens are left as drawn
     config.sampling.clip_first = False
     config.sampling.token_dtype = "float32"  # float32 | bfloat16, which drawn tokens are rounded to
-    config.sampling.dtype = "model"  # model | float32 | bfloat16, of the transformer's matrix products
+    config.sampling.dtype = (
+        "model"  # model | float32 | bfloat16, of the transformer's matrix products
+    )
     config.sampling.head_dtype = "float32"  # model | float32 | bfloat16, of the head's
     config.sampling.window = placeholder(int)  # finished frames that are kept and seen; None: all
     config.sampling.keep_first = True  # with a window: frame 0 stays
     config.sampling.positions = "shifted"  # absolute | shifted, of a frame 0 that stays
-    config.sampling.position_scaling = "none"  # none | interpolate | ntk, rows and columns beyond the trained grid
-    config.sampling.frame_scaling = "none"  # none | interpolate | ntk, frames beyond the trained length
+    config.sampling.position_scaling = (
+        "none"  # none | interpolate | ntk, rows and columns beyond the trained grid
+    )
+    config.sampling.frame_scaling = (
+        "none"  # none | interpolate | ntk, frames beyond the trained length
+    )
 
     # What is measured at the end
     config.evaluation = ConfigDict()

@@ -6,7 +6,9 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile more than they compute
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "videomar_jax_test_cache"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "videomar_jax_test_cache")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -28,8 +30,9 @@ def _parsed_flags():
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Every compiled program takes memory maps of its process, of which Linux grants 65 530: without any left, the next
-    one ends in a segmentation fault. So programs of earlier files are let go; the cache on disk brings them back."""
+    """Every compiled program takes memory maps of its process, of which Linux grants 65 530:
+    without any left, the next one ends in a segmentation fault. So programs of earlier files are
+    let go; the cache on disk brings them back."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
@@ -39,7 +42,7 @@ def _few_programs():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """The workdir of a finished run of the quick start's tiny variant; look, do not touch."""
-    from tiny_run import start, tiny  # late: it imports all of the package
+    from tests.helpers.tiny_run import start, tiny  # late: it imports all of the package
 
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     start(tiny(), workdir)
@@ -52,7 +55,8 @@ FULL_GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 
 @pytest.fixture(scope="session")
 def golden():
-    """Finds a recorded file, such as "videomar/loss.safetensors": the full set where it is at hand, else our subset."""
+    """Finds a recorded file, such as "videomar/loss.safetensors": the full set where it is at hand,
+    else our subset."""
 
     def find(name: str) -> Path:
         for folder in (FULL_GOLDEN, GOLDEN):

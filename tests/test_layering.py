@@ -1,4 +1,5 @@
-"""Who may import whom: every import of the package is read from its source and held against one table.
+"""Who may import whom: every import of the package is read from its source and held against one
+table.
 
 A module's rule is the one with the longest matching prefix; what the rule does not name is refused.
 """
@@ -19,7 +20,15 @@ MAY_IMPORT = {  # parts of the package, by the importing module's prefix
     "types": (),
     "models": ("types", "models"),
     "training": ("types", "models", "training"),
-    "training.loop": ("types", "models", "training", "data", "tokenizers", "text_encoders", "media"),
+    "training.loop": (
+        "types",
+        "models",
+        "training",
+        "data",
+        "tokenizers",
+        "text_encoders",
+        "media",
+    ),
     "training.stream": ("types", "models", "training", "data", "tokenizers", "text_encoders"),
     "training.recipe": ("types", "models", "training", "tokenizers", "text_encoders"),
     "training.validation": ("types", "models", "training", "data"),
@@ -33,13 +42,32 @@ MAY_IMPORT = {  # parts of the package, by the importing module's prefix
     "evaluation": ("types", "evaluation", "media"),
     "interop": ("types", "models", "tokenizers", "text_encoders", "interop"),
     "preparation": ("types", "data", "tokenizers", "text_encoders", "preparation", "distributed"),
-    "preparation.beam": ("types", "data", "tokenizers", "text_encoders", "preparation", "interop.qwen2"),
+    "preparation.beam": (
+        "types",
+        "data",
+        "tokenizers",
+        "text_encoders",
+        "preparation",
+        "interop.qwen2",
+    ),
     "media": ("types",),
 }
-"""Modules that stand directly in the package and are not listed are entry points: they may import everything."""
+"""Modules that stand directly in the package and are not listed are entry points: they may import
+everything."""
 
 NEVER = {  # libraries that a part must do without
-    "models": ("os", "pathlib", "io", "json", "shutil", "tempfile", "orbax", "ml_collections", "absl", "jax.sharding"),
+    "models": (
+        "os",
+        "pathlib",
+        "io",
+        "json",
+        "shutil",
+        "tempfile",
+        "orbax",
+        "ml_collections",
+        "absl",
+        "jax.sharding",
+    ),
     "sampling.config": ("jax", "flax"),
     "sampling.schedules": ("jax", "flax"),
     "data": ("jax", "flax", "torch"),
@@ -61,7 +89,8 @@ def starts_with(name: str, prefix: str) -> bool:
 
 
 def imports(root: Path) -> list[Import]:
-    """All imports under the package folder `root`, those inside functions and relative ones included."""
+    """All imports under the package folder `root`, those inside functions and relative ones
+    included."""
     found = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -73,7 +102,10 @@ def imports(root: Path) -> list[Import]:
             elif isinstance(node, ast.ImportFrom):
                 base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
                 base = ".".join(part for part in (base, node.module) if part)
-                found += [Import(module, path, node.lineno, f"{base}.{alias.name}") for alias in node.names]
+                found += [
+                    Import(module, path, node.lineno, f"{base}.{alias.name}")
+                    for alias in node.names
+                ]
     return found
 
 
@@ -89,17 +121,27 @@ def fault(module: str, target: str) -> str | None:
     if starts_with(target, NAME):
         rule, inner = longest(MAY_IMPORT, module), target.removeprefix(NAME).removeprefix(".")
         if rule is not None and not any(starts_with(inner, part) for part in MAY_IMPORT[rule]):
-            return f"{rule} may import only {', '.join(MAY_IMPORT[rule]) or 'nothing of the package'}"
+            return (
+                f"{rule} may import only {', '.join(MAY_IMPORT[rule]) or 'nothing of the package'}"
+            )
         return None
     rule = longest(NEVER, module)
-    if rule is not None and EXCEPT.get(module) != rule and any(starts_with(target, name) for name in NEVER[rule]):
+    if (
+        rule is not None
+        and EXCEPT.get(module) != rule
+        and any(starts_with(target, name) for name in NEVER[rule])
+    ):
         return f"{rule} does without {', '.join(NEVER[rule])}"
     return None
 
 
 def faults(root: Path) -> list[str]:
     broken = ((found, fault(found.module, found.target)) for found in imports(root))
-    return [f"{i.path}:{i.line}: {i.module} imports {i.target}, but {rule}" for i, rule in broken if rule]
+    return [
+        f"{i.path}:{i.line}: {i.module} imports {i.target}, but {rule}"
+        for i, rule in broken
+        if rule
+    ]
 
 
 def test_the_package_keeps_its_layers():
@@ -119,14 +161,34 @@ BROKEN = [
     ("models/x.py", "from jax import sharding", "models does without"),
     ("models/x.py", "from ..training.loss import Batch", "models may import only"),
     ("models/x.py", "def f():\n    from videomar_jax import sampling", "models may import only"),
-    ("training/loss.py", "from videomar_jax.tokenizers.pca import PCATokenizer", "training may import only"),
+    (
+        "training/loss.py",
+        "from videomar_jax.tokenizers.pca import PCATokenizer",
+        "training may import only",
+    ),
     ("training/loop.py", "import videomar_jax.sampling.decoder", r"training\.loop may import only"),
-    ("sampling/decode.py", "from videomar_jax.training import loss", r"sampling\.decode may import only"),
-    ("tokenizers/x.py", "from videomar_jax.models.layers import linear", "tokenizers may import only"),
-    ("text_encoders/x.py", "from videomar_jax.interop import qwen2", "text_encoders may import only"),
+    (
+        "sampling/decode.py",
+        "from videomar_jax.training import loss",
+        r"sampling\.decode may import only",
+    ),
+    (
+        "tokenizers/x.py",
+        "from videomar_jax.models.layers import linear",
+        "tokenizers may import only",
+    ),
+    (
+        "text_encoders/x.py",
+        "from videomar_jax.interop import qwen2",
+        "text_encoders may import only",
+    ),
     ("data/x.py", "import jax.numpy as jnp", "data does without"),
     ("data/pipeline.py", "from videomar_jax.tokenizers import pca", "data may import only"),
-    ("evaluation/x.py", "from videomar_jax.data.shapes import Shapes", "evaluation may import only"),
+    (
+        "evaluation/x.py",
+        "from videomar_jax.data.shapes import Shapes",
+        "evaluation may import only",
+    ),
     ("main.py", "from configs import base", "nothing imports configs"),
 ]
 

@@ -1,8 +1,10 @@
 """VideoMAR in JAX: masked autoregressive image-to-video generation with continuous tokens.
 
-Three levels of use: `VideoMARPipeline` (images and prompts in, videos out), `generate` (latents), `VideoMAR` (the
-network). `load_pretrained` opens a trained run; `image_to_video` is the first level for a model of one's own. Names are
-imported when they are first used, so that a command answers a wrong flag without loading JAX.
+Three levels of use: `VideoMARPipeline` (images and prompts in, videos out), `generate` (latents),
+    `VideoMAR` (the
+network). `load_pretrained` opens a trained run; `image_to_video` is the first level for a model of
+one's own. Names are imported when they are first used, so that a command answers a wrong flag
+without loading JAX.
 """
 
 import importlib

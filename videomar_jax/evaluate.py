@@ -8,7 +8,9 @@ from ml_collections import config_flags
 
 from videomar_jax.commands import app
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Names the held-out clips.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Names the held-out clips.", lock_config=True
+)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for report.json, report.md and pictures.")
 flags.mark_flags_as_required(["config", "checkpoint", "output"])
@@ -21,7 +23,9 @@ def main(_: Sequence[str]) -> None:
     from videomar_jax.experiment.run import evaluate_checkpoint
 
     keep_compiled()
-    evaluate_checkpoint(Experiment.from_config(_CONFIG.value), Path(_OUTPUT.value), _CHECKPOINT.value)
+    evaluate_checkpoint(
+        Experiment.from_config(_CONFIG.value), Path(_OUTPUT.value), _CHECKPOINT.value
+    )
 
 
 if __name__ == "__main__":

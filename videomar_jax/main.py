@@ -11,14 +11,26 @@ from ml_collections import config_flags
 from videomar_jax.commands import app
 from videomar_jax.parallel import multihost
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "For instance configs/quickstart.py.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run goes on where it stopped.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of process 0, a port free there.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many they are; SLURM and Open MPI say it themselves.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "For instance configs/quickstart.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; an interrupted run goes on where it stopped."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Several processes: HOST:PORT of process 0, a port free there."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many they are; SLURM and Open MPI say it themselves."
+)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this one, from 0.")
-_PROFILE = flags.DEFINE_string("profile", "", "START:STEPS, the steps to take a profile of, into WORKDIR/profile.")
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "START:STEPS, the steps to take a profile of, into WORKDIR/profile."
+)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what the run takes, read one batch, and end.")
-_DEVICES = flags.DEFINE_integer("devices", None, "With --dry_run: plan for so many devices instead of those here.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", None, "With --dry_run: plan for so many devices instead of those here."
+)
 flags.mark_flag_as_required("config")
 
 

@@ -40,6 +40,19 @@ TextMask: TypeAlias = Bool[Array, "B K"]
 
 
 __all__ = [
-    "Array", "Bool", "Float", "Int", "Key", "Latents", "Orders", "Pixels", "Positions",
-    "TextFeatures", "TextMask", "TokenMask", "Tokens", "UInt8", "Video",
-]  # fmt: skip
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "Key",
+    "Latents",
+    "Orders",
+    "Pixels",
+    "Positions",
+    "TextFeatures",
+    "TextMask",
+    "TokenMask",
+    "Tokens",
+    "UInt8",
+    "Video",
+]

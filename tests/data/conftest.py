@@ -6,11 +6,17 @@ import av
 import numpy as np
 import pytest
 
-CODECS = {".gif": ("gif", "rgb8"), ".avi": ("mjpeg", "yuvj420p"), ".webm": ("libvpx-vp9", "yuv420p")}
+CODECS = {
+    ".gif": ("gif", "rgb8"),
+    ".avi": ("mjpeg", "yuvj420p"),
+    ".webm": ("libvpx-vp9", "yuv420p"),
+}
 DARKEST, STEP = 10, 5
 
 
-def _write(path: Path, count: int = 40, *, fps: int = 10, size: tuple[int, int] = (32, 48), gop: int = 12) -> Path:
+def _write(
+    path: Path, count: int = 40, *, fps: int = 10, size: tuple[int, int] = (32, 48), gop: int = 12
+) -> Path:
     """Frame i is grey of brightness DARKEST + STEP * i (count <= 48)."""
     codec, pixels = CODECS.get(path.suffix.lower(), ("libx264", "yuv420p"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,36 +28,51 @@ def test_text_files_beside_the_clips(folder):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @pytest.mark.parametrize("explicit", [False, True])
-def test_a_table_comes_before_text_files_and_need_not_be_complete(folder, tmp_path_factory, kind, explicit):
+def test_a_table_comes_before_text_files_and_need_not_be_complete(
+    folder, tmp_path_factory, kind, explicit
+):
     path, (a, b) = folder
     a.with_suffix(".txt").write_text("from the text file")
     b.with_suffix(".txt").write_text("not this")
-    table = tmp_path_factory.mktemp("elsewhere") / f"mine.{kind}" if explicit else path / f"captions.{kind}"
+    table = (
+        tmp_path_factory.mktemp("elsewhere") / f"mine.{kind}"
+        if explicit
+        else path / f"captions.{kind}"
+    )
     if kind == "csv":
-        table.write_text('\ufefflength,file,caption\n3,sub/b.webm,"left, then right"\n', encoding="utf-8")
+        table.write_text(
+            '\ufefflength,file,caption\n3,sub/b.webm,"left, then right"\n', encoding="utf-8"
+        )
     else:
-        table.write_text("\n" + json.dumps({"file": "sub/b.webm", "caption": "left, then right", "n": 1}) + "\n")
+        table.write_text(
+            "\n" + json.dumps({"file": "sub/b.webm", "caption": "left, then right", "n": 1}) + "\n"
+        )
     captions = read_captions(path, [a, b], table if explicit else None)
     assert captions == {a: "from the text file", b: "left, then right"}
 
 
-@pytest.mark.parametrize("name, text, line, complaint", [
-    ("captions.csv", "file,caption\na.mp4,x\nc.mp4,y\n", 3, "'c.mp4' does not exist"),
-    ("captions.jsonl", '{"file": "c.mp4", "caption": "y"}\n', 1, "'c.mp4' does not exist"),
-    ("captions.csv", "file,caption\nnotes.md,x\n", 2, "not a video"),
-    ("captions.csv", "file,caption\na.mp4,x\na.mp4,y\n", 3, "named twice"),
-    ("captions.csv", "name,caption\na.mp4,x\n", 1, '"file"'),
-    ("captions.csv", "", 1, '"caption" and "file"'),
-    ("captions.csv", "file,caption\na.mp4\n", 2, "both text"),
-    ("captions.jsonl", '{"file": "a.mp4", "caption": 3}\n', 1, "both text"),
-    ("captions.jsonl", '{"file": "a.mp4", "caption": "x"}\n{"file": \n', 2, "not JSON"),
-    ("captions.jsonl", '["a.mp4", "x"]\n', 1, "object"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text, line, complaint",
+    [
+        ("captions.csv", "file,caption\na.mp4,x\nc.mp4,y\n", 3, "'c.mp4' does not exist"),
+        ("captions.jsonl", '{"file": "c.mp4", "caption": "y"}\n', 1, "'c.mp4' does not exist"),
+        ("captions.csv", "file,caption\nnotes.md,x\n", 2, "not a video"),
+        ("captions.csv", "file,caption\na.mp4,x\na.mp4,y\n", 3, "named twice"),
+        ("captions.csv", "name,caption\na.mp4,x\n", 1, '"file"'),
+        ("captions.csv", "", 1, '"caption" and "file"'),
+        ("captions.csv", "file,caption\na.mp4\n", 2, "both text"),
+        ("captions.jsonl", '{"file": "a.mp4", "caption": 3}\n', 1, "both text"),
+        ("captions.jsonl", '{"file": "a.mp4", "caption": "x"}\n{"file": \n', 2, "not JSON"),
+        ("captions.jsonl", '["a.mp4", "x"]\n', 1, "object"),
+    ],
+)
 def test_a_wrong_row_is_named_with_its_file_and_line(folder, name, text, line, complaint):
     path, clips = folder
     (path / "notes.md").write_text("no video")
     (path / name).write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=f"{name}, line {line}: .*{complaint}"):
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=f"{name}, line {line}: .*{complaint}"
+    ):
         read_captions(path, clips, None)
 
 

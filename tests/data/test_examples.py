@@ -7,9 +7,18 @@ from tensorflow_datasets.proto import tf_example_pb2
 from videomar_jax.data.examples import decode, encode
 
 FEATURES = {
-    "caption": "a café".encode(), "empty": b"", "large": bytes(range(256)) * 600, "clip": 3, "zero": 0, "negative": -7,
-    "far": 2**62 + 1, "shape": (2, 300, 70000), "none": (), "start": 1.25, "fps": 23.976,
-}  # fmt: skip
+    "caption": "a café".encode(),
+    "empty": b"",
+    "large": bytes(range(256)) * 600,
+    "clip": 3,
+    "zero": 0,
+    "negative": -7,
+    "far": 2**62 + 1,
+    "shape": (2, 300, 70000),
+    "none": (),
+    "start": 1.25,
+    "fps": 23.976,
+}
 
 
 def values(example):

@@ -1,4 +1,5 @@
-"""Videos are cut where both parts are long enough for a clip, and else whole in one split, as their name decides."""
+"""Videos are cut where both parts are long enough for a clip, and else whole in one split, as their
+name decides."""
 
 from pathlib import Path
 
@@ -21,13 +22,19 @@ def decided(seconds, names=NAMES, *, holdout=0.2, shortest=(1, 25)):
     """Share by name, for videos that are all of one length, or of a length each."""
     lengths = np.broadcast_to(seconds, len(names)).tolist()
     videos = [video(length, holdout, name) for length, name in zip(lengths, names, strict=True)]
-    return dict(zip(names, shares(videos, names, holdout=holdout, fps=FPS, shortest=shortest), strict=True))
+    return dict(
+        zip(names, shares(videos, names, holdout=holdout, fps=FPS, shortest=shortest), strict=True)
+    )
 
 
 def test_the_parts_are_the_whole():
     made = video(10, 0.2)
     assert (made.train.count(FPS), made.test.count(FPS), made.whole.count(FPS)) == (80, 20, 100)
-    assert made.train.last < made.test.first and made.whole.part == "" and made.part("test").part == "test"
+    assert (
+        made.train.last < made.test.first
+        and made.whole.part == ""
+        and made.part("test").part == "test"
+    )
     assert video(0.3, 0.02).test is None
 
 
@@ -47,7 +54,9 @@ def test_short_videos_are_held_out_in_the_share_asked_for():
         assert abs(count - 200 * holdout) < 4 * (200 * holdout * (1 - holdout)) ** 0.5
         assert set(found.values()) == {"train", "test"}
     low, high = (decided(3, holdout=holdout) for holdout in (0.1, 0.4))
-    assert all(high[name] == "test" for name in NAMES if low[name] == "test"), "a larger share holds out other videos"
+    assert all(high[name] == "test" for name in NAMES if low[name] == "test"), (
+        "a larger share holds out other videos"
+    )
 
 
 def test_other_videos_move_none():
@@ -65,11 +74,17 @@ def test_what_is_too_short_for_a_test_clip_is_trained_on():
 
 
 def test_a_small_folder_still_holds_one_video_out():
-    assert min(map(draw, NAMES[:4])) > 1e-6 and 0 <= min(map(draw, NAMES)) and max(map(draw, NAMES)) < 1
+    assert (
+        min(map(draw, NAMES[:4])) > 1e-6
+        and 0 <= min(map(draw, NAMES))
+        and max(map(draw, NAMES)) < 1
+    )
     found = decided(5, NAMES[:4], holdout=1e-6)
     assert [name for name in found if found[name] == "test"] == [min(NAMES[:4], key=draw)]
     long = decided([5, 5, 5, 2], NAMES[:4], holdout=1e-6)
-    assert [name for name in long if long[name] == "test"] == [min(NAMES[:3], key=draw)], "one that is too short"
+    assert [name for name in long if long[name] == "test"] == [min(NAMES[:3], key=draw)], (
+        "one that is too short"
+    )
     assert decided(5, NAMES[:1], holdout=1e-6) == {NAMES[0]: "train"}, "nothing is left to train on"
     name = next(name for name in NAMES if draw(name) > 0.05)
     found = decided([5, 60], [name, "film.mp4"], holdout=0.05)

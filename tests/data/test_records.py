@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from videomar_jax.data import records
-from videomar_jax.data.records import PreparedClip, count_records, file_digest, from_record, to_record, write_records
+from videomar_jax.data.records import (
+    PreparedClip,
+    count_records,
+    file_digest,
+    from_record,
+    to_record,
+    write_records,
+)
 from videomar_jax.data.sources import ClipShape
 
 
@@ -16,9 +23,14 @@ def clip(dtype, *, text=True, seed=0):
     return PreparedClip(
         latents=rng.standard_normal((3, 2, 4, 5)).astype(records.DTYPES[dtype]),
         text=rng.standard_normal((3, 6)).astype(records.DTYPES[dtype]) if text else None,
-        text_mask=mask if text else None, caption="a café", file="sub/ä.mp4", start=1.5, fps=12.5,
-        shape=ClipShape(num_frames=5, height=16, width=32), clip=2**40,
-    )  # fmt: skip
+        text_mask=mask if text else None,
+        caption="a café",
+        file="sub/ä.mp4",
+        start=1.5,
+        fps=12.5,
+        shape=ClipShape(num_frames=5, height=16, width=32),
+        clip=2**40,
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -30,7 +42,11 @@ def test_a_clip_comes_back_bit_for_bit(dtype, text):
         before, after = getattr(put, name), getattr(got, name)
         assert (before is None) == (after is None)
         if before is not None:
-            assert after.dtype == before.dtype and after.tobytes() == before.tobytes() and after.shape == before.shape
+            assert (
+                after.dtype == before.dtype
+                and after.tobytes() == before.tobytes()
+                and after.shape == before.shape
+            )
     for name in ("caption", "file", "start", "fps", "shape", "clip"):
         assert getattr(put, name) == getattr(got, name)
 
@@ -88,7 +104,10 @@ def test_what_stood_there_is_kept_when_writing_fails(tmp_path):
 
 def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
     """A limit on the size of files fails as a full disk does: in the middle of a write."""
-    kept, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    kept, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     noise = np.random.default_rng(0).bytes(100_000)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, kept[1]))

@@ -16,7 +16,13 @@ STRIDE = 2
 LONG = ClipShape(num_frames=9, height=16, width=32)
 SHORT = ClipShape(num_frames=5, height=16, width=32)
 TALL = ClipShape(num_frames=5, height=32, width=16)
-SHARDS = [("train", LONG, 3), ("train", SHORT, 0), ("train", SHORT, 2), ("train", TALL, 1), ("test", LONG, 2)]
+SHARDS = [
+    ("train", LONG, 3),
+    ("train", SHORT, 0),
+    ("train", SHORT, 2),
+    ("train", TALL, 1),
+    ("test", LONG, 2),
+]
 MASK = np.array([False, True, True, False])
 
 
@@ -24,10 +30,16 @@ def clip(number, shape, dtype):
     rng = np.random.default_rng(number)
     grid = (1 + (shape.num_frames - 1) // STRIDE, shape.height // 8, shape.width // 8, 3)
     return PreparedClip(
-        latents=rng.standard_normal(grid).astype(DTYPES[dtype]), text=rng.standard_normal((2, 5)).astype(DTYPES[dtype]),
-        text_mask=MASK, caption=f"clip {number}", file=f"{number}.mp4", start=number / 2, fps=10.0, shape=shape,
+        latents=rng.standard_normal(grid).astype(DTYPES[dtype]),
+        text=rng.standard_normal((2, 5)).astype(DTYPES[dtype]),
+        text_mask=MASK,
+        caption=f"clip {number}",
+        file=f"{number}.mp4",
+        start=number / 2,
+        fps=10.0,
+        shape=shape,
         clip=number,
-    )  # fmt: skip
+    )
 
 
 def write_folder(path, dtype="float16"):
@@ -41,9 +53,13 @@ def write_folder(path, dtype="float16"):
         entries.append({"file": name, "split": split, **vars(shape), **told})
         clips += mine
     manifest = {
-        "format": "videomar_jax prepared clips", "version": 1, "fps": 10.0, "dtype": dtype, "shards": entries,
+        "format": "videomar_jax prepared clips",
+        "version": 1,
+        "fps": 10.0,
+        "dtype": dtype,
+        "shards": entries,
         "tokenizer": {"temporal_stride": STRIDE},
-    }  # fmt: skip
+    }
     (path / "manifest.json").write_text(json.dumps(manifest))
     return clips
 
@@ -82,7 +98,9 @@ def test_a_shorter_clip_is_the_first_latents_of_a_longer_one(folder):
     source = LatentShards(folder)
     whole = source.read(1, None, LONG)["latents"]
     for num_frames, frames in ((1, 1), (3, 2), (5, 3), (9, 5)):
-        part = source.read(1, None, ClipShape(num_frames=num_frames, height=16, width=32))["latents"]
+        part = source.read(1, None, ClipShape(num_frames=num_frames, height=16, width=32))[
+            "latents"
+        ]
         np.testing.assert_array_equal(part, whole[:frames])
 
 
@@ -98,7 +116,9 @@ def test_clips_fit_by_exact_size_and_by_length(folder):
             if index in source.fits(shape, sizes):
                 source.read(index, None, shape)
             else:
-                words = rf"clip {index} is stored as \d frames at .*, {shape.num_frames} at .* asked"
+                words = (
+                    rf"clip {index} is stored as \d frames at .*, {shape.num_frames} at .* asked"
+                )
                 with pytest.raises(ValueError, match=words):
                     source.read(index, None, shape)
 
@@ -106,7 +126,9 @@ def test_clips_fit_by_exact_size_and_by_length(folder):
 def test_digests_tell_other_files_apart(folder, tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     write_folder(copy)
-    found = {split: LatentShards(folder, split=split).digest() for split in ("train", "test", "all")}
+    found = {
+        split: LatentShards(folder, split=split).digest() for split in ("train", "test", "all")
+    }
     assert len(set(found.values())) == 3 and LatentShards(copy).digest() == found["all"]
     shards = json.loads((copy / "manifest.json").read_text())["shards"]
     shards[0]["sha256"] = "0" * 64
@@ -117,7 +139,9 @@ def test_digests_tell_other_files_apart(folder, tmp_path_factory):
 
 def test_splits_are_apart_and_make_the_whole(folder):
     train, test, whole = (LatentShards(folder, split=split) for split in ("train", "test", "all"))
-    files = [[source.describe(i)["file"] for i in range(len(source))] for source in (train, test, whole)]
+    files = [
+        [source.describe(i)["file"] for i in range(len(source))] for source in (train, test, whole)
+    ]
     assert files[0] + files[1] == files[2] and len(train) == 6 and len(test) == 2
     assert {test.describe(i)["split"] for i in range(2)} == {"test"}
     assert test.fits(LONG, []).tolist() == [0, 1]
@@ -134,7 +158,9 @@ def test_threads_and_pickles_read_the_same(folder):
     copy = pickle.loads(pickle.dumps(source))
     order = np.random.default_rng(1).integers(5, size=400).tolist()
     with ThreadPoolExecutor(8) as pool:
-        for index, got in zip(order, pool.map(lambda i: copy.read(i, None, SHORT), order), strict=True):
+        for index, got in zip(
+            order, pool.map(lambda i: copy.read(i, None, SHORT), order), strict=True
+        ):
             np.testing.assert_array_equal(got["latents"], wanted[index])
 
 
@@ -142,7 +168,10 @@ def test_few_files_stay_open(folder, monkeypatch):
     monkeypatch.setattr("videomar_jax.data.shards._MOST_OPEN", 2)
     source = LatentShards(folder)
     for index in [0, 3, 5, 6, 0, 5, 3]:
-        assert source.read(index, None, ClipShape(num_frames=1, **_size(index)))["caption"] == f"clip {index}"
+        assert (
+            source.read(index, None, ClipShape(num_frames=1, **_size(index)))["caption"]
+            == f"clip {index}"
+        )
         assert len(source._readers._open) <= 2
 
 
@@ -166,7 +195,9 @@ def test_a_missing_or_cut_file_is_named_at_once(folder):
     path = folder / "clips-3"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=rf"clips-3 has {len(whole) // 2} bytes, {len(whole)} in manifest"):
+    with pytest.raises(
+        ValueError, match=rf"clips-3 has {len(whole) // 2} bytes, {len(whole)} in manifest"
+    ):
         LatentShards(folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"clips-3 is missing.*same prepare command"):
@@ -195,7 +226,9 @@ def test_a_file_that_vanishes_while_reading_is_named(folder):
 
 def test_another_file_of_the_same_size_is_noticed(folder):
     (folder / "clips-0").write_bytes((folder / "clips-2").read_bytes())
-    assert (folder / "clips-0").stat().st_size == (folder / "clips-2").stat().st_size, "shards are padded to blocks"
+    assert (folder / "clips-0").stat().st_size == (folder / "clips-2").stat().st_size, (
+        "shards are padded to blocks"
+    )
     with pytest.raises(ValueError, match=r"clips-0.*holds 2 clips, 3 in manifest"):
         LatentShards(folder).read(0, None, LONG)
 
@@ -218,11 +251,16 @@ def test_a_wrong_manifest_is_named(folder, changes, words):
 
 
 def test_a_folder_that_is_none_or_not_done(folder):
-    with pytest.raises(FileNotFoundError, match=r"nowhere holds no manifest.json: give a folder that `prepare` wrote"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"nowhere holds no manifest.json: give a folder that `prepare` wrote",
+    ):
         LatentShards(folder / "nowhere")
     (folder / "manifest.json").unlink()
     (folder / "plan.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"holds no manifest.json yet: run the same prepare command"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no manifest.json yet: run the same prepare command"
+    ):
         LatentShards(folder)
     with pytest.raises((ValueError, TypeError), match="split"):
         LatentShards(folder, split="validation")

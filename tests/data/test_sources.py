@@ -6,8 +6,8 @@ from videomar_jax.data.sources import (
     ClipShape,
     ClipSource,
     Decoded,
-    Part,
     SizedSource,
+    Subset,
     check_index,
     clips_for,
     digest_of,
@@ -25,7 +25,9 @@ def test_clip_shape_names_the_field_that_is_wrong(name, value):
 
 
 def test_clip_shapes_compare_by_value():
-    assert ClipShape(num_frames=9, height=16, width=24) == ClipShape(width=24, height=16, num_frames=9)
+    assert ClipShape(num_frames=9, height=16, width=24) == ClipShape(
+        width=24, height=16, num_frames=9
+    )
     assert len({ClipShape(num_frames=n, height=16, width=16) for n in (5, 5, 9)}) == 2
 
 
@@ -39,10 +41,21 @@ def test_an_index_outside_is_an_error(index):
 def test_digests_follow_settings_and_parts():
     settings = dict(seed=0, length=5, split="train", bounce=True)
     whole = Shapes(**settings)
-    sources = [whole, *(Shapes(**settings | change) for change in ({"seed": 1}, {"length": 6}, {"split": "test"})),
-               Part(whole, [0, 1]), Part(whole, [1, 0])]  # fmt: skip
+    sources = [
+        whole,
+        *(
+            Shapes(**settings | change)
+            for change in ({"seed": 1}, {"length": 6}, {"split": "test"})
+        ),
+        Subset(whole, [0, 1]),
+        Subset(whole, [1, 0]),
+    ]
     assert len({digest_of(source) for source in sources}) == 6
-    assert digest_of(Shapes(**settings)) == digest_of(whole) == digest_of(Decoded(whole, lambda latents: latents))
+    assert (
+        digest_of(Shapes(**settings))
+        == digest_of(whole)
+        == digest_of(Decoded(whole, lambda latents: latents))
+    )
 
     class Plain:
         fps = 1.0
@@ -53,7 +66,9 @@ def test_digests_follow_settings_and_parts():
         def read(self, index, rng, shape):
             raise NotImplementedError
 
-    assert digest_of(Plain()) == digest_of(Part(Plain(), [0])) == "", "what has no digest makes none up"
+    assert digest_of(Plain()) == digest_of(Subset(Plain(), [0])) == "", (
+        "what has no digest makes none up"
+    )
 
 
 def test_shapes_are_a_clip_source():
@@ -85,14 +100,28 @@ class Prepared:
 
 
 def test_the_nearest_size_is_the_one_of_least_log_ratio():
-    clips = [(480, 768), (1080, 1920), (1920, 1080), (100, 100), (300, 400), (400, 300), (10, 1000), (1000, 10)]
+    clips = [
+        (480, 768),
+        (1080, 1920),
+        (1920, 1080),
+        (100, 100),
+        (300, 400),
+        (400, 300),
+        (10, 1000),
+        (1000, 10),
+    ]
     rows, columns = np.array(clips).T
     found = nearest_sizes(rows, columns, SIZES)
     for (height, width), number in zip(clips, found, strict=True):
         factors = [(width / height) / (size[1] / size[0]) for size in SIZES]
-        assert max(factors[number], 1 / factors[number]) == min(max(f, 1 / f) for f in factors), (height, width)
+        assert max(factors[number], 1 / factors[number]) == min(max(f, 1 / f) for f in factors), (
+            height,
+            width,
+        )
     assert found.tolist() == [0, 0, 1, 2, 0, 1, 0, 1]
-    assert nearest_sizes(np.array([300]), np.array([300]), ((16, 32), (32, 16))).tolist() == [0], "first of equals"
+    assert nearest_sizes(np.array([300]), np.array([300]), ((16, 32), (32, 16))).tolist() == [0], (
+        "first of equals"
+    )
 
 
 def test_a_source_that_knows_no_sizes_gives_all_clips_to_all():
@@ -103,7 +132,7 @@ def test_a_source_that_knows_no_sizes_gives_all_clips_to_all():
 
 
 def test_a_part_is_a_source_of_its_own():
-    part = Part(Prepared(), [5, 2, 4])
+    part = Subset(Prepared(), [5, 2, 4])
     assert isinstance(part, SizedSource) and len(part) == 3 and part.fps == 4.0
     rng = np.random.default_rng(0)
     assert [part.read(i, rng, SQUARE)["caption"] for i in range(3)] == ["5", "2", "4"]
@@ -113,7 +142,7 @@ def test_a_part_is_a_source_of_its_own():
         with pytest.raises(IndexError):
             part.read(index, rng, SQUARE)
     with pytest.raises(ValueError, match="at least one clip"):
-        Part(Prepared(), [])
+        Subset(Prepared(), [])
 
 
 def test_decoded_clips_have_their_video():
@@ -125,5 +154,9 @@ def test_decoded_clips_have_their_video():
     assert (clip["video"] == 3).all() and clip["caption"] == "3" and "latents" in clip
     assert name_of(source, 3) == "film 1"
     shapes = Shapes(seed=0, length=5, split="train", bounce=True)
-    assert name_of(shapes, 3) == name_of(Part(shapes, [3]), 0) == ""
-    assert len(source) == 6 and source.fps == 4.0 and source.fits(SQUARE, ((16, 16),)).tolist() == [0, 2, 4]
+    assert name_of(shapes, 3) == name_of(Subset(shapes, [3]), 0) == ""
+    assert (
+        len(source) == 6
+        and source.fps == 4.0
+        and source.fits(SQUARE, ((16, 16),)).tolist() == [0, 2, 4]
+    )

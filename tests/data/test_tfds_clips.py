@@ -1,4 +1,5 @@
-"""TFDS datasets without TensorFlow: one that is built here, and TFDS's own imitation of data that is not at hand."""
+"""TFDS datasets without TensorFlow: one that is built here, and TFDS's own imitation of data that
+is not at hand."""
 
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ class DemoClips(tfds.core.GeneratorBasedBuilder):
             "caption": tfds.features.Text(),
             "captions": tfds.features.Sequence(tfds.features.Text()),
             "label": tfds.features.ClassLabel(names=["walk", "run"]),
-            "meta": {"title": tfds.features.Text(), "video": tfds.features.Tensor(shape=(None, 2, 2, 1), **video)},
+            "meta": {
+                "title": tfds.features.Text(),
+                "video": tfds.features.Tensor(shape=(None, 2, 2, 1), **video),
+            },
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -37,12 +41,21 @@ class DemoClips(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, count):
         for i in range(count):
             frames = (i + STEP * np.arange(8 + i)).astype(np.uint8)[:, None, None, None]
-            yield i, {
-                "video": np.broadcast_to(frames, (8 + i, 24, 32, 3)).copy(), "caption": f"vidéo {i}", "label": i % 2,
-                "grey": np.broadcast_to(frames[:8], (8, 16, 16, 1)).copy(), "captions": ["one", "two"],
-                "float": np.zeros((8, 4, 4, 3), np.float32),
-                "meta": {"title": f"title {i}", "video": np.zeros((3 + i % 2, 2, 2, 1), np.uint8)},
-            }  # fmt: skip
+            yield (
+                i,
+                {
+                    "video": np.broadcast_to(frames, (8 + i, 24, 32, 3)).copy(),
+                    "caption": f"vidéo {i}",
+                    "label": i % 2,
+                    "grey": np.broadcast_to(frames[:8], (8, 16, 16, 1)).copy(),
+                    "captions": ["one", "two"],
+                    "float": np.zeros((8, 4, 4, 3), np.float32),
+                    "meta": {
+                        "title": f"title {i}",
+                        "video": np.zeros((3 + i % 2, 2, 2, 1), np.uint8),
+                    },
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -75,25 +88,37 @@ def test_windows_of_every_video_with_their_captions(place):
             (video,) = {video for video, _ in which}
             assert clip["caption"] == f"vidéo {video}"
             seen.setdefault(video, set()).add(which[0][1])
-    assert seen == {video: set(range(8 + video - 3)) for video in range(6)}, "every window is drawn, no other"
+    assert seen == {video: set(range(8 + video - 3)) for video in range(6)}, (
+        "every window is drawn, no other"
+    )
 
 
 def test_the_same_draw_gives_the_same_clip(place):
     first, again = opened(place), opened(place)
     for seed in range(4):
-        left, right = (source.read(2, np.random.default_rng(seed), SHAPE)["video"] for source in (first, again))
+        left, right = (
+            source.read(2, np.random.default_rng(seed), SHAPE)["video"] for source in (first, again)
+        )
         np.testing.assert_array_equal(left, right)
 
 
 def test_other_splits_give_the_middle(place):
     source = opened(place, split="test")
     assert len(source) == 2
-    starts = {numbers(source.read(i, np.random.default_rng(i), SHAPE)["video"])[0] for i in range(2)}
+    starts = {
+        numbers(source.read(i, np.random.default_rng(i), SHAPE)["video"])[0] for i in range(2)
+    }
     assert starts == {(0, 2), (1, 2)}
     assert len(opened(place, split="train[:50%]")) == 3
     assert len(opened(place, split="train[50%:]+test[50%:]")) == 4
-    drawn = {numbers(opened(place, split="test", random=True).read(0, np.random.default_rng(s), SHAPE)["video"])[0]
-             for s in range(20)}  # fmt: skip
+    drawn = {
+        numbers(
+            opened(place, split="test", random=True).read(0, np.random.default_rng(s), SHAPE)[
+                "video"
+            ]
+        )[0]
+        for s in range(20)
+    }
     assert len(drawn) > 2
 
 
@@ -106,16 +131,26 @@ def test_frames_are_scaled_to_cover_and_one_channel_becomes_three(place):
 
 @pytest.mark.parametrize(
     ("key", "allowed"),
-    [("label", {"walk", "run"}), ("captions", {"one", "two"}), ("meta/title", {f"title {i}" for i in range(6)}),
-     ("", {""})],
-)  # fmt: skip
+    [
+        ("label", {"walk", "run"}),
+        ("captions", {"one", "two"}),
+        ("meta/title", {f"title {i}" for i in range(6)}),
+        ("", {""}),
+    ],
+)
 def test_captions_of_every_kind(place, key, allowed):
     source = opened(place, caption_key=key)
-    found = {source.read(i, np.random.default_rng(s), SHAPE)["caption"] for i in range(6) for s in range(6)}
+    found = {
+        source.read(i, np.random.default_rng(s), SHAPE)["caption"]
+        for i in range(6)
+        for s in range(6)
+    }
     assert found == allowed
     if key == "captions":
         middle = opened(place, caption_key=key, split="test")
-        assert {middle.read(0, np.random.default_rng(s), SHAPE)["caption"] for s in range(6)} == {"one"}
+        assert {middle.read(0, np.random.default_rng(s), SHAPE)["caption"] for s in range(6)} == {
+            "one"
+        }
 
 
 def test_a_folder_of_a_prepared_dataset(place):
@@ -128,8 +163,13 @@ def test_a_folder_of_a_prepared_dataset(place):
 def test_digests_tell_other_videos_apart(place):
     by_folder = TFDSClips(str(place / "demo_clips" / "1.0.0"), fps=10.0)
     assert opened(place).digest() == opened(place).digest() == by_folder.digest()
-    others = [dict(split="test"), dict(split="train[:50%]"), dict(caption_key=""), dict(video_key="grey"),
-              dict(fps=5.0)]  # fmt: skip
+    others = [
+        dict(split="test"),
+        dict(split="train[:50%]"),
+        dict(caption_key=""),
+        dict(video_key="grey"),
+        dict(fps=5.0),
+    ]
     assert len({opened(place, **changes).digest() for changes in [{}, *others]}) == 6
 
 
@@ -137,12 +177,18 @@ def test_the_imitation_of_a_dataset_that_is_not_at_hand(tmp_path):
     with tfds.testing.mock_data(num_examples=3):
         source = opened(tmp_path, video_key="grey")
         clip = source.read(2, np.random.default_rng(0), SHAPE)
-    assert len(source) == 3 and clip["video"].shape == (4, 16, 16, 3) and isinstance(clip["caption"], str)
+    assert (
+        len(source) == 3
+        and clip["video"].shape == (4, 16, 16, 3)
+        and isinstance(clip["caption"], str)
+    )
 
 
 def test_a_video_that_is_too_short(place):
     with pytest.raises(ValueError, match=r"demo_clips, test: video \d has \d frames, 12 asked"):
-        opened(place, split="test").read(0, np.random.default_rng(0), ClipShape(num_frames=12, height=8, width=8))
+        opened(place, split="test").read(
+            0, np.random.default_rng(0), ClipShape(num_frames=12, height=8, width=8)
+        )
     with pytest.raises(IndexError, match="6 clips"):
         opened(place).read(6, np.random.default_rng(0), SHAPE)
 
@@ -164,7 +210,7 @@ def test_only_videos_that_are_long_enough_fit(place, caplog, monkeypatch):
     assert [r.getMessage().split(":")[1] for r in caplog.records if r.levelname == "WARNING"] == [
         f" {left_out} of 6 videos have fewer than {count} frames and are left out where so many are asked"
         for left_out, count in ((1, 9), (5, 13), (6, 14))
-    ]  # fmt: skip
+    ]
     assert opened(place, video_key="meta/video").fits(frames_asked(4)).size == 3
 
 
@@ -172,7 +218,9 @@ def test_lengths_are_read_once_and_only_where_they_can_differ(place, monkeypatch
     source, read = opened(place), []
     raw = type(source._source.data_source)
     original = raw.__getitem__
-    monkeypatch.setattr(raw, "__getitem__", lambda self, index: read.append(index) or original(self, index))
+    monkeypatch.setattr(
+        raw, "__getitem__", lambda self, index: read.append(index) or original(self, index)
+    )
     for count in (3, 9, 3):
         source.fits(frames_asked(count))
     assert sorted(read) == list(range(6)), "each video once"
@@ -187,7 +235,10 @@ def test_lengths_are_read_once_and_only_where_they_can_differ(place, monkeypatch
         (dict(name="nonesuch"), "TFDS cannot open 'nonesuch'.*not found"),
         (dict(split="valid"), "cannot read the split 'valid' .*it has train, test"),
         (dict(split="train[:0]"), "'train.*' of 'demo_clips' is empty|cannot read the split"),
-        (dict(video_key="clip"), r"no feature 'clip'; it has .*video \(uint8 \[None, 24, 32, 3\]\).*meta/title"),
+        (
+            dict(video_key="clip"),
+            r"no feature 'clip'; it has .*video \(uint8 \[None, 24, 32, 3\]\).*meta/title",
+        ),
         (dict(caption_key="text"), "no feature 'text'; it has .*caption"),
         (dict(video_key="label"), "'label' of demo_clips is .*not a video: uint8"),
         (dict(video_key="float"), r"'float' of demo_clips is \(float32 .*not a video: uint8"),
@@ -201,5 +252,7 @@ def test_what_is_not_there_is_named(place, changes, words):
 
 
 def test_a_dataset_that_is_not_prepared(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'demo_clips' is not prepared: run tfds.builder\('demo_clips'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'demo_clips' is not prepared: run tfds.builder\('demo_clips'"
+    ):
         opened(tmp_path)

@@ -4,13 +4,16 @@ import pytest
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
 
 
-@pytest.mark.parametrize("size, target, expected", [
-    ((720, 1280), (32, 32), (32, 57)),
-    ((1280, 720), (32, 32), (57, 32)),
-    ((100, 100), (32, 64), (64, 64)),
-    ((16, 16), (32, 48), (48, 48)),
-    ((333, 1000), (333, 999), (333, 1000)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "size, target, expected",
+    [
+        ((720, 1280), (32, 32), (32, 57)),
+        ((1280, 720), (32, 32), (57, 32)),
+        ((100, 100), (32, 64), (64, 64)),
+        ((16, 16), (32, 48), (48, 48)),
+        ((333, 1000), (333, 999), (333, 1000)),
+    ],
+)
 def test_the_smallest_size_of_the_same_aspect_that_covers(size, target, expected):
     assert cover_size(*size, *target) == expected
 
@@ -31,7 +34,9 @@ def test_scaling_keeps_places_and_order_of_frames():
     assert small.shape == (3, 20, 40, 3)
     for frame in range(3):
         block = small[frame, 2:8, 10 * frame + 2 : 10 * frame + 8]
-        assert (block[..., frame] > 190).all() and float(small[frame].sum()) == pytest.approx(200 * 100, rel=0.1)
+        assert (block[..., frame] > 190).all() and float(small[frame].sum()) == pytest.approx(
+            200 * 100, rel=0.1
+        )
 
 
 def test_a_crop_is_one_place_for_the_whole_clip():
@@ -50,7 +55,10 @@ def test_a_crop_is_one_place_for_the_whole_clip():
 
 def test_a_crop_larger_than_the_frame_is_an_error():
     video = np.zeros((1, 8, 8, 3), np.uint8)
-    for crop in (lambda: crop_center(video, 9, 8), lambda: crop_random(video, 8, 9, np.random.default_rng(0))):
+    for crop in (
+        lambda: crop_center(video, 9, 8),
+        lambda: crop_random(video, 8, 9, np.random.default_rng(0)),
+    ):
         with pytest.raises(ValueError, match="8 x 8 px"):
             crop()
     with pytest.raises(ValueError, match="cannot scale"):

@@ -15,7 +15,11 @@ def rng(seed=0):
 
 
 def windows(source, numbers, *, draws=1, shape=SHAPE):
-    return [numbers(source.read(i, rng(100 * i + d), shape)["video"]) for i in range(len(source)) for d in range(draws)]
+    return [
+        numbers(source.read(i, rng(100 * i + d), shape)["video"])
+        for i in range(len(source))
+        for d in range(draws)
+    ]
 
 
 @pytest.fixture
@@ -24,7 +28,9 @@ def folder(tmp_path, write_video):
     for name in ("b.webm", "a.mp4", "sub/c.GIF", "sub/d.avi"):
         write_video(tmp_path / name)
     (tmp_path / "notes.md").write_text("no video")
-    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,a first clip\nsub/d.avi,a last clip\n")
+    (tmp_path / "captions.csv").write_text(
+        "file,caption\na.mp4,a first clip\nsub/d.avi,a last clip\n"
+    )
     return tmp_path
 
 
@@ -33,7 +39,9 @@ def test_clips_come_in_sorted_order_with_their_captions(folder):
     assert isinstance(source, ClipSource) and source.fps == 10 and source.skipped == []
     clips = [source.read(index, rng(), SHAPE) for index in range(len(source))]
     assert [clip["caption"] for clip in clips] == ["a first clip", "", "", "a last clip"]
-    assert all(clip["video"].shape == (5, 16, 16, 3) and clip["video"].dtype == np.uint8 for clip in clips)
+    assert all(
+        clip["video"].shape == (5, 16, 16, 3) and clip["video"].dtype == np.uint8 for clip in clips
+    )
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**20])
@@ -44,12 +52,16 @@ def test_no_frame_is_in_both_splits(folder, numbers, cache_bytes, fps, holdout):
     shape = ClipShape(num_frames=2, height=16, width=16)
     seen = {}
     for split, draws in (("train", 40), ("test", 1)):
-        found = windows(VideoFolder(folder, split=split, **settings), numbers, draws=draws, shape=shape)
+        found = windows(
+            VideoFolder(folder, split=split, **settings), numbers, draws=draws, shape=shape
+        )
         seen[split] = {number for window in found for number in window}
     cut = round(40 * (1 - holdout))
     assert max(seen["train"]) < cut <= min(seen["test"]), "training sees held-out frames"
     if fps >= 10:
-        assert min(seen["train"]) == 0 and max(seen["train"]) == cut - 1 and {cut, 39} <= seen["test"]
+        assert (
+            min(seen["train"]) == 0 and max(seen["train"]) == cut - 1 and {cut, 39} <= seen["test"]
+        )
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 2**26])
@@ -64,7 +76,9 @@ def test_windows_have_the_frame_rate_asked_for(folder, numbers, fps, stride, cac
 
 
 def test_train_windows_follow_the_generator_and_nothing_else(folder):
-    source, again = (VideoFolder(folder, fps=10.0, split="train", cache_bytes=size) for size in (0, 2**26))
+    source, again = (
+        VideoFolder(folder, fps=10.0, split="train", cache_bytes=size) for size in (0, 2**26)
+    )
     wide = ClipShape(num_frames=3, height=20, width=16)
     for seed in range(5):
         first = source.read(1, rng(seed), wide)["video"]
@@ -78,7 +92,9 @@ def test_test_windows_are_evenly_spread_and_fixed(folder, numbers):
     assert len(source) == 4 * 4
     found = windows(source, numbers)
     assert [window[0] for window in found[:4]] == [20, 25, 30, 35]
-    assert found == windows(source, numbers, draws=2)[::2] == windows(source, numbers, draws=2)[1::2]
+    assert (
+        found == windows(source, numbers, draws=2)[::2] == windows(source, numbers, draws=2)[1::2]
+    )
     assert len(VideoFolder(folder, fps=10.0, split="test", holdout=0.5, min_frames=10)) == 4 * 2
     assert len(VideoFolder(folder, fps=10.0, split="test", holdout=0.5, min_frames=20)) == 4
 
@@ -89,17 +105,23 @@ def test_clips_too_short_to_be_cut_are_whole_in_one_split(tmp_path, write_video,
     for number in range(1, 12):
         (tmp_path / "sub" / f"{number:02}.mp4").write_bytes(first.read_bytes())
     settings = {"fps": 10.0, "holdout": 0.3, "shortest": (1, 13)}
-    train, test = (VideoFolder(tmp_path, split=split, min_frames=least, **settings)
-                   for split, least in (("train", 1), ("test", 13)))  # fmt: skip
+    train, test = (
+        VideoFolder(tmp_path, split=split, min_frames=least, **settings)
+        for split, least in (("train", 1), ("test", 13))
+    )
     names = [{source.name(index) for index in range(len(source))} for source in (train, test)]
     assert names[0] and names[1] and not names[0] & names[1] and len(names[0] | names[1]) == 12
     assert train.skipped == test.skipped == []
     shape = ClipShape(num_frames=13, height=16, width=16)
-    assert sorted({window[0] for window in windows(test, numbers, shape=shape)}) == [0, 14, 27], "the whole of a clip"
+    assert sorted({window[0] for window in windows(test, numbers, shape=shape)}) == [0, 14, 27], (
+        "the whole of a clip"
+    )
     starts = {window[0] for window in windows(train, numbers, draws=8, shape=shape)}
     assert min(starts) < 3 and max(starts) > 20, "training sees a part of its clips only"
-    cut, always = (VideoFolder(tmp_path, split="test", min_frames=12, **settings | {"shortest": shortest})
-                   for shortest in ((1, 12), None))  # fmt: skip
+    cut, always = (
+        VideoFolder(tmp_path, split="test", min_frames=12, **settings | {"shortest": shortest})
+        for shortest in ((1, 12), None)
+    )
     assert windows(cut, numbers) == windows(always, numbers) and len(cut) == 12
 
 
@@ -108,13 +130,18 @@ def test_a_folder_without_a_test_clip_says_why(tmp_path, write_video):
     (tmp_path / "b.mp4").write_bytes(b"junk")
     settings = {"fps": 10.0, "holdout": 0.02, "shortest": (1, 13)}
     assert len(VideoFolder(tmp_path, split="train", **settings)) == 1
-    with pytest.raises(ValueError, match=r"2 of 2 videos(.|\n)*a.mp4: \d frames at 10 fps in its test part, 13 asked"):
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 2 videos(.|\n)*a.mp4: \d frames at 10 fps in its test part, 13 asked",
+    ):
         VideoFolder(tmp_path, split="test", min_frames=13, **settings)
 
 
 def test_the_whole_clip_at_random_or_evenly_spread(folder, numbers):
     random = VideoFolder(folder, fps=10.0, split="all")
-    assert len(random) == 4 and max(max(window) for window in windows(random, numbers, draws=40)) > 36
+    assert (
+        len(random) == 4 and max(max(window) for window in windows(random, numbers, draws=40)) > 36
+    )
     spread = VideoFolder(folder, fps=10.0, split="all", crop="center")
     assert [window[0] for window in windows(spread, numbers)[:4]] == [0, 12, 23, 35]
 
@@ -133,7 +160,9 @@ def test_crops(tmp_path):
 
     def lefts(split, crop):
         source = VideoFolder(tmp_path, fps=10.0, split=split, crop=crop)
-        return {int(source.read(0, rng(seed), shape)["video"][0, 0, 0, 0]) // 4 for seed in range(60)}
+        return {
+            int(source.read(0, rng(seed), shape)["video"][0, 0, 0, 0]) // 4 for seed in range(60)
+        }
 
     assert lefts("train", "center") == lefts("test", "center") == lefts("test", "random") == {16}
     assert len(lefts("train", "random")) > 15
@@ -152,7 +181,9 @@ def test_broken_files_are_skipped_with_a_warning_each(folder, write_video, caplo
     assert "decoded" in reasons["broken.mp4"] and "empty" in reasons["empty.mp4"]
     assert "4 frames at 10 fps in its train part, 5 asked" in reasons["short.mp4"]
     assert all(any(name in record.getMessage() for record in caplog.records) for name in reasons)
-    with pytest.raises(ValueError, match=r"3 of 7 videos(.|\n)*broken.mp4(.|\n)*empty.mp4(.|\n)*short.mp4"):
+    with pytest.raises(
+        ValueError, match=r"3 of 7 videos(.|\n)*broken.mp4(.|\n)*empty.mp4(.|\n)*short.mp4"
+    ):
         VideoFolder(folder, fps=10.0, split="train", min_frames=5, skip_broken=False)
 
 
@@ -166,7 +197,9 @@ def test_folders_without_a_usable_clip_are_errors(tmp_path):
         VideoFolder(tmp_path / "notes.txt", fps=10.0, split="train")
     for number in range(12):
         (tmp_path / f"{number:02}.mp4").write_bytes(b"junk" * number)
-    with pytest.raises(ValueError, match=r"12 of 12(.|\n)*00.mp4: the file is empty(.|\n)*and 2 more"):
+    with pytest.raises(
+        ValueError, match=r"12 of 12(.|\n)*00.mp4: the file is empty(.|\n)*and 2 more"
+    ):
         VideoFolder(tmp_path, fps=10.0, split="train")
 
 
@@ -178,7 +211,9 @@ def test_a_caption_for_a_missing_clip_is_an_error(folder):
 
 def test_a_clip_shorter_than_asked_says_so_and_the_way_out(folder):
     source = VideoFolder(folder, fps=10.0, split="test")
-    with pytest.raises(ValueError, match=r"a.mp4: 8 frames at 10 fps in its test part, 9 asked.*min_frames=9"):
+    with pytest.raises(
+        ValueError, match=r"a.mp4: 8 frames at 10 fps in its test part, 9 asked.*min_frames=9"
+    ):
         source.read(0, rng(), ClipShape(num_frames=9, height=16, width=16))
     with pytest.raises(IndexError, match="16 clips"):
         source.read(16, rng(), SHAPE)
@@ -192,22 +227,27 @@ def test_damage_met_while_reading_names_the_file(tmp_path, write_video):
     size = int.from_bytes(raw[start - 8 : start - 4], "big") - 8
     raw[start + size // 2 : start + size] = b"\xff" * (size - size // 2)
     path.write_bytes(raw)
-    assert source.read(0, rng(), SHAPE)["video"].shape == (5, 16, 16, 3), "the undamaged beginning stays readable"
+    assert source.read(0, rng(), SHAPE)["video"].shape == (5, 16, 16, 3), (
+        "the undamaged beginning stays readable"
+    )
     with pytest.raises(ValueError, match=r"a.mp4: (damaged|cannot be decoded).*re-encode"):
         for index in range(4):
             source.read(index, rng(), ClipShape(num_frames=20, height=16, width=16))
 
 
-@pytest.mark.parametrize("settings, name", [
-    ({"fps": 0.0}, "fps"),
-    ({"split": "validation"}, "split|Literal"),
-    ({"crop": "left"}, "crop|Literal"),
-    ({"holdout": 1.0}, "holdout"),
-    ({"holdout": -0.1}, "holdout"),
-    ({"holdout": 0.0, "split": "test"}, "holdout"),
-    ({"min_frames": 0}, "min_frames"),
-    ({"shortest": (1, 0)}, "shortest"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({"fps": 0.0}, "fps"),
+        ({"split": "validation"}, "split|Literal"),
+        ({"crop": "left"}, "crop|Literal"),
+        ({"holdout": 1.0}, "holdout"),
+        ({"holdout": -0.1}, "holdout"),
+        ({"holdout": 0.0, "split": "test"}, "holdout"),
+        ({"min_frames": 0}, "min_frames"),
+        ({"shortest": (1, 0)}, "shortest"),
+    ],
+)
 def test_settings_out_of_range_are_named(tmp_path, settings, name):
     with pytest.raises((ValueError, TypeError), match=name):
         VideoFolder(tmp_path, **({"fps": 10.0, "split": "train"} | settings))
@@ -236,15 +276,29 @@ SIZES = ((16, 32), (32, 16), (24, 24))
 
 
 def test_each_clip_lands_in_the_size_nearest_to_its_own(tmp_path, write_video):
-    sides = {"wide": (36, 64), "tall": (64, 36), "square": (40, 40), "photo": (48, 64), "nearly": (44, 40)}
+    sides = {
+        "wide": (36, 64),
+        "tall": (64, 36),
+        "square": (40, 40),
+        "photo": (48, 64),
+        "nearly": (44, 40),
+    }
     for name, size in sides.items():
         write_video(tmp_path / f"{name}.mp4", 20, size=size)
     source = VideoFolder(tmp_path, fps=10.0, split="train")
     found = {}
     for height, width in SIZES:
         for index in source.fits(ClipShape(num_frames=5, height=height, width=width), SIZES):
-            assert found.setdefault(source.name(int(index)), (height, width)) == (height, width), "in two sizes"
-    assert found == {"wide": (16, 32), "tall": (32, 16), "square": (24, 24), "photo": (24, 24), "nearly": (24, 24)}
+            assert found.setdefault(source.name(int(index)), (height, width)) == (height, width), (
+                "in two sizes"
+            )
+    assert found == {
+        "wide": (16, 32),
+        "tall": (32, 16),
+        "square": (24, 24),
+        "photo": (24, 24),
+        "nearly": (24, 24),
+    }
     alone = ClipShape(num_frames=5, height=24, width=24)
     assert len(source.fits(alone, ((24, 24),))) == 5, "a single size is for all"
 
@@ -253,7 +307,14 @@ def test_only_clips_that_are_long_enough_fit(tmp_path, write_video):
     for name, count in (("a", 40), ("b", 10), ("c", 25)):
         write_video(tmp_path / f"{name}.mp4", count)
     source = VideoFolder(tmp_path, fps=10.0, split="train")  # 32, 8 and 20 frames
-    for frames, wanted in [(1, [0, 1, 2]), (8, [0, 1, 2]), (9, [0, 2]), (20, [0, 2]), (21, [0]), (33, [])]:
+    for frames, wanted in [
+        (1, [0, 1, 2]),
+        (8, [0, 1, 2]),
+        (9, [0, 2]),
+        (20, [0, 2]),
+        (21, [0]),
+        (33, []),
+    ]:
         shape = ClipShape(num_frames=frames, height=16, width=16)
         assert source.fits(shape, ((16, 16),)).tolist() == wanted, f"{frames} frames"
         for index in wanted:
@@ -285,15 +346,20 @@ def test_digests_tell_folders_of_other_clips_apart(tmp_path, write_video):
 
 
 def test_sizes_in_turn_keep_their_decoded_clips(folder, monkeypatch):
-    """A batch of another size must not throw away what the next one needs; only a size that is over makes room."""
+    """A batch of another size must not throw away what the next one needs; only a size that is over
+    makes room."""
     from videomar_jax.data import videos
 
     opened = []
     monkeypatch.setattr(videos, "_STALE", 8)
     decode = videos.frames_between
-    monkeypatch.setattr(videos, "frames_between", lambda path, *a, **k: opened.append(path) or decode(path, *a, **k))
+    monkeypatch.setattr(
+        videos, "frames_between", lambda path, *a, **k: opened.append(path) or decode(path, *a, **k)
+    )
     small, large = (ClipShape(num_frames=2, height=side, width=side) for side in (16, 32))
-    source = VideoFolder(folder, fps=10.0, split="train", cache_bytes=32 * 3 * (16 * 24 + 32 * 48) + 1000)
+    source = VideoFolder(
+        folder, fps=10.0, split="train", cache_bytes=32 * 3 * (16 * 24 + 32 * 48) + 1000
+    )
     for _ in range(3):
         for shape in (small, large):
             source.read(1, rng(), shape)

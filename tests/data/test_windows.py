@@ -14,7 +14,9 @@ def cutting(**changes):
 
 def frames(folder, name, how, numbers):
     """Frame numbers of every window of a video."""
-    return [numbers(read_window(folder, window, how.fps)) for window in cut_video(folder, name, "", how)]
+    return [
+        numbers(read_window(folder, window, how.fps)) for window in cut_video(folder, name, "", how)
+    ]
 
 
 def test_windows_lie_end_to_end(tmp_path, write_video, numbers):
@@ -26,14 +28,17 @@ def test_windows_lie_end_to_end(tmp_path, write_video, numbers):
 @pytest.mark.parametrize("ending", [".mp4", ".avi", ".webm", ".gif"])
 @pytest.mark.parametrize("fps", [3.7, 4.0, 10.0, 24.0])
 def test_no_frame_is_in_two_windows(tmp_path, write_video, numbers, ending, fps):
-    """At every rate, also where samples fall halfway between two frames; the steps are as even as they can be."""
+    """At every rate, also where samples fall halfway between two frames; the steps are as even as
+    they can be."""
     write_video(tmp_path / f"a{ending}", 40, fps=10)
     found = frames(tmp_path, f"a{ending}", cutting(fps=fps, lengths=(5,)), numbers)
     assert len(found) == int(39 / 10 * fps + 1) // 5
     for window, after in pairwise(found):
         assert max(window) < min(after)
     for window in found:
-        assert len(window) == 5 and set(np.diff(window)) <= {int(10 / fps), -int(-10 // fps)}, window
+        assert len(window) == 5 and set(np.diff(window)) <= {int(10 / fps), -int(-10 // fps)}, (
+            window
+        )
 
 
 def test_the_longest_length_that_a_video_holds(tmp_path, write_video):
@@ -42,7 +47,9 @@ def test_the_longest_length_that_a_video_holds(tmp_path, write_video):
         name = write_video(tmp_path / f"{count}.mp4", count).name
         found = cut_video(tmp_path, name, "words", how)
         assert [window.shape.num_frames for window in found] == [length] * windows
-        assert {window.caption for window in found} == {"words"} and {window.video for window in found} == {name}
+        assert {window.caption for window in found} == {"words"} and {
+            window.video for window in found
+        } == {name}
     write_video(tmp_path / "short.mp4", 4)
     with pytest.raises(ValueError, match=r"short.mp4: 4 frames at 10 fps, 5 needed"):
         cut_video(tmp_path, "short.mp4", "", how)
@@ -51,7 +58,9 @@ def test_the_longest_length_that_a_video_holds(tmp_path, write_video):
 ALL = [0, 9, 18, 27]
 
 
-@pytest.mark.parametrize(("most", "starts"), [(1, [18]), (2, [9, 27]), (3, [0, 18, 27]), (4, ALL), (9, ALL)])
+@pytest.mark.parametrize(
+    ("most", "starts"), [(1, [18]), (2, [9, 27]), (3, [0, 18, 27]), (4, ALL), (9, ALL)]
+)
 def test_fewer_windows_are_evenly_spread(tmp_path, write_video, numbers, most, starts):
     write_video(tmp_path / "a.mp4", 40)
     found = frames(tmp_path, "a.mp4", cutting(windows_per_clip=most), numbers)
@@ -59,9 +68,15 @@ def test_fewer_windows_are_evenly_spread(tmp_path, write_video, numbers, most, s
 
 
 @pytest.mark.parametrize(
-    ("size", "bucket"), [((32, 48), (16, 24)), ((48, 32), (24, 16)), ((48, 48), (16, 16)), ((32, 36), (16, 16)),
-                         ((32, 160), (16, 24))],
-)  # fmt: skip
+    ("size", "bucket"),
+    [
+        ((32, 48), (16, 24)),
+        ((48, 32), (24, 16)),
+        ((48, 48), (16, 16)),
+        ((32, 36), (16, 16)),
+        ((32, 160), (16, 24)),
+    ],
+)
 def test_each_video_goes_to_the_nearest_aspect_ratio(tmp_path, write_video, size, bucket):
     write_video(tmp_path / "a.mp4", 12, size=size)
     (window,) = cut_video(tmp_path, "a.mp4", "", cutting(sizes=((16, 24), (24, 16), (16, 16))))
@@ -105,7 +120,9 @@ def test_damage_is_told_for_the_window_that_it_is_in(tmp_path, write_video):
     size = int.from_bytes(raw[start - 8 : start - 4], "big") - 8
     raw[start + size * 3 // 4 : start + size] = b"\xff" * (size - size * 3 // 4)
     path.write_bytes(raw)
-    assert read_window(tmp_path, windows[0], 10.0).shape == (9, 16, 24, 3), "the beginning is undamaged"
+    assert read_window(tmp_path, windows[0], 10.0).shape == (9, 16, 24, 3), (
+        "the beginning is undamaged"
+    )
     with pytest.raises(ValueError, match=r"a.mp4: "):
         read_window(tmp_path, windows[3], 10.0)
 
@@ -160,5 +177,6 @@ def test_words_become_a_cutting():
 )
 def test_settings_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
-        parse_cutting(**(dict(lengths=["9"], sizes=["16x16"], fps=12.0, windows_per_clip=0) | changes))
-
+        parse_cutting(
+            **(dict(lengths=["9"], sizes=["16x16"], fps=12.0, windows_per_clip=0) | changes)
+        )

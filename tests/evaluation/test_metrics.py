@@ -14,14 +14,18 @@ def _pair(shape, seed=0, noise=20):
 
 
 def _ssim_direct(x, y, size):
-    """SSIM of two [Hp, Wp] planes from the textbook moments of every window, one window after the other."""
+    """SSIM of two [Hp, Wp] planes from the textbook moments of every window, one window after the
+    other."""
     offset = np.arange(size) - (size - 1) / 2
     weights = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
     weights /= weights.sum()
     values = []
     for i in range(x.shape[0] - size + 1):
         for j in range(x.shape[1] - size + 1):
-            a, b = x[i : i + size, j : j + size].astype(float), y[i : i + size, j : j + size].astype(float)
+            a, b = (
+                x[i : i + size, j : j + size].astype(float),
+                y[i : i + size, j : j + size].astype(float),
+            )
             mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
             var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
             covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
@@ -39,7 +43,9 @@ def test_psnr_of_known_errors():
     per_frame = metrics.psnr_per_frame(video, reference)
     one_value = 10 * np.log10(255**2 / (155**2 / (4 * 6 * 3)))
     np.testing.assert_allclose(per_frame, [[20 * np.log10(25.5), 100.0], [one_value, one_value]])
-    np.testing.assert_allclose(metrics.psnr(video, reference), [(20 * np.log10(25.5) + 100) / 2, one_value])
+    np.testing.assert_allclose(
+        metrics.psnr(video, reference), [(20 * np.log10(25.5) + 100) / 2, one_value]
+    )
 
 
 def test_psnr_does_not_wrap_around_in_uint8():
@@ -47,12 +53,17 @@ def test_psnr_does_not_wrap_around_in_uint8():
     assert metrics.psnr(black, white) == metrics.psnr(white, black) == 0.0
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(13, 15, 11), (11, 12, 11), (8, 16, 7), (5, 9, 5), (1, 3, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(13, 15, 11), (11, 12, 11), (8, 16, 7), (5, 9, 5), (1, 3, 1)]
+)
 def test_ssim_equals_the_direct_computation(height, width, size):
     video, reference = _pair((1, 2, height, width, 3))
     found = metrics.ssim_per_frame(video, reference)
     for frame in range(2):
-        planes = [_ssim_direct(video[0, frame, ..., c], reference[0, frame, ..., c], size) for c in range(3)]
+        planes = [
+            _ssim_direct(video[0, frame, ..., c], reference[0, frame, ..., c], size)
+            for c in range(3)
+        ]
         np.testing.assert_allclose(found[0, frame], np.mean(planes), rtol=1e-9)
     np.testing.assert_allclose(metrics.ssim(video, reference), found.mean(axis=1))
 

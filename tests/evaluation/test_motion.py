@@ -21,11 +21,15 @@ def _disc(centres, side=32, radius=4.5, colour="red", background=BACKGROUND):
 
 def _moving(direction, frames=9, speed=1.5, **kwargs):
     dy, dx = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}[direction]
-    return _disc([(16 + dy * speed * (f - 4), 15 + dx * speed * (f - 4)) for f in range(frames)], **kwargs)
+    return _disc(
+        [(16 + dy * speed * (f - 4), 15 + dx * speed * (f - 4)) for f in range(frames)], **kwargs
+    )
 
 
 def _noise(level, shape=(1, 9, 32, 32, 3), seed=0):
-    return np.clip(np.random.default_rng(seed).normal(BACKGROUND, level, shape) * 255, 0, 255).astype(np.uint8)
+    return np.clip(
+        np.random.default_rng(seed).normal(BACKGROUND, level, shape) * 255, 0, 255
+    ).astype(np.uint8)
 
 
 def _with_noise(video, level=0.05):
@@ -46,7 +50,9 @@ def test_directions_with_and_without_sampling_noise(direction):
     assert motion.directions(video) == [direction]
     assert motion.directions(_with_noise(video)) == [direction]
     assert motion.directions(video[:, ::-1]) != [direction]
-    np.testing.assert_allclose(motion.centroids(_with_noise(video)), motion.centroids(video), atol=0.3)
+    np.testing.assert_allclose(
+        motion.centroids(_with_noise(video)), motion.centroids(video), atol=0.3
+    )
 
 
 def test_the_shift_must_exceed_its_bound():
@@ -76,7 +82,10 @@ def test_direction_accuracy_counts_failures_in_the_denominator():
         pytest.param(np.full((1, 9, 32, 32, 3), 255, np.uint8), id="white"),
         pytest.param(_noise(0.3), id="noise"),
         pytest.param(_noise(0.12), id="weak noise"),
-        pytest.param(np.random.default_rng(3).integers(0, 256, (1, 9, 32, 32, 3), dtype=np.uint8), id="uniform noise"),
+        pytest.param(
+            np.random.default_rng(3).integers(0, 256, (1, 9, 32, 32, 3), dtype=np.uint8),
+            id="uniform noise",
+        ),
     ],
 )
 def test_videos_without_an_object_fail_every_measure(failure):
@@ -85,7 +94,10 @@ def test_videos_without_an_object_fail_every_measure(failure):
     assert motion.directions(failure) == ["none"]
     np.testing.assert_allclose(motion.centroid_error(failure, truth), np.hypot(32, 32))
     assert not motion.object_present(failure, truth).any()
-    assert np.isfinite(motion.centroids(failure)).all() and np.isfinite(motion.object_mass(failure)).all()
+    assert (
+        np.isfinite(motion.centroids(failure)).all()
+        and np.isfinite(motion.object_mass(failure)).all()
+    )
 
 
 def test_an_object_lost_on_the_way_fails_from_there_on():
@@ -104,7 +116,9 @@ def test_centroid_error_is_the_distance_in_pixels():
     np.testing.assert_allclose(error, [[5.0, 5.0]], atol=0.05)
 
 
-@pytest.mark.parametrize(("scale", "present"), [(0.4, False), (0.7, True), (1.0, True), (1.35, True), (1.7, False)])
+@pytest.mark.parametrize(
+    ("scale", "present"), [(0.4, False), (0.7, True), (1.0, True), (1.35, True), (1.7, False)]
+)
 def test_object_present_looks_at_the_mass_of_the_last_frame(scale, present):
     truth = _disc([(16, 16)] * 3)
     video = np.concatenate([truth[:, :2], _disc([(16, 16)], radius=4.5 * np.sqrt(scale))], axis=1)
@@ -130,7 +144,12 @@ def test_another_background_can_be_given():
 def test_direction_of_a_caption():
     for direction in motion.DIRECTIONS:
         assert motion.direction_of(f"A red circle moves {direction.capitalize()}.") == direction
-    for caption in ("", "left is where it goes", "a red circle moves", "a red circle moves leftwards"):
+    for caption in (
+        "",
+        "left is where it goes",
+        "a red circle moves",
+        "a red circle moves leftwards",
+    ):
         with pytest.raises(ValueError, match="does not end with"):
             motion.direction_of(caption)
 

@@ -1,11 +1,15 @@
-"""Records what `transformers` computes for a small random Qwen2, for tests/text_encoders/test_qwen2.py.
+"""Records what `transformers` computes for a small random Qwen2, for
+tests/text_encoders/test_qwen2.py.
 
     pip install torch transformers tokenizers safetensors
     python tests/golden/record_qwen2.py
 
-writes next to this file, in qwen2/: config.json and tokenizer.json of the small model, layouts.json (which keys
-transformers writes for Qwen2 in several files, and for Qwen2-VL) and outputs.npz (tokens, masks, last hidden states).
-The weights are not stored: `random_weights` draws the same ones here and in the test, which imports this file without
+writes next to this file, in qwen2/: config.json and tokenizer.json of the small model, layouts.json
+    (which keys
+transformers writes for Qwen2 in several files, and for Qwen2-VL) and outputs.npz (tokens, masks,
+last hidden states).
+The weights are not stored: `random_weights` draws the same ones here and in the test, which imports
+    this file without
 PyTorch.
 """
 
@@ -26,25 +30,46 @@ CAPTIONS = (
     "a very long caption about green triangles that turn and turn and never end until they are cut",
 )
 CONFIG = {
-    "model_type": "qwen2", "architectures": ["Qwen2Model"], "vocab_size": 320, "hidden_size": 32,
-    "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 5000.0, "max_position_embeddings": 512,
-    "tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": 512, "max_window_layers": 3,
-}  # fmt: skip
+    "model_type": "qwen2",
+    "architectures": ["Qwen2Model"],
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "sliding_window": 512,
+    "max_window_layers": 3,
+}
 
 
 def random_weights() -> dict[str, np.ndarray]:
-    """Float32 weights of the small model under the names of Qwen2Model; the same numbers with every NumPy."""
+    """Float32 weights of the small model under the names of Qwen2Model; the same numbers with every
+    NumPy."""
     generator = np.random.RandomState(np.random.Philox(key=2407_10671))
     width, mlp = CONFIG["hidden_size"], CONFIG["intermediate_size"]
     kv_width = width * CONFIG["num_key_value_heads"] // CONFIG["num_attention_heads"]
-    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (CONFIG["vocab_size"], width), "norm.weight": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (CONFIG["vocab_size"], width),
+        "norm.weight": (width,),
+    }
     for i in range(CONFIG["num_hidden_layers"]):
         attention, layer = f"layers.{i}.self_attn.", f"layers.{i}."
         for name, size in (("q", width), ("k", kv_width), ("v", kv_width)):
-            shapes |= {f"{attention}{name}_proj.weight": (size, width), f"{attention}{name}_proj.bias": (size,)}
+            shapes |= {
+                f"{attention}{name}_proj.weight": (size, width),
+                f"{attention}{name}_proj.bias": (size,),
+            }
         shapes |= {f"{attention}o_proj.weight": (width, width)}
-        shapes |= {f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+        shapes |= {
+            f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")
+        }
         shapes |= {f"{layer}mlp.{name}_proj.weight": (mlp, width) for name in ("gate", "up")}
         shapes |= {f"{layer}mlp.down_proj.weight": (width, mlp)}
     weights = {}
@@ -62,9 +87,11 @@ def write_tokenizer() -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG["vocab_size"], special_tokens=[PAD], show_progress=False,
+        vocab_size=CONFIG["vocab_size"],
+        special_tokens=[PAD],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([SYSTEM_TEXT, *CAPTIONS] * 3, trainer)
     tokenizer.save(str(FOLDER / "tokenizer.json"), pretty=False)
 
@@ -77,17 +104,31 @@ def reference(model, padding_side: str, system_text: str | None) -> dict[str, np
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(FOLDER / "tokenizer.json"), pad_token=PAD, padding_side=padding_side
     )
-    options = {"padding": "max_length", "truncation": True, "max_length": LENGTH, "return_tensors": "pt"}
+    options = {
+        "padding": "max_length",
+        "truncation": True,
+        "max_length": LENGTH,
+        "return_tensors": "pt",
+    }
     tokens = tokenizer(list(CAPTIONS), **options)["input_ids"]
     mask = (tokens != tokenizer.pad_token_id).long()
-    mask[mask.sum(dim=1) == 0, 0 if padding_side == "right" else -1] = 1  # an empty caption keeps one token
-    front = tokenizer(system_text, return_tensors="pt")["input_ids"] if system_text else tokens[:1, :0]
+    mask[mask.sum(dim=1) == 0, 0 if padding_side == "right" else -1] = (
+        1  # an empty caption keeps one token
+    )
+    front = (
+        tokenizer(system_text, return_tensors="pt")["input_ids"] if system_text else tokens[:1, :0]
+    )
     front = front.expand(len(tokens), -1)
     with torch.no_grad():
         hidden = model(
-            input_ids=torch.cat([front, tokens], dim=1), attention_mask=torch.cat([torch.ones_like(front), mask], dim=1)
+            input_ids=torch.cat([front, tokens], dim=1),
+            attention_mask=torch.cat([torch.ones_like(front), mask], dim=1),
         ).last_hidden_state[:, front.shape[1] :]
-    return {"tokens": tokens.int().numpy(), "mask": mask.bool().numpy(), "hidden": hidden.float().numpy()}
+    return {
+        "tokens": tokens.int().numpy(),
+        "mask": mask.bool().numpy(),
+        "hidden": hidden.float().numpy(),
+    }
 
 
 def saved_keys(model, shard_size: str = "5GB") -> dict[str, str]:
@@ -108,11 +149,29 @@ def vision_language_model(weights):
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    text = {key: value for key, value in CONFIG.items() if key not in ("model_type", "architectures", "rope_theta")}
-    text["rope_parameters"] = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": CONFIG["rope_theta"]}
-    vision = {"depth": 1, "embed_dim": 8, "hidden_size": CONFIG["hidden_size"], "num_heads": 2, "mlp_ratio": 1}
-    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision)).eval()
-    model.model.language_model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    text = {
+        key: value
+        for key, value in CONFIG.items()
+        if key not in ("model_type", "architectures", "rope_theta")
+    }
+    text["rope_parameters"] = {
+        "mrope_section": [1, 1, 2],
+        "rope_type": "default",
+        "rope_theta": CONFIG["rope_theta"],
+    }
+    vision = {
+        "depth": 1,
+        "embed_dim": 8,
+        "hidden_size": CONFIG["hidden_size"],
+        "num_heads": 2,
+        "mlp_ratio": 1,
+    }
+    model = Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(text_config=text, vision_config=vision)
+    ).eval()
+    model.model.language_model.load_state_dict(
+        {name: torch.from_numpy(value) for name, value in weights.items()}
+    )
     return model
 
 
@@ -129,11 +188,17 @@ def main() -> None:
     outputs = {}
     for side in ("right", "left"):
         for name, text in (("bare", None), ("system", SYSTEM_TEXT)):
-            outputs |= {f"{side}/{name}/{key}": value for key, value in reference(model, side, text).items()}
+            outputs |= {
+                f"{side}/{name}/{key}": value for key, value in reference(model, side, text).items()
+            }
     both = vision_language_model(weights)
     outputs["vl/hidden"] = reference(both.model, "left", SYSTEM_TEXT)["hidden"]
     np.savez_compressed(FOLDER / "outputs.npz", **outputs)
-    layouts = {"sharded": saved_keys(model, "30KB"), "vl": saved_keys(both), "vl_config": both.config.to_dict()}
+    layouts = {
+        "sharded": saved_keys(model, "30KB"),
+        "vl": saved_keys(both),
+        "vl_config": both.config.to_dict(),
+    }
     (FOLDER / "layouts.json").write_text(json.dumps(layouts, indent=1, default=str) + "\n")
 
 

@@ -1,4 +1,5 @@
-"""Writes tests/golden/torch_save.pth with PyTorch itself; the test knows what must be in it. Needs PyTorch to run.
+"""Writes tests/golden/torch_save.pth with PyTorch itself; the test knows what must be in it. Needs
+PyTorch to run.
 
 python tests/interop/record_torch_file.py tests/golden/torch_save.pth
 """
@@ -21,18 +22,28 @@ def main(path: str) -> None:
     layer(torch.ones(2, 3)).sum().backward()
     optimizer.step()
     content = {
-        "model": collections.OrderedDict({"part.weight": torch.nn.Parameter(big.to(torch.bfloat16)), "n": big[0, 3]}),
+        "model": collections.OrderedDict(
+            {"part.weight": torch.nn.Parameter(big.to(torch.bfloat16)), "n": big[0, 3]}
+        ),
         "views": [big[1:3, ::4], big.t(), big[5], torch.empty(0, 4), torch.ones(1).expand(3, 2)],
         "types": {
-            "half": big[0].half(), "double": big[0].double(), "long": big[0].long(), "int": big[0].int(),
-            "short": big[0].short(), "char": big[0].char(), "byte": big[0].byte(), "bool": big[0] > 4,
+            "half": big[0].half(),
+            "double": big[0].double(),
+            "long": big[0].long(),
+            "int": big[0].int(),
+            "short": big[0].short(),
+            "char": big[0].char(),
+            "byte": big[0].byte(),
+            "bool": big[0] > 4,
         },
         "layer": saved,
         "optimizer": optimizer.state_dict(),
-        "args": argparse.Namespace(rate=0.1, device=torch.device("cpu"), dtype=torch.float32, sizes=[1, (2, 3)]),
+        "args": argparse.Namespace(
+            rate=0.1, device=torch.device("cpu"), dtype=torch.float32, sizes=[1, (2, 3)]
+        ),
         "epoch": 3,
         "scaler": {"scale": 1.0, "growth": None},
-    }  # fmt: skip
+    }
     torch.save(content, path)
 
 

@@ -1,4 +1,5 @@
-"""Each frame pattern against one dense attention in double precision under the boolean matrix that defines it."""
+"""Each frame pattern against one dense attention in double precision under the boolean matrix that
+defines it."""
 
 import functools
 
@@ -6,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import tiny_config, tiny_model, tiny_text
 
+from tests.helpers.tiny_model import tiny_config, tiny_model, tiny_text
 from videomar_jax.models import attention
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.patchify import positions
@@ -18,11 +19,14 @@ FRAMES, COUNT = 3, 4
 
 @pytest.fixture(scope="module")
 def heads():
-    return tuple(2 * jax.random.normal(jax.random.key(0), (3, 2, 5, COUNT, 2, 8)))  # five frames; sharp softmax
+    return tuple(
+        2 * jax.random.normal(jax.random.key(0), (3, 2, 5, COUNT, 2, 8))
+    )  # five frames; sharp softmax
 
 
 def reference(q, k, v, allowed):
-    """softmax(q.k / sqrt(d)) v with queries, keys and values [B, N, n, d] and `allowed` [B or 1, Q, N]."""
+    """softmax(q.k / sqrt(d)) v with queries, keys and values [B, N, n, d] and `allowed` [B or 1, Q,
+    N]."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     scores = np.einsum("bqnd,bknd->bnqk", q, k) / np.sqrt(q.shape[-1])
     scores = np.where(np.asarray(allowed)[:, None], scores, -np.inf)
@@ -66,10 +70,14 @@ def test_masked_copies_see_clean_earlier_frames_and_themselves(heads, clean):
 @pytest.mark.parametrize("visible", [(False, False), (True, False), (True, True), (False, True)])
 def test_cached_sees_visible_frames_and_itself(heads, visible):
     q, k, v = heads
-    mix = functools.partial(attention.cached, cache=KVCache(k[:, :2], v[:, :2]), visible=jnp.array(visible))
+    mix = functools.partial(
+        attention.cached, cache=KVCache(k[:, :2], v[:, :2]), visible=jnp.array(visible)
+    )
     allowed = np.repeat([*visible, True], COUNT)[None, None].repeat(COUNT, axis=1)
     expected = reference(flat(q[:, 2:3]), flat(k[:, :3]), flat(v[:, :3]), allowed)
-    np.testing.assert_allclose(flat(jax.jit(mix)(q[:, 2:3], k[:, 2:3], v[:, 2:3])), expected, atol=2e-6)
+    np.testing.assert_allclose(
+        flat(jax.jit(mix)(q[:, 2:3], k[:, 2:3], v[:, 2:3])), expected, atol=2e-6
+    )
 
 
 def test_masked_keys_count_for_nothing(heads):
@@ -84,7 +92,9 @@ def test_masked_keys_count_for_nothing(heads):
 def test_large_scores_do_not_overflow(heads):
     q, k, v = (x[:, 0] for x in heads)
     out = attention.attend(200 * q, 200 * k, v)
-    np.testing.assert_allclose(out, reference(200 * q, 200 * k, v, np.ones((1, COUNT, COUNT))), atol=1e-5)
+    np.testing.assert_allclose(
+        out, reference(200 * q, 200 * k, v, np.ones((1, COUNT, COUNT))), atol=1e-5
+    )
 
 
 def test_attend_gradients_agree_with_differentiating_the_softmax(heads):
@@ -124,11 +134,17 @@ def test_each_head_owns_a_run_of_rows_query_key_value():
     x = jax.random.normal(jax.random.key(1), (2, 2, 6, config.width))
     turns = rotation(positions(2, (2, 3)), config.rope_channels)
     q, k, v = layer.queries_keys_values(x, turns)
-    product, d = np.asarray(x, np.float64) @ np.asarray(layer.qkv.kernel[...], np.float64), config.head_dim
+    product, d = (
+        np.asarray(x, np.float64) @ np.asarray(layer.qkv.kernel[...], np.float64),
+        config.head_dim,
+    )
     for head in range(config.num_heads):
         own = product[..., 3 * d * head : 3 * d * (head + 1)]
         np.testing.assert_allclose(v[..., head, :], own[..., 2 * d :], atol=1e-5)
-        for turned, raw, norm in ((q, own[..., :d], layer.q_norm), (k, own[..., d : 2 * d], layer.k_norm)):
+        for turned, raw, norm in (
+            (q, own[..., :d], layer.q_norm),
+            (k, own[..., d : 2 * d], layer.k_norm),
+        ):
             normed = jnp.asarray(rms_normed(raw, norm.scale[...]), jnp.float32)[..., None, :]
             expected = rotate(normed, turns, config.rope_channels)[..., 0, :]
             np.testing.assert_allclose(turned[..., head, :], expected, atol=1e-5)
@@ -139,7 +155,10 @@ def test_cross_attention_is_its_formula():
     x = jax.random.normal(jax.random.key(2), (2, 2, 6, config.width))
     context = jax.random.normal(jax.random.key(3), (2, config.text_tokens, config.width))
     d = config.head_dim
-    matrices = {name: np.asarray(getattr(layer, name).kernel[...], np.float64) for name in ("q", "kv", "out")}
+    matrices = {
+        name: np.asarray(getattr(layer, name).kernel[...], np.float64)
+        for name in ("q", "kv", "out")
+    }
     q = (np.asarray(x, np.float64) @ matrices["q"]).reshape(2, 12, config.num_heads, d)
     kv = (np.asarray(context, np.float64) @ matrices["kv"]).reshape(2, -1, config.num_heads, 2 * d)
     q, k = rms_normed(q, layer.q_norm.scale[...]), rms_normed(kv[..., :d], layer.k_norm.scale[...])

@@ -1,11 +1,12 @@
-"""The model config refuses what cannot be built, by name; the presets have the published number of parameters."""
+"""The model config refuses what cannot be built, by name; the presets have the published number of
+parameters."""
 
 import dataclasses
 
 import jax
 import pytest
-from tiny_model import annotations_off, tiny_config
 
+from tests.helpers.tiny_model import annotations_off, tiny_config
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.training.state import abstract_model, count_params
 
@@ -21,7 +22,13 @@ def closed_form(c: ModelConfig) -> int:
     """Parameters summed up layer by layer."""
     width, head = c.width, c.head_width
     block = (4 + 4 + 2 * c.mlp_ratio) * width**2 + 6 * width + 4 * width + 4 * c.head_dim
-    outer = 2 * width + width + c.text_tokens * width + (c.text_width + 1) * width + (c.token_dim + 1) * width
+    outer = (
+        2 * width
+        + width
+        + c.text_tokens * width
+        + (c.text_width + 1) * width
+        + (c.token_dim + 1) * width
+    )
     extra = width**2 * c.pooled_text + (width + 1) * c.token_dim * c.regression
     residual = 5 * head**2 + 7 * head
     output = (head + 1) * c.token_dim * (2 if c.head == "ddpm" else 1) + 2 * head**2 + 2 * head
@@ -29,7 +36,9 @@ def closed_form(c: ModelConfig) -> int:
     return c.depth * block + outer + extra + c.head_depth * residual + output + inputs
 
 
-@pytest.mark.parametrize("changes", [{}, {"head": "ddpm", "patch_size": 2}, {"pooled_text": True, "regression": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"head": "ddpm", "patch_size": 2}, {"pooled_text": True, "regression": True}]
+)
 def test_small_models_have_the_parameters_of_their_layers(changes):
     config = tiny_config(**changes)
     assert count_params(abstract_model(config)[1]) == closed_form(config)
@@ -41,7 +50,9 @@ def test_presets_survive_a_round_trip_through_plain_values(name):
 
 
 def test_a_rope_split_from_a_json_list_is_a_tuple_again():
-    assert ModelConfig.from_dict({"width": 32, "num_heads": 2, "rope_split": [4, 6, 6]}).rope_channels == (4, 6, 6)
+    assert ModelConfig.from_dict(
+        {"width": 32, "num_heads": 2, "rope_split": [4, 6, 6]}
+    ).rope_channels == (4, 6, 6)
 
 
 def test_the_default_split_gives_half_to_time():
@@ -74,5 +85,7 @@ def test_what_cannot_be_built_is_refused_by_name(changes, text):
 
 
 def test_a_misspelt_field_is_answered_with_the_nearest_one():
-    with pytest.raises(ValueError, match=r"Unknown model field 'num_head'.*Did you mean 'num_heads'"):
+    with pytest.raises(
+        ValueError, match=r"Unknown model field 'num_head'.*Did you mean 'num_heads'"
+    ):
         ModelConfig.from_dict({"num_head": 2})

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_model import tiny_config, tiny_model
 
+from tests.helpers.tiny_model import tiny_config, tiny_model
 from videomar_jax.models.diffusion_head import DiffusionHead, time_features
 
 
@@ -74,7 +74,9 @@ def test_time_features_of_whole_steps_are_exact_to_float32():
 
 def test_flow_time_stands_for_a_thousand_steps():
     t = np.array([0.0, 0.25, 0.999, 1.0])
-    np.testing.assert_allclose(time_features(jnp.asarray(t, jnp.float32)), features(1000 * t), atol=3e-4)
+    np.testing.assert_allclose(
+        time_features(jnp.asarray(t, jnp.float32)), features(1000 * t), atol=3e-4
+    )
 
 
 @pytest.mark.parametrize("zero", [True, False])

@@ -13,16 +13,24 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
 
 WIDE = ModelConfig(
-    latent_channels=16, width=256, depth=2, num_heads=4, text_tokens=16, text_width=128, head="ddpm", head_width=256,
-    head_depth=1, unroll=2,
-)  # fmt: skip
+    latent_channels=16,
+    width=256,
+    depth=2,
+    num_heads=4,
+    text_tokens=16,
+    text_width=128,
+    head="ddpm",
+    head_width=256,
+    head_depth=1,
+    unroll=2,
+)
 CLIPS, GRID = 2, (4, 8)
 TOKENS = GRID[0] * GRID[1]
 
 
 def compiled_flops(config, loss, frames, *, gradient=False):
-    """What XLA counts for the loss, or its gradient: every operation, so a few percent more than the products. A body
-    of a loop is counted once, so layers and head blocks must not be in one."""
+    """What XLA counts for the loss, or its gradient: every operation, so a few percent more than
+    the products. A body of a loop is counted once, so layers and head blocks must not be in one."""
 
     def run(model, batch):
         draws = draw(jax.random.key(0), model, (CLIPS, frames, TOKENS), loss)
@@ -39,20 +47,30 @@ def compiled_flops(config, loss, frames, *, gradient=False):
 
 
 @pytest.mark.parametrize(
-    ("loss_frames", "frames", "draws"), [("one", 3, 1), ("all", 3, 2), ("all", 1, 1)], ids=["one", "all", "image"]
+    ("loss_frames", "frames", "draws"),
+    [("one", 3, 1), ("all", 3, 2), ("all", 1, 1)],
+    ids=["one", "all", "image"],
 )
 def test_a_forward_pass_costs_what_the_compiler_counts(loss_frames, frames, draws):
     loss = LossConfig(frames=loss_frames, draws_per_token=draws)
-    sizes = dict(loss_frames=loss_frames, draws_per_token=draws, batch=CLIPS, frames=frames, tokens=TOKENS)
+    sizes = dict(
+        loss_frames=loss_frames, draws_per_token=draws, batch=CLIPS, frames=frames, tokens=TOKENS
+    )
     counted = forward_flops(WIDE, **sizes).total()
     assert 1.0 < compiled_flops(WIDE, loss, frames) / counted < 1.06
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_training_step_costs_what_the_compiler_counts(remat):
-    """The first linear layers of tokens, text and times need no gradient of their input, so slightly less is due."""
-    config, loss = dataclasses.replace(WIDE, remat=remat), LossConfig(frames="all", draws_per_token=1)
-    sizes = dict(loss_frames="all", layout="full", draws_per_token=1, batch=CLIPS, frames=2, tokens=TOKENS)
+    """The first linear layers of tokens, text and times need no gradient of their input, so
+    slightly less is due."""
+    config, loss = (
+        dataclasses.replace(WIDE, remat=remat),
+        LossConfig(frames="all", draws_per_token=1),
+    )
+    sizes = dict(
+        loss_frames="all", layout="full", draws_per_token=1, batch=CLIPS, frames=2, tokens=TOKENS
+    )
     counted = train_step_flops(config, **sizes)
     assert 0.97 < compiled_flops(config, loss, 2, gradient=True) / counted < 1.06
 
@@ -63,10 +81,15 @@ PAPER = dict(draws_per_token=4, batch=2, frames=7, tokens=1440)
 def test_truncated_clips_cost_the_mean_of_their_lengths():
     model = PRESETS["videomar_1p4b"]
     cut = train_step_flops(model, loss_frames="one", layout="truncated", **PAPER)
-    lengths = [train_step_flops(model, loss_frames="one", layout="full", **PAPER | dict(frames=t)) for t in range(2, 8)]
+    lengths = [
+        train_step_flops(model, loss_frames="one", layout="full", **PAPER | dict(frames=t))
+        for t in range(2, 8)
+    ]
     assert cut == pytest.approx(sum(lengths) / 6)
-    image = [train_step_flops(model, loss_frames="one", layout=layout, **PAPER | dict(frames=1))
-             for layout in ("full", "truncated")]  # fmt: skip
+    image = [
+        train_step_flops(model, loss_frames="one", layout=layout, **PAPER | dict(frames=1))
+        for layout in ("full", "truncated")
+    ]
     assert image[0] == image[1]
 
 
@@ -83,11 +106,20 @@ def test_a_supervised_frame_is_cheapest_when_all_are():
 
 def test_recomputed_layers_cost_one_forward_pass_more_and_dots_less():
     steps = {
-        remat: train_step_flops(dataclasses.replace(WIDE, remat=remat), loss_frames="one", layout="full",
-                                draws_per_token=1, batch=1, frames=3, tokens=TOKENS)
+        remat: train_step_flops(
+            dataclasses.replace(WIDE, remat=remat),
+            loss_frames="one",
+            layout="full",
+            draws_per_token=1,
+            batch=1,
+            frames=3,
+            tokens=TOKENS,
+        )
         for remat in ("none", "dots", "full")
-    }  # fmt: skip
-    forward = forward_flops(WIDE, loss_frames="one", draws_per_token=1, batch=1, frames=3, tokens=TOKENS)
+    }
+    forward = forward_flops(
+        WIDE, loss_frames="one", draws_per_token=1, batch=1, frames=3, tokens=TOKENS
+    )
     assert steps["none"] == 3 * forward.total()
     assert steps["full"] - steps["none"] == pytest.approx(forward.linear + forward.attention)
     assert steps["dots"] - steps["none"] == pytest.approx(forward.attention)

@@ -1,4 +1,5 @@
-"""Rotary positions: scores know differences only, and the remedies for larger grids do what their names say."""
+"""Rotary positions: scores know differences only, and the remedies for larger grids do what their
+names say."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,9 @@ def scores(q, k, places):
 @pytest.mark.parametrize("offset", [(5, 0, 0), (0, 7, 0), (0, 0, 2), (3, 1, 4)])
 def test_scores_depend_on_differences_of_positions_only(heads, offset):
     places = positions(2, (2, 3))
-    np.testing.assert_allclose(scores(*heads, places), scores(*heads, places + jnp.array(offset)), atol=2e-5)
+    np.testing.assert_allclose(
+        scores(*heads, places), scores(*heads, places + jnp.array(offset)), atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -61,7 +64,9 @@ def test_scores_tell_frames_rows_and_columns_apart(heads, axis):
 def test_rotation_keeps_lengths_and_leaves_the_origin_alone(heads):
     places = positions(2, (2, 3))
     turned = rotated(heads[0], places)
-    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(heads[0], axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(heads[0], axis=-1), rtol=1e-5
+    )
     np.testing.assert_array_equal(turned[:, 0, 0], heads[0][:, 0, 0])
 
 
@@ -76,12 +81,16 @@ def test_interpolation_puts_the_large_grid_on_the_positions_of_the_small_one():
     scale = PositionScale(interpolate=(2.0, 3.0, 4.0))
     inside = np.all(np.asarray(large) % (2, 3, 4) == 0, axis=-1)
     assert inside.sum() == small.shape[0] * small.shape[1]
-    for few, many in zip(rotation(small, CHANNELS), rotation(large, CHANNELS, scale=scale), strict=True):
+    for few, many in zip(
+        rotation(small, CHANNELS), rotation(large, CHANNELS, scale=scale), strict=True
+    ):
         np.testing.assert_allclose(few.reshape(-1, 8), many[:, :, 0][inside], atol=1e-6)
 
 
 def test_ntk_keeps_the_fastest_angle_and_stretches_the_slowest_by_the_factor():
-    places = positions(jnp.array([1]), (1, 1))  # position 1 on the frame axis: the angle is the frequency
+    places = positions(
+        jnp.array([1]), (1, 1)
+    )  # position 1 on the frame axis: the angle is the frequency
     cos, sin = rotation(places, (8, 4, 4), scale=PositionScale(ntk=(4.0, 1.0, 1.0)))
     angle = np.arctan2(sin, cos)[0, 0, 0]
     np.testing.assert_allclose(angle[[0, 3]], [1.0, 10000.0 ** (-6 / 8) / 4], rtol=1e-5)

@@ -1,4 +1,5 @@
-"""The block against its formula in double precision; the scanned stack against a loop over blocks."""
+"""The block against its formula in double precision; the scanned stack against a loop over
+blocks."""
 
 import functools
 
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_model import GRID, tiny_config, tiny_model, tiny_text, tiny_tokens
 
+from tests.helpers.tiny_model import GRID, tiny_config, tiny_model, tiny_text, tiny_tokens
 from videomar_jax.models import attention
 from videomar_jax.models.transformer import Transformer, table_init
 from videomar_jax.models.videomar import VideoMAR
@@ -32,20 +33,30 @@ def test_block_is_its_formula():
     model, (text, mask) = tiny_model(), tiny_text()
     block = jax.tree.map(lambda p: p[1], model.transformer.blocks)
     turns = model.rotation(3, GRID)
-    context = jax.jit(lambda m: block.cross_attention.keys_values(m.context(text, mask).tokens))(model)
-    out, _ = jax.jit(lambda b, x: b(x, context, mask, turns, attention.frame_causal))(block, stream())
+    context = jax.jit(lambda m: block.cross_attention.keys_values(m.context(text, mask).tokens))(
+        model
+    )
+    out, _ = jax.jit(lambda b, x: b(x, context, mask, turns, attention.frame_causal))(
+        block, stream()
+    )
 
     # The attentions have tests of their own; here they are called on what the formula puts in.
-    shift1, scale1, gate1, shift2, scale2, gate2 = np.asarray(block.scale_shift_table[...], np.float64)
+    shift1, scale1, gate1, shift2, scale2, gate2 = np.asarray(
+        block.scale_shift_table[...], np.float64
+    )
     x = np.asarray(stream(), np.float64)
     attended, _ = block.self_attention(
-        jnp.asarray(layer_normed(x, block.norm1, 1e-5) * (1 + scale1) + shift1, jnp.float32), turns,
+        jnp.asarray(layer_normed(x, block.norm1, 1e-5) * (1 + scale1) + shift1, jnp.float32),
+        turns,
         attention.frame_causal,
-    )  # fmt: skip
+    )
     x = x + gate1 * np.asarray(attended)
     x = x + np.asarray(block.cross_attention(jnp.asarray(x, jnp.float32), context, mask))
     hidden = layer_normed(x, block.norm2, 1e-5) * (1 + scale2) + shift2
-    up, down = (np.asarray(layer.kernel[...], np.float64) for layer in (block.feed_forward.up, block.feed_forward.down))
+    up, down = (
+        np.asarray(layer.kernel[...], np.float64)
+        for layer in (block.feed_forward.up, block.feed_forward.down)
+    )
     np.testing.assert_allclose(out, x + gate2 * (gelu_tanh(hidden @ up) @ down), atol=3e-5)
 
 
@@ -54,7 +65,13 @@ def looped(model: VideoMAR, tokens, mask, context):
     x, turns = model.embed(tokens, mask, context), model.rotation(tokens.shape[1], GRID)
     for i in range(model.config.depth):
         block = jax.tree.map(lambda p, i=i: p[i], model.transformer.blocks)
-        x, _ = block(x, block.cross_attention.keys_values(context.tokens), context.mask, turns, attention.frame_causal)
+        x, _ = block(
+            x,
+            block.cross_attention.keys_values(context.tokens),
+            context.mask,
+            turns,
+            attention.frame_causal,
+        )
     return model.transformer.norm(x)
 
 
@@ -89,7 +106,11 @@ def test_how_layers_are_run_changes_neither_values_nor_gradients(plain, changes)
 
 def test_layers_differ():
     """Layers start from keys of their own, not from one key for all."""
-    layers = nnx.state(jax.jit(lambda key: Transformer(tiny_config(), rngs=nnx.Rngs(params=key)))(jax.random.key(0)))
+    layers = nnx.state(
+        jax.jit(lambda key: Transformer(tiny_config(), rngs=nnx.Rngs(params=key)))(
+            jax.random.key(0)
+        )
+    )
     kernel = layers["blocks"]["self_attention"]["qkv"]["kernel"][...]
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
 
@@ -99,10 +120,15 @@ def test_gates_start_where_they_are_told():
     plain = table_init(jax.random.key(0), tiny_config())
     assert (np.asarray(table)[[2, 5]] == 0.25).all()
     np.testing.assert_array_equal(np.asarray(table)[[0, 1, 3, 4]], np.asarray(plain)[[0, 1, 3, 4]])
-    assert 0.7 < np.std(plain) * np.sqrt(32) < 1.3  # 192 normal draws: the deviation is known to 5 %
+    assert (
+        0.7 < np.std(plain) * np.sqrt(32) < 1.3
+    )  # 192 normal draws: the deviation is known to 5 %
 
 
 def test_no_linear_layer_of_a_block_has_a_bias():
     params = nnx.to_pure_dict(nnx.state(tiny_model()))["transformer"]["blocks"]
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(params)]
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, _ in jax.tree.leaves_with_path(params)
+    ]
     assert sorted(name for name in names if name.endswith("bias")) == ["norm1.bias", "norm2.bias"]

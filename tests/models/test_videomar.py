@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import GRID, tiny_model, tiny_text, tiny_tokens
 
+from tests.helpers.tiny_model import GRID, tiny_model, tiny_text, tiny_tokens
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.videomar import History, VideoMAR
 
@@ -25,7 +25,8 @@ def causal_pass(model, tokens, mask, causal=True):
 
 @functools.partial(jax.jit, static_argnames="causal")
 def influence(model, tokens, mask, causal):
-    """For every frame t the gradient of a random reading of its z with respect to all tokens: [T, B, T, S, P]."""
+    """For every frame t the gradient of a random reading of its z with respect to all tokens: [T,
+    B, T, S, P]."""
     frames = tokens.shape[1]
     reading = jax.random.normal(jax.random.key(9), (*tokens.shape[:3], model.config.width))
 
@@ -41,12 +42,15 @@ def test_a_frame_depends_on_itself_and_earlier_frames_only():
     for t in range(3):
         assert (gradients[t][:, t + 1 :] == 0).all(), f"z of frame {t} depends on a later frame"
         seen = gradients[t][:, : t + 1][visible[:, : t + 1]]
-        assert (np.abs(seen).max(axis=-1) > 1e-6).all(), f"z of frame {t} misses a visible token of frames 0..{t}"
+        assert (np.abs(seen).max(axis=-1) > 1e-6).all(), (
+            f"z of frame {t} misses a visible token of frames 0..{t}"
+        )
         assert (gradients[t][np.asarray(mask)] == 0).all(), f"z of frame {t} sees a hidden token"
 
 
 def test_every_token_of_a_frame_sees_the_others():
-    """Inside the frame attention runs both ways: each z of the last frame depends on each of its visible tokens."""
+    """Inside the frame attention runs both ways: each z of the last frame depends on each of its
+    visible tokens."""
     tokens, mask = tiny_tokens(batch=1)
     model, visible = tiny_model(), ~mask[0, -1]
     text, text_mask = tiny_text(1)
@@ -80,7 +84,9 @@ def test_later_frames_change_nothing_bitwise():
 def test_hidden_tokens_are_the_mask_token():
     tokens, mask = tiny_tokens()
     changed = jnp.where(mask[..., None], 100.0, tokens)
-    np.testing.assert_array_equal(causal_pass(tiny_model(), tokens, mask), causal_pass(tiny_model(), changed, mask))
+    np.testing.assert_array_equal(
+        causal_pass(tiny_model(), tokens, mask), causal_pass(tiny_model(), changed, mask)
+    )
 
 
 # ---- cached and teacher-forced
@@ -107,7 +113,8 @@ def cached_pass(model: VideoMAR, tokens, mask, prepared=True):
 
 @jax.jit
 def frame_by_frame(model: VideoMAR, tokens, mask):
-    """z of every frame t from a causal pass of its own, in which tokens are hidden in frame t alone."""
+    """z of every frame t from a causal pass of its own, in which tokens are hidden in frame t
+    alone."""
     context, frames = model.context(*tiny_text()), jnp.arange(tokens.shape[1])
 
     def one(t):
@@ -122,7 +129,9 @@ VARIANTS = [{}, {"pooled_text": True}, {"text_mask": False}]
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_cached_equals_uncached(changes):
     model, (tokens, mask) = tiny_model(**changes), tiny_tokens()
-    np.testing.assert_allclose(cached_pass(model, tokens, mask), frame_by_frame(model, tokens, mask), **EXACT)
+    np.testing.assert_allclose(
+        cached_pass(model, tokens, mask), frame_by_frame(model, tokens, mask), **EXACT
+    )
 
 
 def test_text_keys_and_values_computed_once_equal_those_computed_in_every_pass():
@@ -132,12 +141,17 @@ def test_text_keys_and_values_computed_once_equal_those_computed_in_every_pass()
 
 
 def test_frames_that_all_restart_at_zero_look_alike_to_their_successors():
-    """With absolute places the order of the cached frames matters; with every frame at place 0 it does not."""
+    """With absolute places the order of the cached frames matters; with every frame at place 0 it
+    does not."""
     tokens, mask = tiny_tokens()
     swapped, clear = tokens[:, jnp.array([1, 0, 2])], jnp.zeros_like(mask)
     for origin, matters in (("absolute", True), ("restart", False)):
-        model = tiny_model(depth=1, rope_frame_origin=origin)  # one layer: keys of a frame know no earlier frame
-        difference = np.abs(cached_pass(model, tokens, clear) - cached_pass(model, swapped, clear))[:, 2]
+        model = tiny_model(
+            depth=1, rope_frame_origin=origin
+        )  # one layer: keys of a frame know no earlier frame
+        difference = np.abs(cached_pass(model, tokens, clear) - cached_pass(model, swapped, clear))[
+            :, 2
+        ]
         assert (difference.max() > 1e-3) == matters, origin
 
 
@@ -145,7 +159,9 @@ def test_frames_that_all_restart_at_zero_look_alike_to_their_successors():
 def test_teacher_forced_equals_frame_by_frame(frames):
     model, (tokens, mask) = tiny_model(), tiny_tokens(frames)
     supervised = slice(min(frames - 1, 1), None)
-    z = jax.jit(lambda m: m.teacher_forced(tokens, mask[:, supervised], m.context(*tiny_text()), GRID))(model)
+    z = jax.jit(
+        lambda m: m.teacher_forced(tokens, mask[:, supervised], m.context(*tiny_text()), GRID)
+    )(model)
     np.testing.assert_allclose(z, frame_by_frame(model, tokens, mask)[:, supervised], **EXACT)
 
 
@@ -174,7 +190,9 @@ def test_padded_text_is_not_seen_unless_the_mask_is_off(changes):
     padding = z - z_of_text(model, jnp.where(text_mask[..., None], text, 7.0))
     prompt = z - z_of_text(model, jnp.where(text_mask[..., None], 2 * text, text))
     assert np.abs(prompt).max() > 1e-2
-    assert (np.abs(padding).max() > 1e-2) if changes == {"text_mask": False} else (padding == 0).all()
+    assert (
+        (np.abs(padding).max() > 1e-2) if changes == {"text_mask": False} else (padding == 0).all()
+    )
 
 
 def test_dropped_text_is_the_null_context():
@@ -197,7 +215,9 @@ def test_pooled_text_is_the_mean_of_the_tokens_that_are_not_padding():
     context = model.context(text, mask)
     for b in range(2):
         mean = np.asarray(context.tokens[b, : int(mask[b].sum())]).mean(axis=0)
-        np.testing.assert_allclose(context.pooled[b], mean @ model.pooled_embed.kernel[...], atol=1e-5)
+        np.testing.assert_allclose(
+            context.pooled[b], mean @ model.pooled_embed.kernel[...], atol=1e-5
+        )
 
 
 def test_text_of_another_size_is_refused():
@@ -213,7 +233,8 @@ def test_text_of_another_size_is_refused():
 
 @pytest.mark.parametrize("level", [None, (0.3, 0.7)])
 def test_a_finished_frame_carries_its_level_cached_or_not(level):
-    """The last frame's z over a cache of noisy frames is that of one pass in which these are the history."""
+    """The last frame's z over a cache of noisy frames is that of one pass in which these are the
+    history."""
     model, (tokens, mask) = tiny_model(history_levels=True), tiny_tokens()
     mask = mask & (jnp.arange(3) == 2)[None, :, None]
     told = None if level is None else jnp.array(level)
@@ -226,7 +247,11 @@ def test_a_finished_frame_carries_its_level_cached_or_not(level):
         history = History(jnp.zeros(2) if told is None else told, jnp.arange(3)[None] < 2)
         whole = model(tokens, mask, context, GRID, history=history)
         untold = model(tokens, mask, context, GRID)
-        return model.frame(tokens[:, 2], mask[:, 2], jnp.asarray(2), context, cache, GRID), whole[:, 2], untold[:, 2]
+        return (
+            model.frame(tokens[:, 2], mask[:, 2], jnp.asarray(2), context, cache, GRID),
+            whole[:, 2],
+            untold[:, 2],
+        )
 
     cached, whole, untold = both(model)
     np.testing.assert_allclose(cached, whole, **EXACT)

@@ -1,7 +1,9 @@
-"""The core against numbers recorded from the reference implementation, weights read through the importer.
+"""The core against numbers recorded from the reference implementation, weights read through the
+importer.
 
-Every recorded case, float32, highest matmul precision, at the tolerances given beside the recordings. Where
-VIDEOMAR_PARITY_TABLE names a file, the worst error of every quantity is written there as a Markdown table.
+Every recorded case, float32, highest matmul precision, at the tolerances given beside the
+recordings. Where VIDEOMAR_PARITY_TABLE names a file, the worst error of every quantity is written
+there as a Markdown table.
 """
 
 import json
@@ -15,8 +17,8 @@ import pytest
 from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from videomar_recordings import SEEN
 
+from tests.helpers.videomar_recordings import SEEN
 from videomar_jax.interop.videomar import read_checkpoint
 from videomar_jax.models.videomar import VideoMAR
 
@@ -38,7 +40,10 @@ def parity_table():
             f"| {case} | {what} | {tol} | {worst:.1e} | {share:.0%} |"
             for (case, what), (tol, worst, share) in SEEN.items()
         ]
-        head = ["| case | quantity | tolerance | worst error seen | of the allowance |", "|---|---|---|---|---|"]
+        head = [
+            "| case | quantity | tolerance | worst error seen | of the allowance |",
+            "|---|---|---|---|---|",
+        ]
         Path(name).write_text("\n".join(head + rows) + "\n", encoding="utf-8")
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
-from videomar_recordings import GRID, channels_last, check, frames, layer
 
+from tests.helpers.videomar_recordings import GRID, channels_last, check, frames, layer
 from videomar_jax.interop.rules import flat
 from videomar_jax.interop.videomar import parameter_shapes, read_checkpoint
 from videomar_jax.models import attention, masking
@@ -19,12 +19,26 @@ from videomar_jax.models.rope import rotate, rotation
 def test_rope(case):
     g, settings = case("rope")
     grid, frame = settings["grid_64"], settings["frame_index"]
-    np.testing.assert_array_equal(positions(grid[0], tuple(grid[1:])).reshape(-1, 3), g["in/positions"])
+    np.testing.assert_array_equal(
+        positions(grid[0], tuple(grid[1:])).reshape(-1, 3), g["in/positions"]
+    )
     split = tuple(settings["split_64"])
     whole = rotation(positions(grid[0], tuple(grid[1:])), split, settings["theta"])
-    check("rope", "y", rotate(frames(g["in/x"], grid[0]), whole, split).reshape(g["out/y"].shape), g["out/y"], 5e-6)
+    check(
+        "rope",
+        "y",
+        rotate(frames(g["in/x"], grid[0]), whole, split).reshape(g["out/y"].shape),
+        g["out/y"],
+        5e-6,
+    )
     one = rotation(positions(jnp.array([frame]), tuple(grid[1:])), split, settings["theta"])
-    check("rope", "y_frame", rotate(frames(g["in/x_frame"], 1), one, split)[:, 0], g["out/y_frame"], 5e-6)
+    check(
+        "rope",
+        "y_frame",
+        rotate(frames(g["in/x_frame"], 1), one, split)[:, 0],
+        g["out/y_frame"],
+        5e-6,
+    )
     grid, split = settings["grid_128"], tuple(settings["split_128"])
     wide = rotation(positions(grid[0], tuple(grid[1:])), split, settings["theta"])
     y = rotate(frames(g["in/x128"], grid[0]), wide, split).reshape(g["out/y128"].shape)
@@ -33,20 +47,35 @@ def test_rope(case):
 
 def test_self_attention(case, model):
     g, _ = case("self_attn")
-    block, x, turns = layer(model.transformer.blocks, 0).self_attention, frames(g["in/x"], 4), model.rotation(4, GRID)
+    block, x, turns = (
+        layer(model.transformer.blocks, 0).self_attention,
+        frames(g["in/x"], 4),
+        model.rotation(4, GRID),
+    )
     for name, value in zip("qkv", block.queries_keys_values(x, turns), strict=True):
         theirs = g[f"out/{name}"]
         check("self_attn", name, value.reshape(theirs.shape), theirs, 2e-5 if name == "v" else 5e-5)
     for name, mix in {"causal": attention.frame_causal, "full": attention.whole_clip}.items():
-        check("self_attn", name, block(x, turns, mix)[0].reshape(g["in/x"].shape), g[f"out/{name}"], 5e-5)
+        check(
+            "self_attn",
+            name,
+            block(x, turns, mix)[0].reshape(g["in/x"].shape),
+            g[f"out/{name}"],
+            5e-5,
+        )
 
 
 def test_cross_attention(case, model):
     g, _ = case("cross_attn")
     block, x = layer(model.transformer.blocks, 0).cross_attention, frames(g["in/x"], 4)
     text = block.keys_values(jnp.asarray(g["in/ctx"]))
-    for name, mask, tol in (("masked", jnp.asarray(g["in/text_mask"]), 1e-5), ("unmasked", None, 2e-5)):
-        check("cross_attn", name, block(x, text, mask).reshape(g["in/x"].shape), g[f"out/{name}"], tol)
+    for name, mask, tol in (
+        ("masked", jnp.asarray(g["in/text_mask"]), 1e-5),
+        ("unmasked", None, 2e-5),
+    ):
+        check(
+            "cross_attn", name, block(x, text, mask).reshape(g["in/x"].shape), g[f"out/{name}"], tol
+        )
 
 
 def test_block(case, model):
@@ -55,7 +84,9 @@ def test_block(case, model):
     text = block.cross_attention.keys_values(jnp.asarray(g["in/ctx"]))
     for tail in ("", "_small"):
         x = frames(g[f"in/x{tail}"], 4)
-        y, _ = block(x, text, jnp.asarray(g["in/text_mask"]), model.rotation(4, GRID), attention.frame_causal)
+        y, _ = block(
+            x, text, jnp.asarray(g["in/text_mask"]), model.rotation(4, GRID), attention.frame_causal
+        )
         check("block", f"y{tail}", y.reshape(g[f"in/x{tail}"].shape), g[f"out/y{tail}"], 2e-4)
 
 
@@ -76,7 +107,9 @@ def test_patchify(case):
         tokens, theirs = patchify(latents, size), g[f"out/tokens_p{size}"]
         check("patchify", f"tokens_p{size}", tokens.reshape(theirs.shape), theirs, 0)
         grid = (latents.shape[2] // size, latents.shape[3] // size)
-        check("patchify", f"latents from tokens_p{size}", unpatchify(tokens, grid, size), latents, 0)
+        check(
+            "patchify", f"latents from tokens_p{size}", unpatchify(tokens, grid, size), latents, 0
+        )
 
 
 def test_masking(case):
@@ -134,16 +167,23 @@ def test_kv_cache(case, model):
 
 
 def test_the_importer_fills_the_recorded_model(golden):
-    """Sizes of the recorded model, told by its own header, against what the importer inferred from shapes."""
+    """Sizes of the recorded model, told by its own header, against what the importer inferred from
+    shapes."""
     path = golden("videomar/weights.safetensors")
     with safe_open(path, "np") as file:
         told = json.loads(file.metadata()["config"])
     config, params, report = read_checkpoint(path)
     assert (config.width, config.depth, config.num_heads) == (
-        told["decoder_embed_dim"], told["decoder_depth"], told["decoder_num_heads"],
-    )  # fmt: skip
+        told["decoder_embed_dim"],
+        told["decoder_depth"],
+        told["decoder_num_heads"],
+    )
     assert (config.text_tokens, config.text_width) == (told["text_len"], told["text_dim"])
-    assert (config.head, config.head_width, config.head_depth) == ("ddpm", told["diffloss_w"], told["diffloss_d"])
+    assert (config.head, config.head_width, config.head_depth) == (
+        "ddpm",
+        told["diffloss_w"],
+        told["diffloss_d"],
+    )
     assert config.latent_channels == told["vae_embed_dim"]
     assert {path: leaf.shape for path, leaf in flat(params).items()} == parameter_shapes(config)
     assert report.tensors == 76

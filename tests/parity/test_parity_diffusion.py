@@ -1,11 +1,12 @@
-"""The recorded head, its losses and their gradients, the schedules, and single steps of the sampler."""
+"""The recorded head, its losses and their gradients, the schedules, and single steps of the
+sampler."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from videomar_recordings import check, official
 
+from tests.helpers.videomar_recordings import check, official
 from videomar_jax.diffusion.base import DDPM, cosine_betas, ddpm_tables, guide, kept_steps
 from videomar_jax.models.diffusion_head import time_features
 from videomar_jax.sampling import decoder
@@ -23,7 +24,9 @@ def test_head(case, model):
     t = jnp.asarray(g["in/t"])
     check("head", "sinusoid", time_features(t), g["out/sinusoid"], 5e-4)
     check("head", "temb", model.head.time_embedding(t), g["out/temb"], 5e-5)
-    check("head", "y", model.head(jnp.asarray(g["in/x"]), t, jnp.asarray(g["in/c"])), g["out/y"], 2e-5)
+    check(
+        "head", "y", model.head(jnp.asarray(g["in/x"]), t, jnp.asarray(g["in/c"])), g["out/y"], 2e-5
+    )
     rows = jnp.tile(g["in/x_cfg"][: len(t)], (2, 1))
     output = model.head(rows, jnp.tile(t, 2), jnp.asarray(g["in/c_cfg"]))
     for guidance, tol in ((1, 2e-5), (3, 5e-5)):
@@ -34,13 +37,20 @@ def test_head(case, model):
 
 def test_loss(case, model):
     g, _ = case("loss")
-    process, t, target, noise = DDPM(), *(jnp.asarray(g[f"in/{k}"]) for k in ("t", "target", "noise"))
+    process, t, target, noise = (
+        DDPM(),
+        *(jnp.asarray(g[f"in/{k}"]) for k in ("t", "target", "noise")),
+    )
     x_t = process.noised(target, t, noise)
     check("loss", "x_t", x_t, g["out/x_t"], 2e-6)
     output = model.head(x_t, t, jnp.asarray(g["in/z"]))
     check("loss", "model_out", output, g["out/model_out"], 2e-5)
     mse, vb = process.loss_terms(output, target, x_t, t, noise)
-    for name, value in {"mse": mse, "vb": vb, "loss": process.loss(output, target, x_t, t, noise)}.items():
+    for name, value in {
+        "mse": mse,
+        "vb": vb,
+        "loss": process.loss(output, target, x_t, t, noise),
+    }.items():
         tolerance = (1e-5 if name == "mse" else 1e-6, 0.0 if name == "mse" else 2e-4)
         check("loss", name, value, g[f"out/{name}"], *((2e-5, 0.0) if name == "mse" else tolerance))
         check("loss", f"{name}_f64", value, g[f"out/{name}_f64"], *tolerance)
@@ -50,10 +60,13 @@ def test_loss_reductions_and_gradients(case, model):
     g, _ = case("loss")
     mask, supervised = jnp.asarray(g["in/mask"]), jnp.asarray(g["in/mask"] * g["in/loss_mask"])
     draws = LossDraws(
-        current=jnp.zeros(1, int), orders=jnp.zeros((1, 1, 32), int), num_masked=jnp.zeros((1, 1), int),
-        drop=jnp.zeros(1, bool), times=jnp.asarray(g["in/t"])[None, None, None],
+        current=jnp.zeros(1, int),
+        orders=jnp.zeros((1, 1, 32), int),
+        num_masked=jnp.zeros((1, 1), int),
+        drop=jnp.zeros(1, bool),
+        times=jnp.asarray(g["in/t"])[None, None, None],
         noise=jnp.asarray(g["in/noise"])[None, None, None],
-    )  # fmt: skip
+    )
     target = jnp.asarray(g["in/target"])[None, None]
 
     def total(model, z):
@@ -61,7 +74,9 @@ def test_loss_reductions_and_gradients(case, model):
         return jnp.sum(rows * supervised) / jnp.sum(mask), rows
 
     z = jnp.asarray(g["in/z"])
-    (value, rows), (grads, grad_z) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(model, z)
+    (value, rows), (grads, grad_z) = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+        model, z
+    )
     for name in ("total_den_mask", "total_den_mask_f64"):
         check("loss", name, value, g[f"out/{name}"], 1e-6, 2e-4)
     sums = {"total_den_lossmask": (supervised, supervised), "total_mask_only": (mask, mask)}
@@ -69,8 +84,16 @@ def test_loss_reductions_and_gradients(case, model):
         check("loss", name, jnp.sum(rows * weight) / jnp.sum(count), g[f"out/{name}"], 1e-6, 2e-4)
     named = official(nnx.to_pure_dict(nnx.state(grads)))
     check("loss", "grad_z", grad_z, g["out/grad_z"], 1e-7)
-    check("loss", "grad_final_w", named["diffloss.net.final_layer.linear.weight"], g["out/grad_final_w"], 5e-6)
-    check("loss", "grad_input_w", named["diffloss.net.input_proj.weight"], g["out/grad_input_w"], 5e-7)
+    check(
+        "loss",
+        "grad_final_w",
+        named["diffloss.net.final_layer.linear.weight"],
+        g["out/grad_final_w"],
+        5e-6,
+    )
+    check(
+        "loss", "grad_input_w", named["diffloss.net.input_proj.weight"], g["out/grad_input_w"], 5e-7
+    )
 
 
 def test_schedules(case):
@@ -79,10 +102,14 @@ def test_schedules(case):
     for key, theirs in g.items():
         _, name, table = key.split("/")
         if name not in tables:
-            tables[name] = ddpm_tables(kept_steps("" if name == "train1000" else name), cosine_betas())
+            tables[name] = ddpm_tables(
+                kept_steps("" if name == "train1000" else name), cosine_betas()
+            )
         rtol = 0.0 if table == "timestep_map" else 1e-12
         check("schedules", table, tables[name][table], theirs, 0, rtol)
-    assert len(g) == 11 * 13, f"{len(g)} tables were compared; the recording has 11 respacings of 13 tables"
+    assert len(g) == 11 * 13, (
+        f"{len(g)} tables were compared; the recording has 11 respacings of 13 tables"
+    )
 
 
 # (x, pred_x0, final) for guidance 1 and 3

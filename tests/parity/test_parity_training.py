@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from videomar_recordings import channels_last, check, official
 
+from tests.helpers.videomar_recordings import channels_last, check, official
 from videomar_jax.models import masking
 from videomar_jax.training import step as train
 from videomar_jax.training.loss import Batch, LossConfig, LossDraws, next_frame_loss
@@ -31,7 +31,9 @@ TRAINED = {
 }
 
 
-def recorded_draws(g: dict[str, np.ndarray], draws_per_token: int) -> tuple[list[LossDraws], list[Batch]]:
+def recorded_draws(
+    g: dict[str, np.ndarray], draws_per_token: int
+) -> tuple[list[LossDraws], list[Batch]]:
     """The random choices and the batches of the recorded steps."""
     steps, clips, count = g["in/latents"].shape[:3]
     size = g["in/orders"].shape[-1] // count
@@ -40,12 +42,18 @@ def recorded_draws(g: dict[str, np.ndarray], draws_per_token: int) -> tuple[list
     for s in range(steps):
         k = int(g["in/current_frame"][s])
         now = slice(k, k + 1)  # the reference draws for all frames, but only frame k carries loss
-        draws.append(LossDraws(
-            current=jnp.full(clips, k), orders=jnp.asarray(g["in/orders"][s].reshape(clips, count, size) % size),
-            num_masked=jnp.full((clips, count), masking.num_masked(size, jnp.float32(g["in/mask_rate"][s]))),
-            drop=jnp.asarray(g["in/drop"][s]), times=jnp.asarray(g["in/t"][s].reshape(rows)[:, :, now]),
-            noise=jnp.asarray(g["in/noise"][s].reshape(*rows, -1)[:, :, now]),
-        ))  # fmt: skip
+        draws.append(
+            LossDraws(
+                current=jnp.full(clips, k),
+                orders=jnp.asarray(g["in/orders"][s].reshape(clips, count, size) % size),
+                num_masked=jnp.full(
+                    (clips, count), masking.num_masked(size, jnp.float32(g["in/mask_rate"][s]))
+                ),
+                drop=jnp.asarray(g["in/drop"][s]),
+                times=jnp.asarray(g["in/t"][s].reshape(rows)[:, :, now]),
+                noise=jnp.asarray(g["in/noise"][s].reshape(*rows, -1)[:, :, now]),
+            )
+        )
         text = (jnp.asarray(g[f"in/{name}"][s]) for name in ("text", "text_mask"))
         batches.append(Batch(channels_last(g["in/latents"][s]), *text))
     return draws, batches
@@ -54,7 +62,9 @@ def recorded_draws(g: dict[str, np.ndarray], draws_per_token: int) -> tuple[list
 def test_train_steps(case, model, monkeypatch):
     g, settings = case("train_steps")
     draws, batches = recorded_draws(g, settings["diffusion_batch_mul"])
-    loss_config = LossConfig(draws_per_token=settings["diffusion_batch_mul"], normaliser=settings["normaliser"])
+    loss_config = LossConfig(
+        draws_per_token=settings["diffusion_batch_mul"], normaliser=settings["normaliser"]
+    )
     graph, state = nnx.split(model)
     params = nnx.to_pure_dict(state)
 
@@ -67,14 +77,21 @@ def test_train_steps(case, model, monkeypatch):
 
     beta1, beta2 = settings["betas"]
     config = OptimizerConfig(
-        beta1=beta1, beta2=beta2, epsilon=settings["eps"], weight_decay=settings["weight_decay"],
-        clip_norm=settings["grad_clip"], ema_decay=settings["ema_rate"],
-    )  # fmt: skip
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=settings["eps"],
+        weight_decay=settings["weight_decay"],
+        clip_norm=settings["grad_clip"],
+        ema_decay=settings["ema_rate"],
+    )
     rates = jnp.asarray(settings["lrs"])
     optimizer = make_optimizer(config, lambda step: rates[step])
-    # The package's own step, told the recorded choices instead of random ones: step s draws with fold_in(key, s).
+    # The package's own step, told the recorded choices instead of random ones: step s draws with
+    # fold_in(key, s).
     key = jax.random.key(0)
-    keys = jax.vmap(lambda s: jax.random.key_data(jax.random.fold_in(key, s)))(jnp.arange(len(draws)))
+    keys = jax.vmap(lambda s: jax.random.key_data(jax.random.fold_in(key, s)))(
+        jnp.arange(len(draws))
+    )
     stacked = [jnp.stack(leaves) for leaves in zip(*map(jax.tree.leaves, draws), strict=True)]
 
     def replay(key, *_):
@@ -83,8 +100,12 @@ def test_train_steps(case, model, monkeypatch):
 
     monkeypatch.setattr(train, "draw", replay)
     step = train.make_train_step(graph, optimizer, loss_config, config)
-    params = jax.tree.map(jnp.array, params)  # the state is donated; the model is shared by other tests
-    state = TrainState(jnp.asarray(0), params, jax.tree.map(jnp.array, params), optimizer.init(params))
+    params = jax.tree.map(
+        jnp.array, params
+    )  # the state is donated; the model is shared by other tests
+    state = TrainState(
+        jnp.asarray(0), params, jax.tree.map(jnp.array, params), optimizer.init(params)
+    )
     for s, batch in enumerate(batches):
         state, metrics = step(state, batch, key)
         check("train_steps", "losses", metrics["loss"], g["out/losses"][s], 5e-6)
@@ -93,6 +114,12 @@ def test_train_steps(case, model, monkeypatch):
     for name, (_, tol, tol_average) in TRAINED.items():
         check("train_steps", f"parameter {name}", after[name], g[f"out/param/{name}"], tol)
         if tol_average is not None:
-            check("train_steps", f"average {name}", average[name], g[f"out/ema/{name}"], tol_average)
-    compared = sum(key.split("/")[1] in ("grad", "param", "ema") for key in g if key.startswith("out/"))
-    assert compared == sum(3 - (tols[2] is None) for tols in TRAINED.values()), "a recorded tensor was not compared"
+            check(
+                "train_steps", f"average {name}", average[name], g[f"out/ema/{name}"], tol_average
+            )
+    compared = sum(
+        key.split("/")[1] in ("grad", "param", "ema") for key in g if key.startswith("out/")
+    )
+    assert compared == sum(3 - (tols[2] is None) for tols in TRAINED.values()), (
+        "a recorded tensor was not compared"
+    )

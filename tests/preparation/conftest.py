@@ -1,12 +1,13 @@
-"""A small folder of videos, a tokenizer that was fitted on noise, and the task of preparing one with the other."""
+"""A small folder of videos, a tokenizer that was fitted on noise, and the task of preparing one
+with the other."""
 
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import write_clip
 
+from tests.helpers.tiny_run import write_clip
 from videomar_jax.data.windows import Cutting
 from videomar_jax.preparation.plan import Settings
 from videomar_jax.preparation.run import Task, prepare
@@ -23,7 +24,9 @@ def videos(tmp_path_factory) -> Path:
     """Five captioned videos. Look, do not touch."""
     folder = tmp_path_factory.mktemp("videos")
     for seed, (name, count) in enumerate(FRAMES.items()):
-        write_clip(folder / name, count, size=(48, 32) if name == "tall.mp4" else (32, 48), seed=seed)
+        write_clip(
+            folder / name, count, size=(48, 32) if name == "tall.mp4" else (32, 48), seed=seed
+        )
     rows = "".join(f"{name},clip {name} moves\n" for name in FRAMES)
     (folder / "captions.csv").write_text("file,caption\n" + rows)
     return folder
@@ -46,9 +49,13 @@ def task(videos, tokenizer, tmp_path_factory):
         settings |= {name: changes.pop(name) for name in list(changes) if name in fields}
         output = output or tmp_path_factory.mktemp("prepared") / "out"
         given = dict(
-            videos=videos, output=output, settings=Settings(**settings), tokenizer=tokenizer,
-            text_encoder=HashedTextEncoder(8, 6), threads=2,
-        )  # fmt: skip
+            videos=videos,
+            output=output,
+            settings=Settings(**settings),
+            tokenizer=tokenizer,
+            text_encoder=HashedTextEncoder(8, 6),
+            threads=2,
+        )
         return Task(**(given | changes))
 
     return make

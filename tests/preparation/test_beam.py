@@ -1,4 +1,5 @@
-"""The pipeline with Apache Beam's DirectRunner where it is installed, and what we ask of it with a stand-in."""
+"""The pipeline with Apache Beam's DirectRunner where it is installed, and what we ask of it with a
+stand-in."""
 
 import sys
 import types
@@ -12,18 +13,25 @@ from videomar_jax.preparation.beam import prepare_with_beam
 
 
 def files(output):
-    return {path.relative_to(output).as_posix(): file_digest(path) for path in output.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(output).as_posix(): file_digest(path)
+        for path in output.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_direct_runner_makes_the_same_bytes(task, prepared):
-    pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install apache-beam")
+    pytest.importorskip(
+        "apache_beam", reason="Apache Beam is not installed: pip install apache-beam"
+    )
     this = task()
     assert prepare_with_beam(this, ["--runner=DirectRunner"])["clips"] == 13
     assert files(this.output) == files(prepared)
 
 
 class StandIn:
-    """The five names of Apache Beam that the pipeline uses: a collection is a list, a transform a function of it."""
+    """The five names of Apache Beam that the pipeline uses: a collection is a list, a transform a
+    function of it."""
 
     def __init__(self):
         self.options, self.elements = None, None

@@ -8,20 +8,33 @@ from videomar_jax.preparation.plan import list_videos, make_plan
 from videomar_jax.preparation.run import identity
 from videomar_jax.tokenizers import CosmosConfig, CosmosTokenizer, to_pixels
 
-SMALL = CosmosConfig(temporal_stride=8, spatial_stride=16, width=32, encoder_mults=(1, 1, 1), decoder_mults=(1, 1, 1),
-                     blocks=1, z_channels=4, latent_channels=4, resolution=64)  # fmt: skip
+SMALL = CosmosConfig(
+    temporal_stride=8,
+    spatial_stride=16,
+    width=32,
+    encoder_mults=(1, 1, 1),
+    decoder_mults=(1, 1, 1),
+    blocks=1,
+    z_channels=4,
+    latent_channels=4,
+    resolution=64,
+)
 
 
 def noise(count, frames=5, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, frames, 16, 24, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("devices", "asked", "size"), [(1, None, 1), (1, 3, 3), (2, 3, 4), (8, None, 8), (8, 9, 16)])
+@pytest.mark.parametrize(
+    ("devices", "asked", "size"), [(1, None, 1), (1, 3, 3), (2, 3, 4), (8, None, 8), (8, 9, 16)]
+)
 def test_any_devices_and_batches_give_the_same_latents(tokenizer, devices, asked, size):
     encoder = LatentEncoder(tokenizer, batch_size=asked, devices=jax.local_devices()[:devices])
     assert encoder.batch_size == size, "a batch is rounded up to whole devices"
     video = noise(16)
-    got = np.concatenate([encoder(video[start : start + size]) for start in range(0, 16 - 16 % size, size)])
+    got = np.concatenate(
+        [encoder(video[start : start + size]) for start in range(0, 16 - 16 % size, size)]
+    )
     wanted = np.asarray(tokenizer.encode(to_pixels(video)))[: len(got)]
     assert got.dtype == np.float32 and len(got) >= 15
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
@@ -50,7 +63,9 @@ def test_too_little_memory_names_the_way_out(tokenizer, monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 1 bytes")
 
     monkeypatch.setattr(encoder, "_encode", failing)
-    with pytest.raises(ValueError, match=r"8 clips of 5x16x24 do not fit .* lower --batch_size \(now 8\)"):
+    with pytest.raises(
+        ValueError, match=r"8 clips of 5x16x24 do not fit .* lower --batch_size \(now 8\)"
+    ):
         encoder(noise(8))
 
     def other(*_):
@@ -62,7 +77,8 @@ def test_too_little_memory_names_the_way_out(tokenizer, monkeypatch):
 
 
 class Counting:
-    """A text encoder that pads on the left, marks each caption by its length and counts what it is asked."""
+    """A text encoder that pads on the left, marks each caption by its length and counts what it is
+    asked."""
 
     max_tokens, width = 4, 3
 
@@ -80,7 +96,9 @@ class Counting:
 
 def test_captions_are_encoded_once_a_batch_and_kept_without_padding(task, tokenizer):
     this, text = task(), Counting()
-    plan = make_plan(this.videos, list_videos(this.videos, None), this.settings, identity(tokenizer, None), 2)
+    plan = make_plan(
+        this.videos, list_videos(this.videos, None), this.settings, identity(tokenizer, None), 2
+    )
     encoder = ShardEncoder(this.videos, this.settings, tokenizer, text, batch_size=8, threads=2)
     for shard in plan.shards:
         text.asked.clear()

@@ -21,7 +21,14 @@ def shape_of(sizes):
 def windows(*counts):
     """Windows of videos 0, 1, ...: (how many, their shape) of each."""
     return [
-        Window(video=f"{number}.mp4", first=0.0, start=float(k), stop=k + 0.9, shape=shape_of(sizes), caption="")
+        Window(
+            video=f"{number}.mp4",
+            first=0.0,
+            start=float(k),
+            stop=k + 0.9,
+            shape=shape_of(sizes),
+            caption="",
+        )
         for number, (count, sizes) in enumerate(counts)
         for k in range(count)
     ]
@@ -46,19 +53,28 @@ def test_every_window_is_in_one_shard(many, holdout, size):
         sum(len(before.windows) for before in shards[:i]) for i in range(len(shards))
     ]
     for shard in shards:
-        assert 1 <= len(shard.windows) <= size and {window.shape for window in shard.windows} == {shard.shape}
+        assert 1 <= len(shard.windows) <= size and {window.shape for window in shard.windows} == {
+            shard.shape
+        }
     for split, group in itertools.groupby(shards, key=lambda shard: shard.split):
         names = [shard.name for shard in group]
         count = f"{len(names):05d}"
-        assert names == [f"clips-{split}.array_record-{i:05d}-of-{count}" for i in range(len(names))]
+        assert names == [
+            f"clips-{split}.array_record-{i:05d}-of-{count}" for i in range(len(names))
+        ]
 
 
-@pytest.mark.parametrize(("holdout", "wide", "tall", "brief"), [(0.2, 4, 2, 1), (0.01, 1, 1, 1), (0.99, 19, 9, 2)])
+@pytest.mark.parametrize(
+    ("holdout", "wide", "tall", "brief"), [(0.2, 4, 2, 1), (0.01, 1, 1, 1), (0.99, 19, 9, 2)]
+)
 def test_the_share_of_every_shape_is_held_out(many, holdout, wide, tall, brief):
     """At least one and never all; 20 wide windows, 10 tall, 3 brief."""
-    test = [shard for shard in plan_shards(many, settings(holdout=holdout)) if shard.split == "test"]
+    test = [
+        shard for shard in plan_shards(many, settings(holdout=holdout)) if shard.split == "test"
+    ]
     counts = {
-        sizes: sum(len(s.windows) for s in test if s.shape == shape_of(sizes)) for sizes in (WIDE, TALL, BRIEF)
+        sizes: sum(len(s.windows) for s in test if s.shape == shape_of(sizes))
+        for sizes in (WIDE, TALL, BRIEF)
     }
     assert counts == {WIDE: wide, TALL: tall, BRIEF: brief}
 
@@ -79,19 +95,29 @@ def test_a_video_holds_out_its_last_windows(many, holdout):
 def test_the_sizes_of_a_window_are_in_one_split():
     """Else training would see at one size what is held out at another."""
     large = (9, 32, 48)
-    both = [w for number in range(5) for sizes in (WIDE, large) for w in windows(*[(0, WIDE)] * number, (7, sizes))]
+    both = [
+        w
+        for number in range(5)
+        for sizes in (WIDE, large)
+        for w in windows(*[(0, WIDE)] * number, (7, sizes))
+    ]
     how = settings(cutting=Cutting(fps=12.0, lengths=(9,), sizes=((16, 24), (32, 48))), holdout=0.3)
     splits = {}
     for shard in plan_shards(both, how):
         for window in shard.windows:
             splits.setdefault((window.video, window.start), []).append(shard.split)
-    assert len(splits) == 35 and {tuple(found) for found in splits.values()} == {("train",) * 2, ("test",) * 2}
+    assert len(splits) == 35 and {tuple(found) for found in splits.values()} == {
+        ("train",) * 2,
+        ("test",) * 2,
+    }
 
 
 def test_a_single_window_is_for_training_and_no_holdout_for_all():
     (shard,) = plan_shards(windows((1, WIDE)), settings(holdout=0.5))
     assert shard.split == "train"
-    assert {shard.split for shard in plan_shards(windows((9, WIDE)), settings(holdout=0.0))} == {"train"}
+    assert {shard.split for shard in plan_shards(windows((9, WIDE)), settings(holdout=0.0))} == {
+        "train"
+    }
 
 
 def test_the_plan_of_a_folder(videos):
@@ -104,9 +130,12 @@ def test_the_plan_of_a_folder(videos):
             counts[key] = counts.get(key, 0) + 1
             assert window.caption == f"clip {window.video} moves"
     assert counts == {
-        ("a/wide0.mp4", WIDE): 4, ("a/wide1.mp4", WIDE): 3, ("wide2.mp4", WIDE): 2, ("tall.mp4", TALL): 3,
+        ("a/wide0.mp4", WIDE): 4,
+        ("a/wide1.mp4", WIDE): 3,
+        ("wide2.mp4", WIDE): 2,
+        ("tall.mp4", TALL): 3,
         ("brief.mp4", BRIEF): 1,
-    }  # fmt: skip
+    }
     assert plan.clips == 13 and plan.rejected == []
 
 
@@ -126,33 +155,59 @@ def test_a_plan_comes_back_from_its_file(videos, tmp_path):
     [
         (dict(dtype="bfloat16"), PARTS, "dtype was 'float16' and is 'bfloat16'"),
         (dict(holdout=0.3), PARTS, "holdout was 0.2 and is 0.3"),
-        (dict(cutting=dataclasses.replace(CUTTING, fps=24.0)), PARTS, "cutting.fps was 12.0 and is 24.0"),
-        (dict(cutting=dataclasses.replace(CUTTING, sizes=((16, 24),))), PARTS,
-         "cutting.sizes was [[16, 24], [24, 16]] and is [[16, 24]]"),
-        ({}, PARTS | {"tokenizer": {"kind": "pca", "fingerprint": "xyz"}},
-         "tokenizer.fingerprint was 'abc' and is 'xyz'"),
-        ({}, PARTS | {"text_encoder": {"kind": "hashed"}}, "text_encoder.kind was None and is 'hashed'"),
+        (
+            dict(cutting=dataclasses.replace(CUTTING, fps=24.0)),
+            PARTS,
+            "cutting.fps was 12.0 and is 24.0",
+        ),
+        (
+            dict(cutting=dataclasses.replace(CUTTING, sizes=((16, 24),))),
+            PARTS,
+            "cutting.sizes was [[16, 24], [24, 16]] and is [[16, 24]]",
+        ),
+        (
+            {},
+            PARTS | {"tokenizer": {"kind": "pca", "fingerprint": "xyz"}},
+            "tokenizer.fingerprint was 'abc' and is 'xyz'",
+        ),
+        (
+            {},
+            PARTS | {"text_encoder": {"kind": "hashed"}},
+            "text_encoder.kind was None and is 'hashed'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_differs_is_told(many, changes, parts, line):
     plan = plans.Plan(settings=settings(), parts=PARTS, videos={}, rejected=[], shards=())
     assert differences(plan, settings(**changes), parts) == [line]
 
 
 def test_changed_videos_are_told():
-    plan = plans.Plan(settings=settings(), parts=PARTS, rejected=[], shards=(),
-                      videos={"a.mp4": (10, "x"), "b.mp4": (20, "y"), "c.mp4": (30, "z")})  # fmt: skip
+    plan = plans.Plan(
+        settings=settings(),
+        parts=PARTS,
+        rejected=[],
+        shards=(),
+        videos={"a.mp4": (10, "x"), "b.mp4": (20, "y"), "c.mp4": (30, "z")},
+    )
     assert changed_videos(plan, dict(plan.videos)) == []
     assert changed_videos(plan, {"a.mp4": (11, "x"), "b.mp4": (20, "new"), "d.mp4": (1, "")}) == [
-        "d.mp4 is new", "c.mp4 is gone", "a.mp4 had 10 bytes and has 11", "the caption of b.mp4 was 'y' and is 'new'",
-    ]  # fmt: skip
+        "d.mp4 is new",
+        "c.mp4 is gone",
+        "a.mp4 had 10 bytes and has 11",
+        "the caption of b.mp4 was 'y' and is 'new'",
+    ]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [(dict(dtype="int8"), "dtype must be one of float16, bfloat16"), (dict(clips_per_shard=0), "clips_per_shard"),
-     (dict(holdout=1.0), "holdout must be"), (dict(holdout=-0.1), "holdout must be")],
-)  # fmt: skip
+    [
+        (dict(dtype="int8"), "dtype must be one of float16, bfloat16"),
+        (dict(clips_per_shard=0), "clips_per_shard"),
+        (dict(holdout=1.0), "holdout must be"),
+        (dict(holdout=-0.1), "holdout must be"),
+    ],
+)
 def test_settings_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
         settings(**changes)

@@ -1,4 +1,5 @@
-"""Whole preparations of a small folder: what is written, after kills, by several processes, with broken videos."""
+"""Whole preparations of a small folder: what is written, after kills, by several processes, with
+broken videos."""
 
 import dataclasses
 import json
@@ -9,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from tiny_run import write_clip
 
+from tests.helpers.tiny_run import write_clip
 from videomar_jax.data.records import DTYPES, file_digest
 from videomar_jax.data.shards import LatentShards
 from videomar_jax.data.sources import ClipShape
@@ -20,7 +21,10 @@ from videomar_jax.preparation.plan_file import load_plan
 from videomar_jax.text_encoders import load_text_encoder
 from videomar_jax.tokenizers import fingerprint, load_tokenizer, to_pixels
 
-WIDE, TALL, BRIEF = (ClipShape(num_frames=n, height=h, width=w) for n, h, w in ((9, 16, 24), (9, 24, 16), (5, 16, 24)))
+WIDE, TALL, BRIEF = (
+    ClipShape(num_frames=n, height=h, width=w)
+    for n, h, w in ((9, 16, 24), (9, 24, 16), (5, 16, 24))
+)
 
 
 class Killed(BaseException):
@@ -29,7 +33,11 @@ class Killed(BaseException):
 
 def files(output):
     """Every file below a folder with its digest."""
-    return {path.relative_to(output).as_posix(): file_digest(path) for path in output.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(output).as_posix(): file_digest(path)
+        for path in output.rglob("*")
+        if path.is_file()
+    }
 
 
 def clips(output, split="all"):
@@ -38,8 +46,13 @@ def clips(output, split="all"):
     for shape in (WIDE, TALL, BRIEF):
         for index in source.fits(shape).tolist():
             about = source.describe(index)
-            if (key := (about["file"], about["start"])) not in found:  # a longer clip fits a shorter shape as well
-                found[key] = source.read(index, None, shape) | {"shape": shape, "split": about["split"]}
+            if (
+                key := (about["file"], about["start"])
+            ) not in found:  # a longer clip fits a shorter shape as well
+                found[key] = source.read(index, None, shape) | {
+                    "shape": shape,
+                    "split": about["split"],
+                }
     return found
 
 
@@ -65,7 +78,10 @@ def test_every_window_is_there_as_the_tokenizer_codes_it(task, prepared, dtype):
         np.testing.assert_allclose(clip["latents"], latents, rtol=ulp, atol=ulp / 100)
         (text,), (mask,) = this.text_encoder.encode([f"clip {window.video} moves"])
         np.testing.assert_allclose(clip["text"], text, rtol=ulp)
-        assert clip["text_mask"].tolist() == mask.tolist() and clip["caption"] == f"clip {window.video} moves"
+        assert (
+            clip["text_mask"].tolist() == mask.tolist()
+            and clip["caption"] == f"clip {window.video} moves"
+        )
         assert clip["shape"] == window.shape
 
 
@@ -77,13 +93,20 @@ def test_the_manifest_says_what_is_there(task, prepared):
     assert manifest["tokenizer"]["scale"] == 1.0 and manifest["text_encoder"]["kind"] == "hashed"
     assert manifest["bytes"] == sum(path.stat().st_size for path in prepared.glob("clips-*[0-9]"))
     assert {shard["file"]: shard["sha256"] for shard in manifest["shards"]} == {
-        name: digest for name, digest in files(prepared).items() if name.startswith("clips-") and name[-1].isdigit()
+        name: digest
+        for name, digest in files(prepared).items()
+        if name.startswith("clips-") and name[-1].isdigit()
     }
     shapes = {(s["num_frames"], s["height"], s["width"]): s for s in manifest["shapes"]}
     assert {key: s["latents"] for key, s in shapes.items()} == {
-        (9, 16, 24): [5, 2, 3, 4], (9, 24, 16): [5, 3, 2, 4], (5, 16, 24): [3, 2, 3, 4],
-    }  # fmt: skip
-    assert shapes[9, 16, 24]["clips"] == {"train": 7, "test": 2} and shapes[5, 16, 24]["clips"]["test"] == 0
+        (9, 16, 24): [5, 2, 3, 4],
+        (9, 24, 16): [5, 3, 2, 4],
+        (5, 16, 24): [3, 2, 3, 4],
+    }
+    assert (
+        shapes[9, 16, 24]["clips"] == {"train": 7, "test": 2}
+        and shapes[5, 16, 24]["clips"]["test"] == 0
+    )
 
 
 def test_splits_are_apart_in_time(prepared):
@@ -95,7 +118,9 @@ def test_splits_are_apart_in_time(prepared):
 
 def test_the_folder_brings_what_a_run_needs(task, prepared):
     this = task()
-    assert fingerprint(load_tokenizer(prepared / "model" / "tokenizer")) == fingerprint(this.tokenizer)
+    assert fingerprint(load_tokenizer(prepared / "model" / "tokenizer")) == fingerprint(
+        this.tokenizer
+    )
     text, encoder = load_text_encoder(prepared / "model" / "text_encoder"), this.text_encoder
     for left, right in zip(text.encode(["a b"]), encoder.encode(["a b"]), strict=True):
         np.testing.assert_array_equal(left, right)
@@ -113,9 +138,14 @@ def test_tfds_opens_the_folder(prepared):
             clip = ours.read(index, None, shape)
             assert theirs["latents"].dtype == np.float16
             np.testing.assert_array_equal(theirs["latents"].astype(np.float32), clip["latents"])
-            np.testing.assert_array_equal(theirs["text"].astype(np.float32), clip["text"][clip["text_mask"]])
+            np.testing.assert_array_equal(
+                theirs["text"].astype(np.float32), clip["text"][clip["text_mask"]]
+            )
             np.testing.assert_array_equal(theirs["text_mask"], clip["text_mask"])
-            assert theirs["caption"].decode() == clip["caption"] and theirs["file"].decode() == about["file"]
+            assert (
+                theirs["caption"].decode() == clip["caption"]
+                and theirs["file"].decode() == about["file"]
+            )
             whole[theirs["clip"]] = theirs["fps"]
     assert whole == dict.fromkeys(range(13), 12.0)
 
@@ -123,9 +153,13 @@ def test_tfds_opens_the_folder(prepared):
 def test_tfds_reads_bfloat16_and_captions_alone(task):
     this = task(dtype="bfloat16", text_encoder=None)
     manifest = run.prepare(this)
-    assert manifest["text_encoder"] is None and not (this.output / "model" / "text_encoder").exists()
+    assert (
+        manifest["text_encoder"] is None and not (this.output / "model" / "text_encoder").exists()
+    )
     example = tfds.builder_from_directory(this.output).as_data_source("train")[0]
-    assert example["latents"].dtype == DTYPES["bfloat16"] and not {"text", "text_mask"} & set(example)
+    assert example["latents"].dtype == DTYPES["bfloat16"] and not {"text", "text_mask"} & set(
+        example
+    )
     clip = LatentShards(this.output, split="train").read(0, None, WIDE)
     assert set(clip) == {"latents", "caption"} and clip["caption"] == "clip a/wide0.mp4 moves"
     np.testing.assert_array_equal(clip["latents"], example["latents"].astype(np.float32))
@@ -173,7 +207,10 @@ def test_after_a_kill_the_same_bytes_come_out(task, prepared, monkeypatch, place
 def test_what_a_kill_left_behind_is_tidied_up(task, prepared):
     this = task()
     this.output.mkdir()
-    for name in (".plan.json.host-1-2.part", ".clips-train.array_record-00000-of-00007.host-1-2.part"):
+    for name in (
+        ".plan.json.host-1-2.part",
+        ".clips-train.array_record-00000-of-00007.host-1-2.part",
+    ):
         (this.output / name).write_bytes(b"half")
     (this.output / ".model.host-1-2.part").mkdir()
     run.prepare(this)
@@ -210,7 +247,9 @@ def test_two_processes_make_what_one_makes(task, prepared):
     half = files(this.output)
     assert run.prepare(this, 1, 2)["clips"] == 13
     assert files(this.output) == files(prepared)
-    assert 3 <= sum(name.startswith("clips-") and name.endswith(".json") for name in half) <= 4, "an even share"
+    assert 3 <= sum(name.startswith("clips-") and name.endswith(".json") for name in half) <= 4, (
+        "an even share"
+    )
 
 
 def test_processes_may_start_in_any_order(task, prepared):
@@ -228,13 +267,33 @@ def test_processes_may_start_in_any_order(task, prepared):
     [
         ((None, None), {}, (0, 1)),
         ((2, 5), {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}, (2, 5)),
-        ((None, None), {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
-         (1, 4)),
-        ((None, None), {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # salloc without srun
-        ((None, None), {"SLURM_JOB_ID": "7", "SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0",
-                        "SLURM_STEP_NODELIST": "n[0-7]"}, (3, 8)),
+        (
+            (None, None),
+            {
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            },
+            (1, 4),
+        ),
+        (
+            (None, None),
+            {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"},
+            (0, 1),
+        ),  # salloc without srun
+        (
+            (None, None),
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_PROCID": "3",
+                "SLURM_NTASKS": "8",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_NODELIST": "n[0-7]",
+            },
+            (3, 8),
+        ),
     ],
-)  # fmt: skip
+)
 def test_which_process_this_is(given, environ, process):
     assert run.find_process(*given, environ) == process
 
@@ -244,7 +303,8 @@ def test_which_process_this_is(given, environ, process):
 
 @pytest.fixture
 def broken_videos(videos, tmp_path):
-    """The videos with one that is junk, one that is too short, and one that is damaged towards its end."""
+    """The videos with one that is junk, one that is too short, and one that is damaged towards its
+    end."""
     copy = tmp_path / "videos"
     shutil.copytree(videos, copy)
     (copy / "junk.mp4").write_bytes(b"junk")
@@ -262,29 +322,47 @@ def test_broken_clips_are_listed_and_change_no_other(task, prepared, broken_vide
     this = task(videos=broken_videos)
     with caplog.at_level(logging.INFO):
         manifest = run.prepare(this)
-    listed = [json.loads(line) for line in (this.output / "rejected.jsonl").read_text().splitlines()]
-    assert manifest["rejected"] == len(listed) == 13 + 2 - manifest["clips"] and manifest["clips"] < 13
+    listed = [
+        json.loads(line) for line in (this.output / "rejected.jsonl").read_text().splitlines()
+    ]
+    assert (
+        manifest["rejected"] == len(listed) == 13 + 2 - manifest["clips"] and manifest["clips"] < 13
+    )
     reasons = {entry["file"]: entry["reason"] for entry in listed}
     assert set(reasons) == {"junk.mp4", "short.mp4", "a/wide0.mp4"}
-    assert "cannot be decoded" in reasons["junk.mp4"] and "3 frames at 12 fps, 5 needed" in reasons["short.mp4"]
+    assert (
+        "cannot be decoded" in reasons["junk.mp4"]
+        and "3 frames at 12 fps, 5 needed" in reasons["short.mp4"]
+    )
     assert "a/wide0.mp4: " in reasons["a/wide0.mp4"]
-    assert f"{len(listed)} rejected, see {this.output / 'rejected.jsonl'}" in caplog.text.splitlines()[-1]
+    assert (
+        f"{len(listed)} rejected, see {this.output / 'rejected.jsonl'}"
+        in caplog.text.splitlines()[-1]
+    )
     whole, found = clips(prepared), clips(this.output)
-    lost = {(entry["file"], float(np.float32(entry["start"]))) for entry in listed if "start" in entry}
+    lost = {
+        (entry["file"], float(np.float32(entry["start"]))) for entry in listed if "start" in entry
+    }
     assert set(found) == set(whole) - lost and lost
     for key, clip in found.items():
-        np.testing.assert_array_equal(clip["latents"], whole[key]["latents"], f"{key} depends on its neighbours")
+        np.testing.assert_array_equal(
+            clip["latents"], whole[key]["latents"], f"{key} depends on its neighbours"
+        )
 
 
 def enlarged(tokenizer, factor):
     """The tokenizer with latents `factor` times as large."""
-    image, video = (dataclasses.replace(b, scale=b.scale / factor) for b in (tokenizer.image, tokenizer.video))
+    image, video = (
+        dataclasses.replace(b, scale=b.scale / factor) for b in (tokenizer.image, tokenizer.video)
+    )
     return dataclasses.replace(tokenizer, image=image, video=video)
 
 
 def test_numbers_too_large_for_the_dtype_are_not_written(task, tokenizer):
     this = task(tokenizer=enlarged(tokenizer, 1e6))
-    with pytest.raises(ValueError, match=r"Every clip was rejected(.|\n)*not finite in float16; --dtype=bfloat16"):
+    with pytest.raises(
+        ValueError, match=r"Every clip was rejected(.|\n)*not finite in float16; --dtype=bfloat16"
+    ):
         run.prepare(this)
     assert not (this.output / "manifest.json").exists()
     assert run.prepare(task(tokenizer=enlarged(tokenizer, 1e6), dtype="bfloat16"))["clips"] == 13
@@ -318,7 +396,9 @@ def test_another_tokenizer_or_other_videos_are_refused(task, prepared, broken_vi
 
 def test_a_folder_of_something_else_is_left_alone(task, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"is not empty \(thesis.txt\) and holds no plan.json"):
+    with pytest.raises(
+        FileExistsError, match=r"is not empty \(thesis.txt\) and holds no plan.json"
+    ):
         run.prepare(task(output=tmp_path))
     assert files(tmp_path) == {"thesis.txt": file_digest(tmp_path / "thesis.txt")}
     with pytest.raises(OSError, match=r"thesis.txt"):
@@ -328,13 +408,18 @@ def test_a_folder_of_something_else_is_left_alone(task, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(cutting=Cutting(fps=12.0, lengths=(8,), sizes=((16, 24),))), r"8 frames at 16x24: 8 frames are not 1 \+"),
-        (dict(cutting=Cutting(fps=12.0, lengths=(9,), sizes=((16, 24), (20, 16)))),
-         r"9 frames at 20x16: height 20 is not a multiple of the spatial stride 8; nearest: 16 or 24"),
+        (
+            dict(cutting=Cutting(fps=12.0, lengths=(8,), sizes=((16, 24),))),
+            r"8 frames at 16x24: 8 frames are not 1 \+",
+        ),
+        (
+            dict(cutting=Cutting(fps=12.0, lengths=(9,), sizes=((16, 24), (20, 16)))),
+            r"9 frames at 20x16: height 20 is not a multiple of the spatial stride 8; nearest: 16 or 24",
+        ),
         (dict(threads=0), "threads must be at least 1"),
         (dict(batch_size=0), "batch_size must be at least 1"),
     ],
-)  # fmt: skip
+)
 def test_sizes_that_the_tokenizer_cannot_take(task, changes, words):
     this = task(**changes)
     with pytest.raises(ValueError, match=words):

@@ -1,4 +1,5 @@
-"""A bfloat16 transformer with a float32 head: what is converted, what is not, and that both are really in use."""
+"""A bfloat16 transformer with a float32 head: what is converted, what is not, and that both are
+really in use."""
 
 import dataclasses
 
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_model import GRID, tiny_model, tiny_text
 
+from tests.helpers.tiny_model import GRID, tiny_model, tiny_text
 from videomar_jax.sampling.decoder import generate
 from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.sampling.schedules import SamplingConfig
@@ -25,21 +26,32 @@ def types(model) -> dict[str, str]:
 def video(model=None, **changes):
     given = jax.random.normal(jax.random.key(0), (2, 1, *GRID, 3))
     config = dataclasses.replace(CONFIG, **changes)
-    return generate(model or tiny_model(), given, *tiny_text(), num_frames=3, config=config,
-                    keys=jax.random.split(jax.random.key(1), 2))  # fmt: skip
+    return generate(
+        model or tiny_model(),
+        given,
+        *tiny_text(),
+        num_frames=3,
+        config=config,
+        keys=jax.random.split(jax.random.key(1), 2),
+    )
 
 
 def test_a_model_that_is_as_wanted_comes_back():
     model = tiny_model()
     assert for_sampling(model, CONFIG) is model
-    assert for_sampling(model, dataclasses.replace(CONFIG, dtype="float32", head_dtype="model")) is model
+    assert (
+        for_sampling(model, dataclasses.replace(CONFIG, dtype="float32", head_dtype="model"))
+        is model
+    )
     half = for_sampling(model, dataclasses.replace(CONFIG, dtype="bfloat16"))
     assert for_sampling(half, dataclasses.replace(CONFIG, dtype="bfloat16")) is half
 
 
 def test_kernels_of_the_transformer_are_halved_and_nothing_else():
     before = types(tiny_model(pooled_text=True))
-    after = types(for_sampling(tiny_model(pooled_text=True), dataclasses.replace(CONFIG, dtype="bfloat16")))
+    after = types(
+        for_sampling(tiny_model(pooled_text=True), dataclasses.replace(CONFIG, dtype="bfloat16"))
+    )
     halved = {path for path, dtype in after.items() if dtype == "bfloat16"}
     assert set(before.values()) == {"float32"} and before.keys() == after.keys()
     assert {path.split("/")[-1] for path in halved} == {"kernel", "bias"}
@@ -56,15 +68,21 @@ def test_the_head_computes_in_float32_beside_a_bfloat16_transformer():
     z, x, t = jnp.ones((5, 32)), jnp.ones((5, 3)), jnp.float32(0.5)
     wanted = tiny_model().head(x, t, z)
     for model in (mixed, trained):
-        assert model.config.dtype == "bfloat16" and model.transformer.blocks.self_attention.qkv.dtype == "bfloat16"
+        assert (
+            model.config.dtype == "bfloat16"
+            and model.transformer.blocks.self_attention.qkv.dtype == "bfloat16"
+        )
         assert model.empty_cache(1, 1, 1).keys.dtype == jnp.bfloat16
         np.testing.assert_array_equal(model.head(x, t, z), wanted)
-    alike = for_sampling(tiny_model(), dataclasses.replace(CONFIG, dtype="bfloat16", head_dtype="bfloat16"))
+    alike = for_sampling(
+        tiny_model(), dataclasses.replace(CONFIG, dtype="bfloat16", head_dtype="bfloat16")
+    )
     assert alike.head(x, t, z).dtype == jnp.bfloat16
 
 
 def test_converting_ahead_changes_nothing():
-    """A model trained in bfloat16 converts its kernels at every use; converted once, it is the same model."""
+    """A model trained in bfloat16 converts its kernels at every use; converted once, it is the same
+    model."""
     ahead = for_sampling(tiny_model(), dataclasses.replace(CONFIG, dtype="bfloat16"))
     np.testing.assert_array_equal(video(ahead), video(tiny_model(dtype="bfloat16")))
 

@@ -32,7 +32,19 @@ def test_a_product_that_is_a_whole_number_up_to_rounding_follows_float64():
     assert mask_lengths(256, 3)[1] == math.floor(256 * math.cos(math.pi / 2 * 2 / 3)) == 128
 
 
-SIZES = [(1, 1), (1, 5), (2, 1), (6, 3), (6, 6), (6, 10), (12, 64), (256, 16), (256, 64), (1440, 64), (100, 99)]
+SIZES = [
+    (1, 1),
+    (1, 5),
+    (2, 1),
+    (6, 3),
+    (6, 6),
+    (6, 10),
+    (12, 64),
+    (256, 16),
+    (256, 64),
+    (1440, 64),
+    (100, 99),
+]
 
 
 @pytest.mark.parametrize(("tokens", "steps"), SIZES)
@@ -54,7 +66,9 @@ def test_linear_guidance_rises_with_the_share_of_revealed_tokens():
 
 
 def test_constant_guidance_is_constant():
-    assert (reveal_plan(12, SamplingConfig(guidance=2.5, guidance_schedule="constant")).guidance == 2.5).all()
+    assert (
+        reveal_plan(12, SamplingConfig(guidance=2.5, guidance_schedule="constant")).guidance == 2.5
+    ).all()
 
 
 def test_only_a_guidance_of_one_goes_without_the_null_branch():
@@ -77,12 +91,18 @@ def test_temperature_laws(law, expected):
 
 def test_the_first_generated_frame_is_clipped_only_on_request():
     np.testing.assert_array_equal(clip_bounds(3, SamplingConfig(clip=2.0)), [np.inf, 2, 2])
-    np.testing.assert_array_equal(clip_bounds(3, SamplingConfig(clip=1.5, clip_first=True)), [1.5] * 3)
-    np.testing.assert_array_equal(clip_bounds(2, SamplingConfig(clip=0.0, clip_first=True)), [np.inf] * 2)
+    np.testing.assert_array_equal(
+        clip_bounds(3, SamplingConfig(clip=1.5, clip_first=True)), [1.5] * 3
+    )
+    np.testing.assert_array_equal(
+        clip_bounds(2, SamplingConfig(clip=0.0, clip_first=True)), [np.inf] * 2
+    )
 
 
 def test_guidance_holds_on_its_share_of_the_steps():
-    config = SamplingConfig(steps=10, guidance=3.0, guidance_schedule="constant", guidance_interval=(0.25, 0.8))
+    config = SamplingConfig(
+        steps=10, guidance=3.0, guidance_schedule="constant", guidance_interval=(0.25, 0.8)
+    )
     plan = reveal_plan(256, config)
     assert np.flatnonzero(plan.guided).tolist() == [3, 4, 5, 6, 7]
     np.testing.assert_array_equal(plan.guidance, np.where(plan.guided, 3, 1))
@@ -90,7 +110,18 @@ def test_guidance_holds_on_its_share_of_the_steps():
 
 
 def test_head_steps_fall_from_the_first_to_the_last_reveal_step():
-    assert head_step_names("50-5", 10) == ["50", "45", "40", "35", "30", "25", "20", "15", "10", "5"]
+    assert head_step_names("50-5", 10) == [
+        "50",
+        "45",
+        "40",
+        "35",
+        "30",
+        "25",
+        "20",
+        "15",
+        "10",
+        "5",
+    ]
     assert head_step_names("2-6", 3) == ["2", "4", "6"] and head_step_names("9-3", 1) == ["9"]
     assert head_step_names("ddim50", 2) == ["ddim50"] * 2
     plan = reveal_plan(256, SamplingConfig(steps=4, head_steps="3-2"))
@@ -110,4 +141,9 @@ def test_every_count_fits_its_size(tokens, steps, most):
 def test_sizes_waste_least():
     counts = reveal_plan(64, SamplingConfig(steps=16)).count
     best = min(padded(counts, (a, b, 6)).sum() for a in range(1, 5) for b in range(a + 1, 6))
-    assert padded(counts, count_sizes(counts)).sum() == best < 1.2 * 64 < padded(counts, count_sizes(counts, 1)).sum()
+    assert (
+        padded(counts, count_sizes(counts)).sum()
+        == best
+        < 1.2 * 64
+        < padded(counts, count_sizes(counts, 1)).sum()
+    )

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny_model import tiny_model, tiny_text
 
-from videomar_jax.sampling import decoder
-from videomar_jax.sampling.decoder import Levers, generate
-from videomar_jax.sampling.sharding import placement, ways
-from videomar_jax.sampling.schedules import SamplingConfig
+from tests.helpers.tiny_model import tiny_model, tiny_text
 from videomar_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
+from videomar_jax.sampling import decoder
+from videomar_jax.sampling.decoder import SpeedOptions, generate
+from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.sharding import placement, ways
 
 CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, clip=0.0)
 GRID, FRAMES = (4, 4), 4
@@ -38,8 +38,15 @@ def given_latents(batch=4):
 
 def make(model, given, levers=None, seed=8, config=CONFIG, num_frames=FRAMES):
     keys = jax.random.split(jax.random.key(seed), len(given))
-    return generate(model, given, *tiny_text(len(given)), num_frames=num_frames, config=config, keys=keys,
-                    levers=levers)  # fmt: skip
+    return generate(
+        model,
+        given,
+        *tiny_text(len(given)),
+        num_frames=num_frames,
+        config=config,
+        keys=keys,
+        levers=levers,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,7 @@ def alone():
 
 
 @pytest.mark.parametrize("name", MESHES)
-@pytest.mark.parametrize("levers", [None, Levers()], ids=["light", "all"])
+@pytest.mark.parametrize("levers", [None, SpeedOptions()], ids=["light", "all"])
 def test_eight_devices_make_the_video_of_one(alone, name, levers, recwarn):
     if name == "data" and levers is not None:
         pytest.skip("one of the two is enough")
@@ -59,8 +66,12 @@ def test_eight_devices_make_the_video_of_one(alone, name, levers, recwarn):
     video = make(model, given, levers)
     np.testing.assert_allclose(video, alone, atol=1e-5 * np.abs(alone).max())
     prefixes = FRAMES - 1 if levers else 1
-    assert decoder.one_frame._cache_size() - before == prefixes, "the second frame finds other places than the first"
-    assert not [w for w in recwarn if "donated" in str(w.message)], "the cache is copied, not donated"
+    assert decoder.one_frame._cache_size() - before == prefixes, (
+        "the second frame finds other places than the first"
+    )
+    assert not [w for w in recwarn if "donated" in str(w.message)], (
+        "the cache is copied, not donated"
+    )
 
 
 def test_the_cache_lies_as_its_arguments_do():
@@ -71,7 +82,10 @@ def test_the_cache_lies_as_its_arguments_do():
     assert place[1].spec == PartitionSpec("fsdp", "context", None) and ways(place) == 8
     uneven = placement(model, tiny_model(num_heads=1).config, jnp.zeros((1, 1)), tokens=15)
     assert uneven[0].spec == PartitionSpec(None, None, None, None, None, None) and ways(uneven) == 1
-    assert placement(tiny_model(), tiny_model().config, given_latents(), 16) is None and ways(None) == 1
+    assert (
+        placement(tiny_model(), tiny_model().config, given_latents(), 16) is None
+        and ways(None) == 1
+    )
 
 
 def test_two_meshes_are_one_too_many():
@@ -108,15 +122,23 @@ def test_another_value_compiles_nothing_and_another_shape_does():
     config = dataclasses.replace(CONFIG, head_steps="5-2", guidance_interval=(0.0, 0.6))
     video = make(model, given, config=config)
     values = [
-        dict(guidance=7.0), dict(temperature=0.3), dict(temperature_law="paper"), dict(clip=1.0, clip_first=True),
-        dict(guidance_schedule="constant"), dict(guidance_interval=(0.3, 0.6)),
-    ]  # fmt: skip
+        dict(guidance=7.0),
+        dict(temperature=0.3),
+        dict(temperature_law="paper"),
+        dict(clip=1.0, clip_first=True),
+        dict(guidance_schedule="constant"),
+        dict(guidance_interval=(0.3, 0.6)),
+    ]
     for change in values:
         changed = dataclasses.replace(config, **change)
         assert count.during(lambda c=changed: make(model, given, config=c)) == 0, change
-        assert np.abs(make(model, given, config=changed) - video).max() > 1e-4, f"{change} has no effect"
+        assert np.abs(make(model, given, config=changed) - video).max() > 1e-4, (
+            f"{change} has no effect"
+        )
     programs = decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()
-    make(model, given, config=dataclasses.replace(config, head_steps="5-3"))  # only the little tables of the steps
+    make(
+        model, given, config=dataclasses.replace(config, head_steps="5-3")
+    )  # only the little tables of the steps
     assert (decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()) == programs
     brighter, other = given + 1, jax.tree.map(lambda leaf: leaf * 1.01, model)
     assert count.during(lambda: make(model, brighter, seed=9, config=config)) == 0

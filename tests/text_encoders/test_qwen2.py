@@ -1,4 +1,5 @@
-"""The Qwen2 text encoder against recordings of `transformers` (tests/golden/record_qwen2.py), and its files."""
+"""The Qwen2 text encoder against recordings of `transformers` (tests/golden/record_qwen2.py), and
+its files."""
 
 import importlib.util
 import json
@@ -6,7 +7,6 @@ import logging as std_logging
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -15,12 +15,12 @@ import pytest
 from absl import logging
 from safetensors.numpy import save_file
 
+from tests.helpers.paths import GOLDEN
 from videomar_jax.interop.qwen2 import load_qwen2
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, tokens_cut
 from videomar_jax.text_encoders import qwen2 as encoder_module
 from videomar_jax.text_encoders.qwen2.encoder import Qwen2Options
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5
 
 
@@ -39,7 +39,8 @@ LAYOUTS = json.loads((GOLDEN / "qwen2" / "layouts.json").read_text())
 
 
 def write_folder(folder, weights=None, files=None, config=None):
-    """A Hugging Face folder; `files` maps tensor names to file names, with an index if there are several."""
+    """A Hugging Face folder; `files` maps tensor names to file names, with an index if there are
+    several."""
     folder.mkdir(exist_ok=True)
     weights = WEIGHTS if weights is None else weights
     for name in ("config.json", "tokenizer.json"):
@@ -48,9 +49,13 @@ def write_folder(folder, weights=None, files=None, config=None):
         (folder / "config.json").write_text(json.dumps(config))
     files = files or dict.fromkeys(weights, "model.safetensors")
     for file in set(files.values()):
-        save_file({name: value for name, value in weights.items() if files[name] == file}, folder / file)
+        save_file(
+            {name: value for name, value in weights.items() if files[name] == file}, folder / file
+        )
     if len(set(files.values())) > 1:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": files})
+        )
     return folder
 
 
@@ -73,7 +78,8 @@ def warnings():
     logging.get_absl_logger().removeHandler(handler)
 
 
-# -- the same numbers as transformers ----------------------------------------------------------------------------------
+# -- the same numbers as transformers
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -84,9 +90,14 @@ def test_features_and_mask_equal_transformers(folder, side, name, text):
     np.testing.assert_array_equal(encoder.tokenize(CAPTIONS)[0], recorded["tokens"])
     features, mask = encoder.encode(CAPTIONS)
     np.testing.assert_array_equal(mask, recorded["mask"])
-    np.testing.assert_allclose(features[mask], recorded["hidden"][mask], atol=TOLERANCE, rtol=TOLERANCE)
+    np.testing.assert_allclose(
+        features[mask], recorded["hidden"][mask], atol=TOLERANCE, rtol=TOLERANCE
+    )
     assert np.isfinite(features).all()
-    if (side, name) != ("left", "bare"):  # there, leading padding sees no token at all and has no defined state
+    if (side, name) != (
+        "left",
+        "bare",
+    ):  # there, leading padding sees no token at all and has no defined state
         np.testing.assert_allclose(features, recorded["hidden"], atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -94,11 +105,14 @@ def test_a_checkpoint_in_several_files_as_transformers_writes_it(tmp_path, folde
     files = LAYOUTS["sharded"]
     assert len(set(files.values())) > 2 and set(files) == set(WEIGHTS)
     sharded = load_qwen2(write_folder(tmp_path / "sharded", files=files), options())
-    np.testing.assert_array_equal(sharded.encode(CAPTIONS)[0], load_qwen2(folder, options()).encode(CAPTIONS)[0])
+    np.testing.assert_array_equal(
+        sharded.encode(CAPTIONS)[0], load_qwen2(folder, options()).encode(CAPTIONS)[0]
+    )
 
 
 def test_the_text_part_of_qwen2_vl(tmp_path):
-    """Keys and config as transformers writes them for Qwen2-VL, and as older releases and repositories have them."""
+    """Keys and config as transformers writes them for Qwen2-VL, and as older releases and
+    repositories have them."""
     new = {name: np.zeros(3, np.float32) for name in LAYOUTS["vl"]}
     prefix = "model.language_model." if any("language_model" in name for name in new) else "model."
     assert sum("visual" in name for name in new) > 5
@@ -108,13 +122,22 @@ def test_the_text_part_of_qwen2_vl(tmp_path):
         write_folder(tmp_path / "vl", new | text, config=LAYOUTS["vl_config"]),
         options(padding_side="left", system_text=SYSTEM),
     )
-    np.testing.assert_allclose(vl.encode(CAPTIONS)[0], RECORDED["vl/hidden"], atol=TOLERANCE, rtol=TOLERANCE)
-    flat = RECORDER.CONFIG | {"model_type": "qwen2_vl", "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    np.testing.assert_allclose(
+        vl.encode(CAPTIONS)[0], RECORDED["vl/hidden"], atol=TOLERANCE, rtol=TOLERANCE
+    )
+    flat = RECORDER.CONFIG | {
+        "model_type": "qwen2_vl",
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+    }
     for number, prefix in enumerate(("model.", "language_model.model.", "")):
         weights = {f"{prefix}{name}": value for name, value in WEIGHTS.items()}
-        weights |= {"visual.patch_embed.proj.weight": np.ones(4, np.float32), "lm_head.weight": np.ones(4, np.float32)}
+        weights |= {
+            "visual.patch_embed.proj.weight": np.ones(4, np.float32),
+            "lm_head.weight": np.ones(4, np.float32),
+        }
         other = load_qwen2(
-            write_folder(tmp_path / str(number), weights, config=flat), options(padding_side="left", system_text=SYSTEM)
+            write_folder(tmp_path / str(number), weights, config=flat),
+            options(padding_side="left", system_text=SYSTEM),
         )
         np.testing.assert_array_equal(other.encode(CAPTIONS)[0], vl.encode(CAPTIONS)[0])
 
@@ -122,16 +145,26 @@ def test_the_text_part_of_qwen2_vl(tmp_path):
 def test_the_system_text_run_once_equals_running_it_with_each_caption(folder):
     encoder = load_qwen2(folder, options(system_text=SYSTEM))
     tokens, mask = encoder.tokenize(CAPTIONS)
-    front = np.broadcast_to(np.array(encoder.system_tokens, np.int32), (len(tokens), len(encoder.system_tokens)))
+    front = np.broadcast_to(
+        np.array(encoder.system_tokens, np.int32), (len(tokens), len(encoder.system_tokens))
+    )
     assert front.shape[1] > LENGTH  # the system text is not cut
     whole, _ = jax.jit(lambda model, *args: model(*args))(
-        encoder.model, np.concatenate([front, tokens], axis=1), np.concatenate([np.ones(front.shape, bool), mask], 1)
+        encoder.model,
+        np.concatenate([front, tokens], axis=1),
+        np.concatenate([np.ones(front.shape, bool), mask], 1),
     )
     np.testing.assert_allclose(encoder.encode(CAPTIONS)[0], whole[:, front.shape[1] :], atol=3e-5)
-    assert np.abs(load_qwen2(folder, options()).encode(CAPTIONS)[0] - encoder.encode(CAPTIONS)[0]).max() > 0.1
+    assert (
+        np.abs(
+            load_qwen2(folder, options()).encode(CAPTIONS)[0] - encoder.encode(CAPTIONS)[0]
+        ).max()
+        > 0.1
+    )
 
 
-# -- contract ----------------------------------------------------------------------------------------------------------
+# -- contract
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_feature_depends_on_earlier_words_of_its_caption_only(folder):
@@ -173,9 +206,19 @@ def test_empty_and_odd_captions_keep_a_token(folder):
 
 def test_tokens_are_counted_before_they_are_cut(folder):
     long, short = (load_qwen2(folder, options(max_tokens=length)) for length in (500, 3))
-    counts = [int(tokens) for caption in CAPTIONS if caption for tokens in long.tokenize([caption])[1].sum(axis=1)]
-    assert short.count_tokens([caption for caption in CAPTIONS if caption]) == counts and max(counts) > 3
-    assert tokens_cut(short, CAPTIONS) == [max(0, count - 3) for count in long.count_tokens(CAPTIONS)]
+    counts = [
+        int(tokens)
+        for caption in CAPTIONS
+        if caption
+        for tokens in long.tokenize([caption])[1].sum(axis=1)
+    ]
+    assert (
+        short.count_tokens([caption for caption in CAPTIONS if caption]) == counts
+        and max(counts) > 3
+    )
+    assert tokens_cut(short, CAPTIONS) == [
+        max(0, count - 3) for count in long.count_tokens(CAPTIONS)
+    ]
 
 
 def test_a_cut_caption_is_reported_with_what_it_loses(folder, warnings):
@@ -190,7 +233,9 @@ def test_a_cut_caption_is_reported_with_what_it_loses(folder, warnings):
 def test_bfloat16_files_and_bfloat16_computation(tmp_path):
     rounded = {name: value.astype(ml_dtypes.bfloat16) for name, value in WEIGHTS.items()}
     stored = write_folder(tmp_path / "bf16", rounded)
-    exact = write_folder(tmp_path / "f32", {name: value.astype(np.float32) for name, value in rounded.items()})
+    exact = write_folder(
+        tmp_path / "f32", {name: value.astype(np.float32) for name, value in rounded.items()}
+    )
     encoder = load_qwen2(stored, options())
     assert {leaf.dtype.name for leaf in jax.tree.leaves(encoder.model)} == {"bfloat16"}
     features, mask = encoder.encode(CAPTIONS)
@@ -202,15 +247,17 @@ def test_bfloat16_files_and_bfloat16_computation(tmp_path):
 
 def test_split_over_eight_devices_equals_one(folder):
     mesh = jax.make_mesh((2, 4), ("replica", "data"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    one, eight = load_qwen2(folder, options(system_text=SYSTEM)), load_qwen2(
-        folder, options(system_text=SYSTEM), mesh=mesh
-    )  # fmt: skip
+    one, eight = (
+        load_qwen2(folder, options(system_text=SYSTEM)),
+        load_qwen2(folder, options(system_text=SYSTEM), mesh=mesh),
+    )
     kernel = eight.model.layers.gate.kernel[...]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size and kernel.shape[0] == 3
     np.testing.assert_allclose(eight.encode(CAPTIONS)[0], one.encode(CAPTIONS)[0], atol=3e-5)
 
 
-# -- saving by reference -----------------------------------------------------------------------------------------------
+# -- saving by reference
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_saved_encoder_refers_to_its_folder(folder, tmp_path):
@@ -243,7 +290,8 @@ def test_text_encoders_do_not_import_interop_or_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_all_faults_of_a_checkpoint_are_named_together(tmp_path):
@@ -252,13 +300,19 @@ def test_all_faults_of_a_checkpoint_are_named_together(tmp_path):
     weights["layers.3.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
     weights["layers.0.mlp.up_proj.weight"] = np.zeros((32, 56), np.float32)
     weights["layers.2.input_layernorm.weight"] = np.zeros(32, np.int32)
-    weights["layers.2.mlp.down_proj.weight"] = weights["layers.2.mlp.down_proj.weight"].astype(np.float16)
+    weights["layers.2.mlp.down_proj.weight"] = weights["layers.2.mlp.down_proj.weight"].astype(
+        np.float16
+    )
     with pytest.raises(ValueError) as caught:
         load_qwen2(write_folder(tmp_path / "bad", weights), options())
     message = str(caught.value)
     assert "2 tensors missing" in message and "q_proj.bias" in message and "norm.weight" in message
     assert "1 tensors unknown" in message and "layers.3.mlp.up_proj.weight" in message
-    assert "(32, 56), expected (56, 32)" in message and "type int32" in message and "float16, but" in message
+    assert (
+        "(32, 56), expected (56, 32)" in message
+        and "type int32" in message
+        and "float16, but" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,14 +325,19 @@ def test_all_faults_of_a_checkpoint_are_named_together(tmp_path):
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
         ({"rope_theta": None}, "rope_theta"),
         ({"num_hidden_layers": 0}, "depth = 0"),
-        ({"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}, "look back 8 tokens"),
+        (
+            {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8},
+            "look back 8 tokens",
+        ),
         ({"vocab_size": 100}, "not its tokenizer"),
     ],
 )
 def test_configs_that_cannot_be_right(tmp_path, changes, message):
     weights = WEIGHTS
     with pytest.raises(ValueError, match=message):
-        load_qwen2(write_folder(tmp_path / "bad", weights, config=RECORDER.CONFIG | changes), options())
+        load_qwen2(
+            write_folder(tmp_path / "bad", weights, config=RECORDER.CONFIG | changes), options()
+        )
 
 
 def test_damaged_and_missing_files(folder, tmp_path):
@@ -313,13 +372,18 @@ def test_options_and_hints_of_the_tokenizer(folder, tmp_path, warnings):
     with pytest.raises(ValueError, match="float16"):
         load_qwen2(folder, options(dtype="float16"))
     (tmp_path / "system.txt").write_text(SYSTEM)
-    assert load_qwen2(folder, options(), system_text_file=tmp_path / "system.txt").options.system_text == SYSTEM
+    assert (
+        load_qwen2(folder, options(), system_text_file=tmp_path / "system.txt").options.system_text
+        == SYSTEM
+    )
     with pytest.raises(FileNotFoundError, match="system text"):
         load_qwen2(folder, options(), system_text_file=tmp_path / "absent.txt")
     hints = {"padding_side": "left", "pad_token": {"content": "a"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(hints))
     encoder = load_qwen2(folder, options())
-    assert encoder.pad_id == encoder.tokenizer.token_to_id("a") and "pads on the left" in warnings[-1]
+    assert (
+        encoder.pad_id == encoder.tokenizer.token_to_id("a") and "pads on the left" in warnings[-1]
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<none>"}))
     with pytest.raises(ValueError, match="no token '<none>'"):
         load_qwen2(folder, options())

@@ -1,4 +1,5 @@
-"""The Haar patches against their definition term by term, against matrices, and (where present) a recorded run."""
+"""The Haar patches against their definition term by term, against matrices, and (where present) a
+recorded run."""
 
 import itertools
 import os
@@ -12,7 +13,8 @@ import pytest
 from videomar_jax.tokenizers.haar import haar_patches, haar_rounds, haar_unpatch, still_channels
 
 GOLDEN = (
-    Path(os.environ.get("VIDEOMAR_GOLDEN", Path(__file__).parents[2] / "golden")) / "cosmos/patcher_f64.safetensors"
+    Path(os.environ.get("VIDEOMAR_GOLDEN", Path(__file__).parents[2] / "golden"))
+    / "cosmos/patcher_f64.safetensors"
 )
 
 
@@ -21,7 +23,8 @@ def random_video(shape, seed=0):
 
 
 def by_definition(video, rounds):
-    """The sum of signed products, one output at a time: no slicing tricks shared with the code under test."""
+    """The sum of signed products, one output at a time: no slicing tricks shared with the code
+    under test."""
     x = np.concatenate([video[:, :1]] * (2**rounds - 1) + [video], axis=1)
     for _ in range(rounds):
         b, f, h, w, g = x.shape
@@ -31,15 +34,21 @@ def by_definition(video, rounds):
                 band = 4 * i + 2 * j + k
                 for da, db, dc in itertools.product((0, 1), repeat=3):
                     sign = (-1) ** (i * da + j * db + k * dc)
-                    y[:, t, r, c, band * g : (band + 1) * g] += sign * x[:, 2 * t + da, 2 * r + db, 2 * c + dc] / 8
+                    y[:, t, r, c, band * g : (band + 1) * g] += (
+                        sign * x[:, 2 * t + da, 2 * r + db, 2 * c + dc] / 8
+                    )
         x = y
     return x
 
 
-@pytest.mark.parametrize(("patch", "shape"), [(2, (2, 3, 4, 6, 3)), (4, (1, 5, 8, 4, 2)), (4, (1, 1, 4, 4, 3))])
+@pytest.mark.parametrize(
+    ("patch", "shape"), [(2, (2, 3, 4, 6, 3)), (4, (1, 5, 8, 4, 2)), (4, (1, 1, 4, 4, 3))]
+)
 def test_forward_is_the_definition(patch, shape):
     video = random_video(shape)
-    np.testing.assert_allclose(haar_patches(video, patch), by_definition(video, haar_rounds(patch)), atol=1e-14)
+    np.testing.assert_allclose(
+        haar_patches(video, patch), by_definition(video, haar_rounds(patch)), atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4, 8])
@@ -80,7 +89,10 @@ def test_later_frames_leave_earlier_groups_alone():
 def test_jax_in_float64_and_float32_under_jit():
     video = random_video((1, 5, 8, 8, 3))
     expected = haar_patches(video, 4)
-    forward, inverse = jax.jit(haar_patches, static_argnums=1), jax.jit(haar_unpatch, static_argnums=1)
+    forward, inverse = (
+        jax.jit(haar_patches, static_argnums=1),
+        jax.jit(haar_unpatch, static_argnums=1),
+    )
     low = forward(jnp.asarray(video, jnp.float32), 4)
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, expected, atol=5e-7)
@@ -108,7 +120,13 @@ def test_recorded_run_of_the_original(case, patch):
         pytest.skip(f"no recorded arrays at {GOLDEN} (set VIDEOMAR_GOLDEN)")
     from safetensors.numpy import load_file
 
-    stored = {name: np.moveaxis(x, 1, -1) for name, x in load_file(GOLDEN).items() if name.startswith(f"{case}.")}
-    np.testing.assert_allclose(haar_patches(stored[f"{case}.x"], patch), stored[f"{case}.patched"], atol=1e-12)
+    stored = {
+        name: np.moveaxis(x, 1, -1)
+        for name, x in load_file(GOLDEN).items()
+        if name.startswith(f"{case}.")
+    }
+    np.testing.assert_allclose(
+        haar_patches(stored[f"{case}.x"], patch), stored[f"{case}.patched"], atol=1e-12
+    )
     unpatched = haar_unpatch(stored[f"{case}.y_random"], patch)
     np.testing.assert_allclose(unpatched, stored[f"{case}.unpatched_random"], atol=1e-12)

@@ -1,4 +1,5 @@
-"""The PCA tokenizer against an independent SVD, and as a tokenizer: causal, jittable, saved and loaded bitwise."""
+"""The PCA tokenizer against an independent SVD, and as a tokenizer: causal, jittable, saved and
+loaded bitwise."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,15 @@ import pytest
 
 from videomar_jax.tokenizers import PCATokenizer, Tokenizer, latent_shape, load_tokenizer, to_pixels
 
-# patch, temporal stride, channels, kind of patches; the last two have more channels than frame 0 has values.
-SETTINGS = [(4, 2, 16, "plain"), (2, 3, 5, "plain"), (4, 4, 10, "haar"), (2, 2, 20, "plain"), (2, 2, 20, "haar")]
+# patch, temporal stride, channels, kind of patches; the last two have more channels than frame 0
+# has values.
+SETTINGS = [
+    (4, 2, 16, "plain"),
+    (2, 3, 5, "plain"),
+    (4, 4, 10, "haar"),
+    (2, 2, 20, "plain"),
+    (2, 2, 20, "haar"),
+]
 
 
 encode = jax.jit(lambda tokenizer, pixels: tokenizer.encode(pixels))
@@ -18,7 +26,9 @@ decode = jax.jit(lambda tokenizer, latents: tokenizer.decode(latents))
 def make_clips(count=6, frames=13, size=16, seed=0):
     """Smooth random videos: patches with a steep spectrum, no two eigenvalues alike."""
     rng = np.random.default_rng(seed)
-    noise = rng.normal(size=(count, frames, size, size, 3)) @ np.array([[1, 0.3, 0.2], [0, 1, 0.4], [0, 0, 1]])
+    noise = rng.normal(size=(count, frames, size, size, 3)) @ np.array(
+        [[1, 0.3, 0.2], [0, 1, 0.4], [0, 0, 1]]
+    )
     for axis, weight in ((1, 0.8), (2, 0.6), (3, 0.7)):
         noise = noise + weight * np.roll(noise, 1, axis)
     return np.clip(128 + 25 * noise, 0, 255).astype(np.uint8)
@@ -27,7 +37,8 @@ def make_clips(count=6, frames=13, size=16, seed=0):
 def fit(setting, clips=None, **changes):
     names = ("patch", "temporal_stride", "channels", "patches")
     return PCATokenizer.fit(
-        make_clips() if clips is None else clips, **(dict(zip(names, setting, strict=True)) | changes)
+        make_clips() if clips is None else clips,
+        **(dict(zip(names, setting, strict=True)) | changes),
     )
 
 
@@ -37,7 +48,12 @@ def flat_patches(clips, patch, stride):
     rows, columns = range(0, x.shape[2], patch), range(0, x.shape[3], patch)
 
     def cut(starts, length):
-        blocks = [x[:, t : t + length, r : r + patch, c : c + patch] for t in starts for r in rows for c in columns]
+        blocks = [
+            x[:, t : t + length, r : r + patch, c : c + patch]
+            for t in starts
+            for r in rows
+            for c in columns
+        ]
         return np.concatenate([block.reshape(len(x), -1) for block in blocks])
 
     return cut([0], 1), cut(range(1, x.shape[1], stride), stride)
@@ -52,10 +68,17 @@ def test_shapes_and_protocol(setting):
     patch, stride, channels, _ = setting
     tokenizer = fit(setting)
     assert isinstance(tokenizer, Tokenizer)
-    assert (tokenizer.temporal_stride, tokenizer.spatial_stride, tokenizer.channels) == (stride, patch, channels)
+    assert (tokenizer.temporal_stride, tokenizer.spatial_stride, tokenizer.channels) == (
+        stride,
+        patch,
+        channels,
+    )
     pixels = to_pixels(make_clips(seed=1))
     latents = encode(tokenizer, pixels)
-    assert latents.shape == (6, *latent_shape(tokenizer, 13, 16, 16), channels) and latents.dtype == jnp.float32
+    assert (
+        latents.shape == (6, *latent_shape(tokenizer, 13, 16, 16), channels)
+        and latents.dtype == jnp.float32
+    )
     again = decode(tokenizer, latents)
     assert again.shape == pixels.shape and again.dtype == jnp.float32
     image = pixels[:, :1]
@@ -65,13 +88,18 @@ def test_shapes_and_protocol(setting):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_error_is_that_of_the_best_affine_map_of_rank_c(setting):
-    """Independent: singular values of the centred patch matrix, cut by loops, give the least possible error."""
+    """Independent: singular values of the centred patch matrix, cut by loops, give the least
+    possible error."""
     patch, stride, channels, _ = setting
     clips = make_clips()
     error = decode_of_encode(fit(setting), clips) - np.asarray(to_pixels(clips))
-    for part, rows in zip((error[:, :1], error[:, 1:]), flat_patches(clips, patch, stride), strict=True):
+    for part, rows in zip(
+        (error[:, :1], error[:, 1:]), flat_patches(clips, patch, stride), strict=True
+    ):
         left = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)[channels:]
-        np.testing.assert_allclose((part.astype(np.float64) ** 2).sum(), (left**2).sum(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            (part.astype(np.float64) ** 2).sum(), (left**2).sum(), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:2])
@@ -79,7 +107,9 @@ def test_reconstruction_of_other_clips_is_the_projection(setting):
     patch, stride, channels, _ = setting
     fitted, other = make_clips(), make_clips(count=1, seed=7)
     got = flat_patches((decode_of_encode(fit(setting), other) + 1) * 127.5, patch, stride)
-    for rows, new, result in zip(*(flat_patches(x, patch, stride) for x in (fitted, other)), got, strict=True):
+    for rows, new, result in zip(
+        *(flat_patches(x, patch, stride) for x in (fitted, other)), got, strict=True
+    ):
         mean = rows.mean(axis=0)
         basis = np.linalg.svd(rows - mean, full_matrices=False)[2][:channels]
         np.testing.assert_allclose(result, mean + (new - mean) @ basis.T @ basis, atol=2e-6)
@@ -91,8 +121,12 @@ def test_channel_spread_lies_between_pca_and_whitening(whitening):
     clips = make_clips()
     tokenizer = fit((patch, stride, channels, "plain"), clips, whitening=whitening)
     latents = np.asarray(encode(tokenizer, to_pixels(clips)))
-    for part, rows in zip((latents[:, :1], latents[:, 1:]), flat_patches(clips, patch, stride), strict=True):
-        std = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)[:channels] / np.sqrt(len(rows))
+    for part, rows in zip(
+        (latents[:, :1], latents[:, 1:]), flat_patches(clips, patch, stride), strict=True
+    ):
+        std = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)[:channels] / np.sqrt(
+            len(rows)
+        )
         expected = (std / np.sqrt((std**2).mean())) ** (1 - whitening)
         np.testing.assert_allclose(part.reshape(-1, channels).std(axis=0), expected, rtol=1e-4)
         np.testing.assert_allclose(part.reshape(-1, channels).mean(axis=0), 0, atol=1e-5)
@@ -112,29 +146,40 @@ def test_encode_undoes_decode(setting):
 def test_spare_channels_of_frame_0_are_zero_ignored_and_cost_nothing(patches):
     tokenizer, clips = fit((2, 2, 24, patches)), make_clips(seed=5)
     latents = encode(tokenizer, to_pixels(clips))
-    assert not np.any(latents[:, 0, ..., 12:]) and np.all(np.std(latents[:, 1:], axis=(0, 1, 2, 3)) > 0)
+    assert not np.any(latents[:, 0, ..., 12:]) and np.all(
+        np.std(latents[:, 1:], axis=(0, 1, 2, 3)) > 0
+    )
     noisy = latents.at[:, 0, ..., 12:].set(9.0)
     np.testing.assert_array_equal(decode(tokenizer, noisy), decode(tokenizer, latents))
-    np.testing.assert_allclose(decode(tokenizer, latents), to_pixels(clips), atol=3e-6)  # all directions: lossless
+    np.testing.assert_allclose(
+        decode(tokenizer, latents), to_pixels(clips), atol=3e-6
+    )  # all directions: lossless
 
 
 def test_haar_and_plain_patches_give_the_same_code_up_to_signs():
     clips, new = make_clips(), to_pixels(make_clips(seed=8))
-    plain, haar = (np.asarray(encode(fit((2, 2, 6, patches), clips), new)) for patches in ("plain", "haar"))
+    plain, haar = (
+        np.asarray(encode(fit((2, 2, 6, patches), clips), new)) for patches in ("plain", "haar")
+    )
     for frames in (slice(0, 1), slice(1, None)):
         signs = np.sign((plain * haar)[:, frames].sum(axis=(0, 1, 2, 3)))
         np.testing.assert_allclose(plain[:, frames], signs * haar[:, frames], atol=1e-4)
 
 
 def test_haar_directions_live_in_haar_bands():
-    """Grey groups that differ along one band only are coded by a direction that is that band only."""
+    """Grey groups that differ along one band only are coded by a direction that is that band
+    only."""
     rng, band = np.random.default_rng(0), 5  # high in time and width, low in height
     signs = np.array([1, -1])
     wave = 20 * signs[:, None, None, None] * signs[None, None, :, None] * np.ones((2, 2, 2, 3))
     groups = 128 + rng.integers(-5, 6, size=(40, 1, 1, 1, 1)) * wave
-    clips = np.concatenate([rng.integers(0, 256, (40, 1, 2, 2, 3)), groups], axis=1).astype(np.uint8)
+    clips = np.concatenate([rng.integers(0, 256, (40, 1, 2, 2, 3)), groups], axis=1).astype(
+        np.uint8
+    )
     direction = np.asarray(fit((2, 2, 1, "haar"), clips).video.directions)[:, 0]
-    np.testing.assert_allclose(direction.reshape(8, 3), np.eye(8)[band][:, None] * np.ones(3) / np.sqrt(3), atol=1e-6)
+    np.testing.assert_allclose(
+        direction.reshape(8, 3), np.eye(8)[band][:, None] * np.ones(3) / np.sqrt(3), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[2]])
@@ -144,7 +189,9 @@ def test_a_pixel_frame_changes_its_own_group_only(setting):
     for frame in range(13):
         moved = np.any(encode(tokenizer, pixels.at[:, frame].add(0.5)) != known, axis=(0, 2, 3, 4))
         group = -(-frame // tokenizer.temporal_stride)
-        np.testing.assert_array_equal(np.flatnonzero(moved), [group], err_msg=f"pixel frame {frame}")
+        np.testing.assert_array_equal(
+            np.flatnonzero(moved), [group], err_msg=f"pixel frame {frame}"
+        )
 
 
 @pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[4]])

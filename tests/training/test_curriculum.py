@@ -20,7 +20,9 @@ STEPS, PEAKS = (30, 1, 50, 19), (4e-4, 7e-5, 2e-4, 1e-4)
 
 @pytest.fixture(scope="module")
 def curriculum():
-    return Curriculum.from_rows([row(f"stage {i}", s, p) for i, (s, p) in enumerate(zip(STEPS, PEAKS, strict=True))])
+    return Curriculum.from_rows(
+        [row(f"stage {i}", s, p) for i, (s, p) in enumerate(zip(STEPS, PEAKS, strict=True))]
+    )
 
 
 def test_each_step_belongs_to_one_stage_in_order(curriculum):
@@ -74,7 +76,9 @@ def test_the_cosine_passes_through_its_landmarks(curriculum):
     rate = learning_rates(curriculum, warmup_steps=10, schedule="cosine", final_fraction=0.2)
     assert float(rate(0)) == 0.0
     np.testing.assert_allclose(rate(10), 4e-4, rtol=1e-6)  # the full peak where the warm-up ends
-    np.testing.assert_allclose(rate(55), 0.6 * 2e-4, rtol=1e-5)  # half way from 10 to 100, in the third stage
+    np.testing.assert_allclose(
+        rate(55), 0.6 * 2e-4, rtol=1e-5
+    )  # half way from 10 to 100, in the third stage
     np.testing.assert_allclose(rate(100), 0.2 * 1e-4, rtol=1e-5)  # and stays there
     np.testing.assert_allclose(rate(10_000), 0.2 * 1e-4, rtol=1e-5)
 
@@ -96,7 +100,10 @@ def test_long_runs_keep_their_boundaries():
 )
 def test_wrong_schedules_are_refused(curriculum, arguments, message):
     with pytest.raises(ValueError, match=message):
-        learning_rates(curriculum, **{"warmup_steps": 5, "schedule": "cosine", "final_fraction": 0.0, **arguments})
+        learning_rates(
+            curriculum,
+            **{"warmup_steps": 5, "schedule": "cosine", "final_fraction": 0.0, **arguments},
+        )
 
 
 def test_stages_have_names_of_their_own():

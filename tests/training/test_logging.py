@@ -1,4 +1,5 @@
-"""The record of a run survives kills and resumes; its speed is that of the steps; a NaN stops it with advice."""
+"""The record of a run survives kills and resumes; its speed is that of the steps; a NaN stops it
+with advice."""
 
 import json
 import logging
@@ -17,8 +18,11 @@ def lines(workdir):
 
 
 def events(workdir):
-    """Every TensorBoard event on disk, file by file in the order of writing (length, crc, payload, crc)."""
-    for path in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    """Every TensorBoard event on disk, file by file in the order of writing (length, crc, payload,
+    crc)."""
+    for path in sorted(
+        (workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns
+    ):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (length,) = struct.unpack_from("<Q", data, at)
@@ -32,7 +36,9 @@ def test_every_kind_of_number_is_written_as_one_json_object_a_line(tmp_path):
     with RunLog(tmp_path / "new" / "run", tensorboard=False) as log:
         log.write(1, {"loss": 0.5, "count": 3})
         log.write(2, {"loss": np.float32(0.25), "lr": jnp.asarray(0.125)})
-        assert len(lines(tmp_path / "new" / "run")) == 2, "a line must be on disk before the run ends"
+        assert len(lines(tmp_path / "new" / "run")) == 2, (
+            "a line must be on disk before the run ends"
+        )
     assert lines(tmp_path / "new" / "run") == [
         {"step": 1, "loss": 0.5, "count": 3.0},
         {"step": 2, "loss": 0.25, "lr": 0.125},
@@ -65,8 +71,13 @@ def test_a_resumed_run_holds_each_step_once(tmp_path):
         for step in range(5, 7):
             log.write(step, {"loss": -float(step)})
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
-        (1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, -5.0), (6, -6.0),
-    ]  # fmt: skip
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 4.0),
+        (5, -5.0),
+        (6, -6.0),
+    ]
 
 
 def test_a_line_that_only_lacks_its_end_is_dropped_too(tmp_path):
@@ -91,12 +102,19 @@ def test_tensorboard_gets_numbers_images_and_texts_and_a_purge_on_resume(tmp_pat
     with RunLog(tmp_path, resume_step=3) as log:
         log.write(4, {"loss": 0.25})
     found = list(events(tmp_path))
-    values = {value.tag: (event.step, value) for event in found for value in event.summary.value if event.step == 5}
+    values = {
+        value.tag: (event.step, value)
+        for event in found
+        for value in event.summary.value
+        if event.step == 5
+    }
     assert values["loss"][1].simple_value == 0.5
     assert (values["sample"][1].image.height, values["sample"][1].image.width) == (4, 6)
     assert any(b"a red ball" in value.SerializeToString() for _, value in values.values())
     starts = [event.step for event in found if event.session_log.status == SessionLog.START]
-    assert starts[-1] == 4, "steps from 4 on are done again, so TensorBoard must forget the old ones"
+    assert starts[-1] == 4, (
+        "steps from 4 on are done again, so TensorBoard must forget the old ones"
+    )
 
 
 def test_other_processes_write_nothing(tmp_path):
@@ -129,7 +147,9 @@ def test_the_speed_leaves_out_compilation_and_old_steps():
     drive(progress, clock, [0.5] * 5, first=3)
     assert progress.speed() == pytest.approx((2.0, 2000.0))
     drive(progress, clock, [0.25] * 10, first=8)
-    assert progress.speed() == pytest.approx((4.0, 4000.0)), "steps older than the window must not count"
+    assert progress.speed() == pytest.approx((4.0, 4000.0)), (
+        "steps older than the window must not count"
+    )
     drive(progress, clock, [0.1, 0.4] * 5, first=18)
     assert progress.speed() == pytest.approx((4.0, 4000.0)), "unequal steps count by their mean"
 
@@ -173,9 +193,17 @@ def test_a_time_left_of_days_says_so():
 
 def test_lines_come_every_so_often_and_at_the_end(caplog):
     clock = Clock()
-    with caplog.at_level(logging.INFO), Progress(10, every_seconds=4.0, live=False, clock=clock) as progress:
+    with (
+        caplog.at_level(logging.INFO),
+        Progress(10, every_seconds=4.0, live=False, clock=clock) as progress,
+    ):
         drive(progress, clock, [1.5] * 10)
-    assert [record.getMessage().split()[1] for record in caplog.records] == ["3/10", "6/10", "9/10", "10/10"]
+    assert [record.getMessage().split()[1] for record in caplog.records] == [
+        "3/10",
+        "6/10",
+        "9/10",
+        "10/10",
+    ]
 
 
 def test_the_live_line_shows_the_same_text(capsys):
@@ -187,7 +215,10 @@ def test_the_live_line_shows_the_same_text(capsys):
 
 def test_other_processes_say_nothing(caplog, capsys):
     clock = Clock()
-    with caplog.at_level(logging.INFO), Progress(3, is_writer=False, live=True, clock=clock) as progress:
+    with (
+        caplog.at_level(logging.INFO),
+        Progress(3, is_writer=False, live=True, clock=clock) as progress,
+    ):
         drive(progress, clock, [100.0] * 3)
     assert not caplog.records and not capsys.readouterr().err
 
@@ -199,9 +230,13 @@ def test_progress_refuses_impossible_ranges():
         Progress(4, window=0)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf"), jnp.asarray(jnp.nan)])
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), np.float32("-inf"), jnp.asarray(jnp.nan)]
+)
 def test_a_non_finite_metric_stops_the_run_and_says_what_to_do(value):
-    with pytest.raises(FloatingPointError, match=r"Step 12: grad_norm = (nan|inf|-inf)\..*checkpoint") as error:
+    with pytest.raises(
+        FloatingPointError, match=r"Step 12: grad_norm = (nan|inf|-inf)\..*checkpoint"
+    ) as error:
         check_finite(12, {"loss": 1.0, "grad_norm": value})
     assert "loss =" not in str(error.value)
 

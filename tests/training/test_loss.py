@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_model import GRID, annotations_off, tiny_model, tiny_text
 
+from tests.helpers.tiny_model import GRID, annotations_off, tiny_model, tiny_text
 from videomar_jax.diffusion.base import make_process
 from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss, supervised_frames
 
@@ -35,8 +35,9 @@ def loss_of(model, batch, draws, config):
 
 @jax.jit
 def rows_one_by_one(model, batch, hidden, frame, drop, times, noise):
-    """Losses [m, B, R, S] and regression errors [B, R, S] of the frames `frame` [B, R]: each frame's z comes from a
-    causal pass of its own in which it alone is partly hidden, `hidden` [B, T, S]."""
+    """Losses [m, B, R, S] and regression errors [B, R, S] of the frames `frame` [B, R]: each
+    frame's z comes from a causal pass of its own in which it alone is partly hidden, `hidden` [B,
+    T, S]."""
     clips, frames = batch.latents.shape[:2]
     tokens = batch.latents.reshape(clips, frames, COUNT, -1)
     context = model.context(batch.text, batch.text_mask, drop)
@@ -60,7 +61,9 @@ def expected_loss(model, batch, draws, config):
     rank, hidden = np.argsort(draws.orders, axis=-1), np.zeros((CLIPS, frames, COUNT), bool)
     for b, t, s in np.ndindex(*hidden.shape):
         hidden[b, t, s] = rank[b, t, s] >= COUNT - draws.num_masked[b, t]
-    each = np.broadcast_to(np.arange(1, frames) if frames > 1 else np.arange(1), (CLIPS, max(frames - 1, 1)))
+    each = np.broadcast_to(
+        np.arange(1, frames) if frames > 1 else np.arange(1), (CLIPS, max(frames - 1, 1))
+    )
     frame = each if config.frames == "all" else np.asarray(draws.current)[:, None]
     losses, errors = rows_one_by_one(
         model, batch, jnp.asarray(hidden), jnp.asarray(frame), draws.drop, draws.times, draws.noise
@@ -72,7 +75,9 @@ def expected_loss(model, batch, draws, config):
             total += float(np.asarray(losses, np.float64)[:, b, row][:, shown].sum())
             error += float(np.asarray(errors, np.float64)[b, row][shown].sum())
             counted += int(shown.sum())
-            everything += int(shown.sum()) + (COUNT * (frames - 1 - t) if config.frames == "one" else 0)
+            everything += int(shown.sum()) + (
+                COUNT * (frames - 1 - t) if config.frames == "one" else 0
+            )
     normaliser = everything if config.normaliser == "mask" else counted
     return total / (config.draws_per_token * normaliser), error / counted
 
@@ -99,7 +104,9 @@ def test_loss_is_its_definition(frames, head, config):
 def test_the_two_normalisers_differ_by_the_later_frames():
     model, batch = tiny_model(), make_batch(3)
     draws = make_draws(model, 3, LossConfig(draws_per_token=2))
-    draws = dataclasses.replace(draws, current=jnp.array([1, 2]), num_masked=jnp.array([[4, 5, 6], [6, 5, 4]]))
+    draws = dataclasses.replace(
+        draws, current=jnp.array([1, 2]), num_masked=jnp.array([[4, 5, 6], [6, 5, 4]])
+    )
     configs = (LossConfig(draws_per_token=2, normaliser=name) for name in ("mask", "loss_mask"))
     by_mask, by_loss_mask = (loss_of(model, batch, draws, config)[0] for config in configs)
     np.testing.assert_allclose(by_loss_mask / by_mask, (5 + 6 + 4) / (5 + 4), rtol=1e-5)
@@ -129,7 +136,9 @@ def test_frames_after_the_current_one_do_not_matter(current):
     for frame in range(3):
         other = dataclasses.replace(batch, latents=batch.latents.at[:, frame].multiply(-1.5))
         changed = loss_of(model, other, draws, ONE)[0] != loss
-        assert changed == (frame <= current), f"frame {frame} {'matters' if changed else 'does not matter'}"
+        assert changed == (frame <= current), (
+            f"frame {frame} {'matters' if changed else 'does not matter'}"
+        )
 
 
 def test_each_sample_has_a_current_frame_of_its_own():
@@ -147,7 +156,9 @@ def test_dropped_text_does_not_matter():
     other = dataclasses.replace(batch, text=batch.text + 1.0)
     for drop, matters in ((True, False), (False, True)):
         draws = dataclasses.replace(make_draws(model, 3, ONE), drop=jnp.full(CLIPS, drop))
-        assert (loss_of(model, batch, draws, ONE)[0] != loss_of(model, other, draws, ONE)[0]) == matters
+        assert (
+            loss_of(model, batch, draws, ONE)[0] != loss_of(model, other, draws, ONE)[0]
+        ) == matters
 
 
 # ---- the draws
@@ -161,7 +172,10 @@ def test_draws_follow_their_laws():
     assert shares[0] == 0 and np.abs(shares[1:] - 1 / 3).max() < 5 * np.sqrt(2 / 9 / 2000)
     assert abs(draws.drop.mean() - 0.3) < 5 * np.sqrt(0.21 / 2000)
     assert set(np.unique(draws.num_masked).tolist()) == {5, 6}  # ceil(6 r) for r in [0.7, 1)
-    assert abs(draws.noise.mean()) < 5 / np.sqrt(draws.noise.size) and abs(draws.noise.std() - 1) < 0.02
+    assert (
+        abs(draws.noise.mean()) < 5 / np.sqrt(draws.noise.size)
+        and abs(draws.noise.std() - 1) < 0.02
+    )
     assert abs(np.corrcoef(draws.current, draws.drop)[0, 1]) < 5 / np.sqrt(2000)
 
 
@@ -171,7 +185,9 @@ def test_an_image_is_its_own_current_frame_and_dropout_may_be_off_or_total():
         assert (draws.current == 0).all() and (draws.drop == bool(rate)).all()
 
 
-@pytest.mark.parametrize(("form", "frames", "rows"), [("one", 4, 1), ("all", 4, 3), ("one", 1, 1), ("all", 1, 1)])
+@pytest.mark.parametrize(
+    ("form", "frames", "rows"), [("one", 4, 1), ("all", 4, 3), ("one", 1, 1), ("all", 1, 1)]
+)
 def test_rows_of_draws(form, frames, rows):
     config = LossConfig(frames=form, draws_per_token=3)
     assert supervised_frames(frames, config) == rows
@@ -183,10 +199,14 @@ def test_rows_of_draws(form, frames, rows):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("frames", "some"), ("normaliser", "none"), ("mask_rate_min", 1.0), ("mask_rate_min", -0.1),
-        ("text_dropout", 1.1), ("draws_per_token", 0),
+        ("frames", "some"),
+        ("normaliser", "none"),
+        ("mask_rate_min", 1.0),
+        ("mask_rate_min", -0.1),
+        ("text_dropout", 1.1),
+        ("draws_per_token", 0),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_refused_by_name(field, value):
     with annotations_off(), pytest.raises(ValueError, match=rf"loss\.{field}\b"):
         LossConfig(**{field: value})

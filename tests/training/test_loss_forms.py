@@ -8,10 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_model import GRID, annotations_off, tiny_config, tiny_model, tiny_text
 
+from tests.helpers.tiny_model import GRID, annotations_off, tiny_config, tiny_model, tiny_text
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.training.loss import Batch, LossConfig, draw, loss_normaliser, next_frame_loss, truncated_frames
+from videomar_jax.training.loss import (
+    Batch,
+    LossConfig,
+    draw,
+    loss_normaliser,
+    next_frame_loss,
+    truncated_frames,
+)
 from videomar_jax.training.state import abstract_model
 
 COUNT, CLIPS, FRAMES = GRID[0] * GRID[1], 4, 3
@@ -34,7 +41,9 @@ def _draws(model, config, frames):
 
 
 def make_draws(model, config, frames=FRAMES):
-    return dataclasses.replace(_draws(model, config, frames), drop=jnp.array([False, True, False, False]))
+    return dataclasses.replace(
+        _draws(model, config, frames), drop=jnp.array([False, True, False, False])
+    )
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -51,10 +60,17 @@ def test_a_truncated_clip_gives_the_sum_of_the_whole_one():
     whole = metrics_of(model, batch, draws, ONE)
     kept = dataclasses.replace(batch, latents=batch.latents[:, : current + 1])
     fewer = {name: getattr(draws, name)[:, : current + 1] for name in ("orders", "num_masked")}
-    cut = metrics_of(model, kept, dataclasses.replace(draws, **fewer), dataclasses.replace(ONE, layout="truncated"))
+    cut = metrics_of(
+        model,
+        kept,
+        dataclasses.replace(draws, **fewer),
+        dataclasses.replace(ONE, layout="truncated"),
+    )
     hidden = float(np.asarray(draws.num_masked)[:, current].sum())
     later = CLIPS * COUNT * (FRAMES - 1 - current)
-    np.testing.assert_allclose(cut["diffusion_loss"] * hidden, whole["diffusion_loss"] * (hidden + later), rtol=1e-6)
+    np.testing.assert_allclose(
+        cut["diffusion_loss"] * hidden, whole["diffusion_loss"] * (hidden + later), rtol=1e-6
+    )
     np.testing.assert_allclose(cut["regression_loss"], whole["regression_loss"], rtol=1e-6)
 
 
@@ -84,21 +100,33 @@ def test_losses_and_metrics_of_parts_add_up_to_those_of_the_batch(config):
     draws = dataclasses.replace(make_draws(model, config), current=jnp.array([1, 2, 1, 2]))
     normaliser, parts = loss_normaliser(draws, SHAPE, config), draws.split(2)
     halves = [
-        metrics_of(model, jax.tree.map(lambda x, i=i: x[i::2], batch), jax.tree.map(lambda x, i=i: x[i], parts),
-                   config, normaliser)
+        metrics_of(
+            model,
+            jax.tree.map(lambda x, i=i: x[i::2], batch),
+            jax.tree.map(lambda x, i=i: x[i], parts),
+            config,
+            normaliser,
+        )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
-    jax.tree.map(lambda a, b, whole: close(a + b, whole), *halves, metrics_of(model, batch, draws, config))
+    jax.tree.map(
+        lambda a, b, whole: close(a + b, whole), *halves, metrics_of(model, batch, draws, config)
+    )
 
 
 def test_the_counts_are_those_of_the_masks():
     draws = dataclasses.replace(
-        make_draws(small(), ONE), current=jnp.array([1, 2, 2, 1]),
+        make_draws(small(), ONE),
+        current=jnp.array([1, 2, 2, 1]),
         num_masked=jnp.array([[1, 2, 3], [1, 4, 5], [1, 6, 3], [1, 5, 4]]),
-    )  # fmt: skip
+    )
     assert loss_normaliser(draws, SHAPE, ONE) == (2 + 5 + 3 + 5 + 2 * COUNT, 15, CLIPS * COUNT)
-    assert loss_normaliser(draws, SHAPE, LossConfig(normaliser="loss_mask")) == (15, 15, CLIPS * COUNT)
+    assert loss_normaliser(draws, SHAPE, LossConfig(normaliser="loss_mask")) == (
+        15,
+        15,
+        CLIPS * COUNT,
+    )
     everything = 2 + 3 + 4 + 5 + 6 + 3 + 5 + 4
     assert loss_normaliser(draws, SHAPE, ALL) == (everything, everything, 2 * CLIPS * COUNT)
 
@@ -117,10 +145,17 @@ def test_losses_by_frame_and_by_noise_are_the_loss_taken_apart(config, head):
     model, batch = small(head=head), make_batch()
     draws = make_draws(model, config)
     metrics = metrics_of(model, batch, draws, config)
-    hidden, current, clip = np.asarray(draws.num_masked), np.asarray(draws.current), np.arange(CLIPS)
+    hidden, current, clip = (
+        np.asarray(draws.num_masked),
+        np.asarray(draws.current),
+        np.arange(CLIPS),
+    )
     shown = np.argsort(np.asarray(draws.orders), -1) >= COUNT - hidden[..., None]
     if config.frames == "one":
-        frame, shown = np.bincount(current, hidden[clip, current], minlength=FRAMES), shown[clip, current][:, None]
+        frame, shown = (
+            np.bincount(current, hidden[clip, current], minlength=FRAMES),
+            shown[clip, current][:, None],
+        )
     else:
         frame, shown = hidden.sum(0) * (np.arange(FRAMES) > 0), shown[:, 1:]
     np.testing.assert_array_equal(metrics["by_frame"]["count"], 2 * frame)
@@ -160,7 +195,8 @@ def mixed(batch, draws):
 
 
 def test_noise_on_the_history_is_that_on_the_earlier_frames():
-    """Against clips whose earlier frames were mixed with noise beforehand. A model with levels is told a level all the
+    """Against clips whose earlier frames were mixed with noise beforehand. A model with levels is
+    told a level all the
     same: noise that leaves a frame as it is lets it be chosen."""
     model, batch = small(), make_batch()
     draws = make_draws(model, dataclasses.replace(ONE, history_noise=0.6))
@@ -173,7 +209,9 @@ def test_noise_on_the_history_is_that_on_the_earlier_frames():
     told = dataclasses.replace(draws, history_noise=same)
     np.testing.assert_allclose(metrics_of(model, beforehand, told, ONE)["loss"], loss, rtol=1e-5)
     other_level = dataclasses.replace(told, history_level=told.history_level / 2)
-    other_frames = dataclasses.replace(told, history_noise=batch.latents[:, :2].reshape(CLIPS, 2, COUNT, 3))
+    other_frames = dataclasses.replace(
+        told, history_noise=batch.latents[:, :2].reshape(CLIPS, 2, COUNT, 3)
+    )
     for other, clips in ((other_level, beforehand), (other_frames, batch)):
         assert abs(metrics_of(model, clips, other, ONE)["loss"] / loss - 1) > 1e-3
 
@@ -183,9 +221,15 @@ def test_all_frames_see_the_noisy_history_that_one_frame_sees():
     draws = make_draws(model, ALL)
     every = metrics_of(model, batch, draws, ALL)
     for frame in (1, 2):
-        rows = dict(times=draws.times[:, :, frame - 1 : frame], noise=draws.noise[:, :, frame - 1 : frame])
-        alone = metrics_of(model, batch, dataclasses.replace(draws, current=jnp.full(CLIPS, frame), **rows), ONE)
-        np.testing.assert_allclose(every["by_frame"]["sum"][frame], alone["by_frame"]["sum"][frame], rtol=1e-4)
+        rows = dict(
+            times=draws.times[:, :, frame - 1 : frame], noise=draws.noise[:, :, frame - 1 : frame]
+        )
+        alone = metrics_of(
+            model, batch, dataclasses.replace(draws, current=jnp.full(CLIPS, frame), **rows), ONE
+        )
+        np.testing.assert_allclose(
+            every["by_frame"]["sum"][frame], alone["by_frame"]["sum"][frame], rtol=1e-4
+        )
 
 
 def test_images_have_no_history():
@@ -200,7 +244,9 @@ def test_images_have_no_history():
 def test_the_embedding_of_levels_exists_only_when_asked_for_and_starts_at_zero():
     names = [set(abstract_model(tiny_config(history_levels=on))[1]) for on in (False, True)]
     assert names[1] - names[0] == {"history_embed"}
-    fresh = jax.jit(lambda: VideoMAR(tiny_config(history_levels=True), rngs=nnx.Rngs(0)).history_embed)()
+    fresh = jax.jit(
+        lambda: VideoMAR(tiny_config(history_levels=True), rngs=nnx.Rngs(0)).history_embed
+    )()
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(fresh))
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_model import GRID, tiny_config, tiny_model, tiny_text
 
+from tests.helpers.tiny_model import GRID, tiny_config, tiny_model, tiny_text
 from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
 from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
 from videomar_jax.training.state import abstract_model, count_params, init_state
@@ -17,7 +17,8 @@ from videomar_jax.training.step import make_train_step
 
 LOSS = LossConfig(frames="all", draws_per_token=2)
 OPTIMIZER = OptimizerConfig(clip_norm=1.0, ema_decay=0.9, weight_decay=0.02, epsilon=1e-3)
-"""The large epsilon keeps the rounding of near-zero gradients from deciding the direction of an update."""
+"""The large epsilon keeps the rounding of near-zero gradients from deciding the direction of an
+update."""
 RATE = 3e-3
 KEY = jax.random.key(5)
 
@@ -44,7 +45,9 @@ def batch():
 
 def assert_trees(check, first, second):
     assert jax.tree.structure(first) == jax.tree.structure(second)
-    for (path, own), expected in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(second), strict=True):
+    for (path, own), expected in zip(
+        jax.tree.leaves_with_path(first), jax.tree.leaves(second), strict=True
+    ):
         check(own, expected, err_msg=jax.tree_util.keystr(path))
 
 
@@ -56,7 +59,9 @@ def test_the_same_state_batch_and_key_give_the_same_bits(train_step):
 def test_the_state_is_given_away(train_step):
     state = state_at()
     train_step(state, batch(), KEY)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state)))
+    assert all(
+        leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema, state.opt_state))
+    )
 
 
 def test_each_step_and_each_key_has_draws_of_its_own(train_step):
@@ -88,7 +93,9 @@ def test_an_update_is_gradient_rule_and_average(train_step):
     assert int(new.step) == 4
 
     def norm(tree):
-        return np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(tree)))
+        return np.sqrt(
+            sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(tree))
+        )
 
     moved = jax.tree.map(lambda p, u: p + np.asarray(u), old, updates)
     average = jax.tree.map(lambda p, m: 0.9 * p + 0.1 * m, old, moved)
@@ -96,7 +103,9 @@ def test_an_update_is_gradient_rule_and_average(train_step):
     assert_trees(close, new.params, moved)
     assert_trees(close, new.ema, average)
     told = [metrics[name] for name in ("loss", "gradient_norm", "update_norm", "parameter_norm")]
-    np.testing.assert_allclose(told, [value, norm(gradients), norm(updates), norm(moved)], rtol=1e-3)
+    np.testing.assert_allclose(
+        told, [value, norm(gradients), norm(updates), norm(moved)], rtol=1e-3
+    )
 
 
 def test_repeating_one_batch_learns(train_step):

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_run import tiny
 
+from tests.helpers.tiny_run import tiny
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.config import Experiment
-from videomar_jax.training import batches
-from videomar_jax.training.loss import LossConfig, draw, next_frame_loss
 from videomar_jax.parallel.sharding import MeshConfig, make_mesh
+from videomar_jax.training import batches
+from videomar_jax.training.batches import TrainingInputs, to_batch
+from videomar_jax.training.loss import LossConfig, draw, next_frame_loss
 from videomar_jax.training.state import abstract_model, init_params
-from videomar_jax.training.batches import Parts, to_batch
 from videomar_jax.training.validation import Validation
 
 SHAPE = ClipShape(num_frames=3, height=16, width=16)
@@ -27,8 +27,12 @@ LOSS = LossConfig(frames="all", draws_per_token=1)
 def parts():
     experiment = Experiment.from_config(tiny())
     source = experiment.source("train")
-    return Parts(source=source, tokenizer=experiment.tokenizer(source), text_encoder=experiment.text_encoder(),
-                 held_out=experiment.source("test"))  # fmt: skip
+    return TrainingInputs(
+        source=source,
+        tokenizer=experiment.tokenizer(source),
+        text_encoder=experiment.text_encoder(),
+        held_out=experiment.source("test"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,15 @@ def model():
 
 
 def validation(model, parts, clips=8):
-    return Validation(abstract_model(model)[0], LOSS, parts, make_mesh(MeshConfig(data=1)), shape=SHAPE, clips=clips,
-                      batch_size=4)  # fmt: skip
+    return Validation(
+        abstract_model(model)[0],
+        LOSS,
+        parts,
+        make_mesh(MeshConfig(data=1)),
+        shape=SHAPE,
+        clips=clips,
+        batch_size=4,
+    )
 
 
 def test_it_is_the_mean_over_the_first_held_out_clips_with_fixed_draws(model, parts):
@@ -53,7 +64,9 @@ def test_it_is_the_mean_over_the_first_held_out_clips_with_fixed_draws(model, pa
         losses.append(float(next_frame_loss(network, batch, draws, LOSS)[0]))
     np.testing.assert_allclose(measure(params), np.mean(losses), rtol=1e-5)
     assert measure(params) == measure(params), "the draws are not fixed"
-    assert measure(init_params(model, jax.random.key(2))) != measure(params), "the parameters do not matter"
+    assert measure(init_params(model, jax.random.key(2))) != measure(params), (
+        "the parameters do not matter"
+    )
 
 
 def test_fewer_clips_than_a_batch_make_one_batch(model, parts):
@@ -64,18 +77,34 @@ def test_fewer_clips_than_a_batch_make_one_batch(model, parts):
 def test_every_frame_is_judged_where_training_cuts_clips(model, parts):
     params = init_params(model, jax.random.key(1))
     longer, ways = dataclasses.replace(SHAPE, num_frames=7), {}
-    for name, changes in {"cut": dict(layout="truncated"), "full": dict(normaliser="loss_mask")}.items():
+    for name, changes in {
+        "cut": dict(layout="truncated"),
+        "full": dict(normaliser="loss_mask"),
+    }.items():
         config = dataclasses.replace(LOSS, frames="one", **changes)
-        ways[name] = Validation(abstract_model(model)[0], config, parts, make_mesh(MeshConfig(data=1)), shape=longer,
-                                clips=4, batch_size=4)(params)  # fmt: skip
+        ways[name] = Validation(
+            abstract_model(model)[0],
+            config,
+            parts,
+            make_mesh(MeshConfig(data=1)),
+            shape=longer,
+            clips=4,
+            batch_size=4,
+        )(params)
     assert ways["cut"] == ways["full"]
 
 
 def test_large_clips_are_encoded_in_pieces(model, parts, monkeypatch):
     whole = validation(model, parts, clips=4)._batches[0]
-    monkeypatch.setattr(stream, "ENCODED_AT_ONCE", 2 * SHAPE.num_frames * SHAPE.height * SHAPE.width)
+    monkeypatch.setattr(
+        batches, "ENCODED_AT_ONCE", 2 * SHAPE.num_frames * SHAPE.height * SHAPE.width
+    )
     calls, encode = [], batches.encode
-    monkeypatch.setattr(stream, "encode", lambda tokenizer, video: calls.append(len(video)) or encode(tokenizer, video))
+    monkeypatch.setattr(
+        batches,
+        "encode",
+        lambda tokenizer, video: calls.append(len(video)) or encode(tokenizer, video),
+    )
     pieces = validation(model, parts, clips=4)._batches[0]
     assert calls == [2, 2]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, pieces)

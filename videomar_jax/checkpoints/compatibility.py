@@ -1,5 +1,6 @@
-"""What lies in a checkpoint held against what is asked for: the same names, shapes and dtypes, or an error that says
-which array differs. Nothing is read for it but the description that stands beside the arrays."""
+"""What lies in a checkpoint held against what is asked for: the same names, shapes and dtypes, or
+an error that says which array differs. Nothing is read for it but the description that stands
+beside the arrays."""
 
 from typing import Any, TypeAlias
 
@@ -16,9 +17,13 @@ class Unfit(ValueError):
 
 
 def leaves(tree: PyTree) -> dict[Path, Any]:
-    """The leaves by the names on the way to them, so that a tuple, a list and a saved list agree."""
+    """The leaves by the names on the way to them, so that a tuple, a list and a saved list
+    agree."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in flat}
+    return {
+        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
+        for path, leaf in flat
+    }
 
 
 def check_fits(folder: str, part: str, stored: dict[Path, Any], wanted: dict[Path, Any]) -> None:
@@ -55,8 +60,11 @@ def check_fits(folder: str, part: str, stored: dict[Path, Any], wanted: dict[Pat
 
 
 def target(stored: PyTree, wanted: dict[Path, Any]) -> PyTree:
-    """The tree on disk with the places where its arrays are to go; it names the same leaves as `wanted`."""
-    return jax.tree.unflatten(jax.tree.structure(stored), [_placed(wanted[path]) for path in leaves(stored)])
+    """The tree on disk with the places where its arrays are to go; it names the same leaves as
+    `wanted`."""
+    return jax.tree.unflatten(
+        jax.tree.structure(stored), [_placed(wanted[path]) for path in leaves(stored)]
+    )
 
 
 def _placed(leaf: Any) -> Any:
@@ -65,7 +73,9 @@ def _placed(leaf: Any) -> Any:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         if jax.process_count() > 1:
-            raise ValueError("With several processes every leaf of `like` needs a sharding, or must be a NumPy array.")
+            raise ValueError(
+                "With several processes every leaf of `like` needs a sharding, or must be a NumPy array."
+            )
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

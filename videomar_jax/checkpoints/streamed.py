@@ -1,7 +1,10 @@
-"""A checkpoint written array by array, for those who never hold the whole of it, and the types that one holds.
+"""A checkpoint written array by array, for those who never hold the whole of it, and the types that
+one holds.
 
-`Checkpoints.save` takes a tree of all arrays. `StreamedCheckpoint` takes them one after another, and its memory is that
-of a few: a conversion of a model needs less than the model. On disk there is no difference; `Checkpoints` reads both.
+`Checkpoints.save` takes a tree of all arrays. `StreamedCheckpoint` takes them one after another,
+and its memory is that
+of a few: a conversion of a model needs less than the model. On disk there is no difference;
+    `Checkpoints` reads both.
 """
 
 import logging
@@ -25,17 +28,25 @@ _ITEM = "state"  # what Orbax calls the tree of a checkpoint that is saved in pi
 class StreamedCheckpoint:
     """Checkpoint `step` of a new `directory`, with one part: `put` every array, then `commit`.
 
-    Arrays are collected up to `together` bytes before they are written. Until `commit` returns, the directory is not to
-    be read; after a failure, it is to be thrown away.
+    Arrays are collected up to `together` bytes before they are written. Until `commit` returns, the
+    directory is not to be read; after a failure, it is to be thrown away.
     """
 
-    def __init__(self, directory: str | os.PathLike, part: str, *, step: int = 0, together: int = 2**27):
-        self._directory, self._part, self._step, self._together = Path(directory), part, step, together
+    def __init__(
+        self, directory: str | os.PathLike, part: str, *, step: int = 0, together: int = 2**27
+    ):
+        self._directory, self._part, self._step, self._together = (
+            Path(directory),
+            part,
+            step,
+            together,
+        )
         self._pieces = self._directory.with_name(f"{self._directory.name}.pieces")
         self._waiting: dict[str, np.ndarray] = {}
 
     def put(self, path: str, array: np.ndarray) -> None:
-        """Adds the array that stands at the place "a/b/c" of the tree; it must not change afterwards."""
+        """Adds the array that stands at the place "a/b/c" of the tree; it must not change
+        afterwards."""
         self._waiting[path] = array
         if sum(waiting.nbytes for waiting in self._waiting.values()) >= self._together:
             self._write()
@@ -58,8 +69,8 @@ class StreamedCheckpoint:
 
 
 def stored_types(directory: str | os.PathLike, step: int, part: str) -> dict[str, np.dtype]:
-    """{"a/b/c": type} of the arrays in one part of a checkpoint; nothing where there is no such part or it cannot be
-    read, of which `Checkpoints.restore` gives the reason."""
+    """{"a/b/c": type} of the arrays in one part of a checkpoint; nothing where there is no such
+    part or it cannot be read, of which `Checkpoints.restore` gives the reason."""
     try:
         tree = ocp.StandardCheckpointHandler().metadata(Path(directory) / str(step) / part).tree
     except Exception as error:  # whatever the readers of several file formats raise

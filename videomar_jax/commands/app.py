@@ -1,8 +1,8 @@
 """What the entry points share: flags that explain themselves, logging, and errors in one line.
 
-Every expected fault (a wrong flag, file, size or weight) is a ValueError, an OSError or the like whose text says what
-to do; it ends the program with that text and code 2. Anything else is our bug and keeps its traceback, as does
-everything with `--traceback`.
+Every expected fault (a wrong flag, file, size or weight) is a ValueError, an OSError or the like
+whose text says what to do; it ends the program with that text and code 2. Anything else is our bug
+and keeps its traceback, as does everything with `--traceback`.
 """
 
 import logging
@@ -17,7 +17,8 @@ from absl import logging as absl_logging
 from videomar_jax.parallel import multihost
 
 INTERRUPTED = 75
-"""Exit code of a run that was asked to stop and saved its state: start the same command again (EX_TEMPFAIL)."""
+"""Exit code of a run that was asked to stop and saved its state: start the same command again
+(EX_TEMPFAIL)."""
 
 flags.DEFINE_bool("traceback", False, "Show the Python traceback of every error.")
 
@@ -32,11 +33,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def stop_on_sigterm() -> None:
-    """From here on SIGTERM ends the program with code `INTERRUPTED`, for commands that lose nothing by it; a part that
-    must finish something first, as the training loop must, has a handler of its own for that time."""
+    """From here on SIGTERM ends the program with code `INTERRUPTED`, for commands that lose nothing
+    by it; a part that must finish something first, as the training loop must, has a handler of its
+    own for that time."""
 
     def stop(number, frame):
-        os.write(2, b"SIGTERM: stopped; what was saved stays. The same command goes on from there.\n")
+        os.write(
+            2, b"SIGTERM: stopped; what was saved stays. The same command goes on from there.\n"
+        )
         os._exit(INTERRUPTED)
 
     signal.signal(signal.SIGTERM, stop)
@@ -50,12 +54,16 @@ def _parse(argv: Sequence[str]) -> list[str]:
         text = _no_such_key(error, argv) if unknown else _without_traceback(str(error))
         _fail(f"{text}\nSee {argv[0]} --help.", 2)
     if len(rest) > 1:
-        _fail(f"Unexpected argument {rest[1]!r}: options are written --name=value. See {argv[0]} --help.", 2)
+        _fail(
+            f"Unexpected argument {rest[1]!r}: options are written --name=value. See {argv[0]} --help.",
+            2,
+        )
     return rest
 
 
 def _no_such_key(error: LookupError | AttributeError, argv: Sequence[str]) -> str:
-    """What to say of an override of something the config does not have; ml_collections names the key at most."""
+    """What to say of an override of something the config does not have; ml_collections names the
+    key at most."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     key, _, hint = str(error.args[0] if error.args else "").replace("'", "").partition("\n")
@@ -65,13 +73,18 @@ def _no_such_key(error: LookupError | AttributeError, argv: Sequence[str]) -> st
 
 
 def _without_traceback(text: str) -> str:
-    """First and last line of a text that quotes a traceback, as that of an error inside a config file does."""
+    """First and last line of a text that quotes a traceback, as that of an error inside a config
+    file does."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return f"{lines[0]} {lines[-1]}" if any(line.startswith("Traceback") for line in lines) else text
+    return (
+        f"{lines[0]} {lines[-1]}" if any(line.startswith("Traceback") for line in lines) else text
+    )
 
 
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    absl_logging.get_absl_handler().setFormatter(
+        logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+    )
     absl_logging.set_verbosity(absl_logging.INFO)
     for noisy in ("jax", "orbax", "absl", "grain", "tensorboardX"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

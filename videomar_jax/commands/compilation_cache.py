@@ -1,8 +1,9 @@
 """Compiled programs are kept on disk, so that a command that ran before begins at once.
 
-JAX does the work (its persistent compilation cache); here is only where: in JAX_COMPILATION_CACHE_DIR if that is set,
-else in the user's cache folder, apart for each kind of CPU, since a program compiled for one may not run on another.
-JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+JAX does the work (its persistent compilation cache); here is only where: in
+JAX_COMPILATION_CACHE_DIR if that is set, else in the user's cache folder, apart for each kind of
+CPU, since a program compiled for one may not run on another. JAX_ENABLE_COMPILATION_CACHE=false
+turns it off.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ SECONDS = 0.5
 
 
 def keep_compiled() -> Path | None:
-    """Keeps what is compiled from here on; returns the folder, or None where JAX was told otherwise."""
+    """Keeps what is compiled from here on; returns the folder, or None where JAX was told
+    otherwise."""
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return None
     try:
@@ -38,7 +40,9 @@ def _machine() -> str:
     """A few letters that differ where the instructions of the CPU do."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        found = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+        found = sorted(
+            {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+        )
     except OSError:
         found = [platform.machine(), platform.processor()]
     return hashlib.sha256("\n".join(found).encode()).hexdigest()[:8]

@@ -1,9 +1,11 @@
 """Captions of a folder of videos: one table (CSV or JSON lines) or a text file beside each clip.
 
-A table has the columns (keys) `file`, relative to the folder, and `caption`. A clip that the table does not name falls
-back to the text file of the same stem; a clip with neither has the empty caption.
+A table has the columns (keys) `file`, relative to the folder, and `caption`. A clip that the table
+does not name falls back to the text file of the same stem; a clip with neither has the empty
+caption.
 
-    captions.csv    file,caption             captions.jsonl   {"file": "a/cat.mp4", "caption": "a cat walks"}
+    captions.csv    file,caption             captions.jsonl   {"file": "a/cat.mp4", "caption": "a
+    cat walks"}
                     a/cat.mp4,a cat walks
 """
 
@@ -17,10 +19,11 @@ Row = tuple[str, dict]
 
 
 def read_captions(folder: Path, clips: Sequence[Path], table: Path | None) -> dict[Path, str]:
-    """The caption of every clip. `table` None looks for captions.csv or captions.jsonl in the folder.
+    """The caption of every clip. `table` None looks for captions.csv or captions.jsonl in the
+    folder.
 
-    Raises FileNotFoundError where the table or a clip it names is missing, ValueError for a row that is malformed or
-    names a clip twice; both name the file and the line.
+    Raises FileNotFoundError where the table or a clip it names is missing, ValueError for a row
+    that is malformed or names a clip twice; both name the file and the line.
     """
     table = _find_table(folder) if table is None else table
     captions = {} if table is None else _read_table(folder, set(clips), table)
@@ -28,9 +31,13 @@ def read_captions(folder: Path, clips: Sequence[Path], table: Path | None) -> di
 
 
 def _find_table(folder: Path) -> Path | None:
-    found = [path for path in (folder / "captions.csv", folder / "captions.jsonl") if path.is_file()]
+    found = [
+        path for path in (folder / "captions.csv", folder / "captions.jsonl") if path.is_file()
+    ]
     if len(found) > 1:
-        raise ValueError(f"{folder} holds both captions.csv and captions.jsonl: keep one, or name one with captions=")
+        raise ValueError(
+            f"{folder} holds both captions.csv and captions.jsonl: keep one, or name one with captions="
+        )
     return found[0] if found else None
 
 
@@ -47,8 +54,12 @@ def _read_table(folder: Path, clips: set[Path], table: Path) -> dict[Path, str]:
             raise ValueError(f'{where}: needs "file" and "caption", both text, got {row}')
         clip = folder / name.strip()
         if clip not in clips:
-            reason = "is not a video by its ending" if clip.is_file() else f"does not exist in {folder}"
-            raise FileNotFoundError(f"{where}: {name!r} {reason}: correct the name or remove the row")
+            reason = (
+                "is not a video by its ending" if clip.is_file() else f"does not exist in {folder}"
+            )
+            raise FileNotFoundError(
+                f"{where}: {name!r} {reason}: correct the name or remove the row"
+            )
         if clip in captions:
             raise ValueError(f"{where}: {name!r} is named twice: keep one row")
         captions[clip] = caption.strip()
@@ -77,7 +88,9 @@ def _json_rows(table: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{where}: not JSON ({error})") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{where}: needs an object with file and caption, got {line.strip()}")
+                raise ValueError(
+                    f"{where}: needs an object with file and caption, got {line.strip()}"
+                )
             yield where, row
 
 

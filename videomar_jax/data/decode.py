@@ -1,10 +1,12 @@
 """Frames and their times out of video files, with PyAV.
 
-Every frame has a presentation time in seconds. Resampling takes, for each wanted time, the frame presented nearest to
-it (the earlier of two at equal distance), so constant, variable and unknown frame rates are one case. AVI files carry
+Every frame has a presentation time in seconds. Resampling takes, for each wanted time, the frame
+presented nearest to it (the earlier of two at equal distance), so constant, variable and unknown
+frame rates are one case. AVI files carry
 no trustworthy presentation times: there frame i is at i / rate.
 
-Decoding is strict: damage that the decoder notices is an error naming the file, never a repeated or grey frame.
+Decoding is strict: damage that the decoder notices is an error naming the file, never a repeated or
+    grey frame.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +28,8 @@ _SEEK_AFTER = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file holds: presentation times (ascending, s), average frames per second, rows and columns as shown."""
+    """What a file holds: presentation times (ascending, s), average frames per second, rows and
+    columns as shown."""
 
     times: Float[np.ndarray, "F"]
     fps: float
@@ -35,7 +38,8 @@ class VideoInfo:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Reads all packets but decodes the first frame only. Raises ValueError saying what is wrong with the file."""
+    """Reads all packets but decodes the first frame only. Raises ValueError saying what is wrong
+    with the file."""
     with _open(path) as (container, stream):
         stamps, first = [], None
         for packet in container.demux(stream):
@@ -46,7 +50,9 @@ def probe(path: Path) -> VideoInfo:
         if first is None or not stamps:
             raise ValueError(f"{path}: holds no frames")
         if None in stamps:
-            raise ValueError(f"{path}: has frames without presentation times; remux or re-encode it")
+            raise ValueError(
+                f"{path}: has frames without presentation times; remux or re-encode it"
+            )
         rate = float(stream.average_rate or 0)
         if _is_avi(container):
             times = np.arange(len(stamps)) / (rate or 1.0)
@@ -58,11 +64,14 @@ def probe(path: Path) -> VideoInfo:
     return VideoInfo(times=times, fps=rate, height=height, width=width)
 
 
-def frames_between(path: Path, first: float, last: float, *, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(time, frame) for the frames of first <= time <= last, leaving out some (or none) of those before `start`.
+def frames_between(
+    path: Path, first: float, last: float, *, start: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(time, frame) for the frames of first <= time <= last, leaving out some (or none) of those
+    before `start`.
 
-    The last frame presented at or before `start` is always there. Raises ValueError, naming the file, at a damaged
-    packet.
+    The last frame presented at or before `start` is always there. Raises ValueError, naming the
+    file, at a damaged packet.
     """
     with _open(path) as (container, stream):
         frames = _frames(path, container, stream)
@@ -77,7 +86,9 @@ def frames_between(path: Path, first: float, last: float, *, start: float) -> It
         yield from _between(path, frames, first, last)
 
 
-def _between(path: Path, frames, first: float, last: float) -> Iterator[tuple[float, av.VideoFrame]]:
+def _between(
+    path: Path, frames, first: float, last: float
+) -> Iterator[tuple[float, av.VideoFrame]]:
     none_yet = True
     for time, frame in frames:
         if time > last:
@@ -86,7 +97,9 @@ def _between(path: Path, frames, first: float, last: float) -> Iterator[tuple[fl
             none_yet = False
             yield time, frame
     if none_yet:
-        raise ValueError(f"{path}: no frame decodes between {first:.2f} s and {last:.2f} s; re-encode or remove it")
+        raise ValueError(
+            f"{path}: no frame decodes between {first:.2f} s and {last:.2f} s; re-encode or remove it"
+        )
 
 
 def nearest(timed: Iterable[tuple[float, Item]], times: Sequence[float]) -> list[Item]:
@@ -113,8 +126,11 @@ def grid(first: float, last: float, fps: float) -> Float[np.ndarray, "F"]:
 
 
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The picture as it is meant to be shown: phone videos carry their rotation beside the pixels."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    """The picture as it is meant to be shown: phone videos carry their rotation beside the
+    pixels."""
+    return np.ascontiguousarray(
+        np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    )
 
 
 def read_video(
@@ -122,8 +138,8 @@ def read_video(
 ) -> tuple[UInt8[np.ndarray, "F Hp Wp 3"], float]:
     """The frames of a video file and their rate, at most `max_frames` from the beginning.
 
-    fps None gives the file's own frames and average rate; a number resamples to it by nearest presentation time.
-    Raises FileNotFoundError, and ValueError for a file that does not decode.
+    fps None gives the file's own frames and average rate; a number resamples to it by nearest
+    presentation time. Raises FileNotFoundError, and ValueError for a file that does not decode.
     """
     path = Path(path)
     if fps is not None and not fps > 0:
@@ -153,7 +169,9 @@ def _open(path: Path):
             stream.codec_context.thread_count = 1  # readers run side by side already
             yield container, stream
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"{path}: cannot be decoded ({error.strerror or error}); re-encode or remove it") from error
+        raise ValueError(
+            f"{path}: cannot be decoded ({error.strerror or error}); re-encode or remove it"
+        ) from error
 
 
 def _is_avi(container) -> bool:
@@ -164,10 +182,16 @@ def _frames(path: Path, container, stream) -> Iterator[tuple[float, av.VideoFram
     before = -float("inf")
     for number, frame in enumerate(container.decode(stream)):
         stamp = frame.dts if frame.pts is None else frame.pts
-        time = number / float(stream.average_rate or 1) if _is_avi(container) else float(stamp * stream.time_base)
+        time = (
+            number / float(stream.average_rate or 1)
+            if _is_avi(container)
+            else float(stamp * stream.time_base)
+        )
         if frame.is_corrupt:
             raise ValueError(f"{path}: damaged at {time:.2f} s; re-encode or remove it")
         if time < before:
-            raise ValueError(f"{path}: presentation times run backwards at {time:.2f} s; remux or re-encode it")
+            raise ValueError(
+                f"{path}: presentation times run backwards at {time:.2f} s; remux or re-encode it"
+            )
         before = time
         yield time, frame

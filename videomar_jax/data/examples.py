@@ -1,10 +1,11 @@
 """tf.train.Example messages to bytes and back, in NumPy: what TFDS keeps in its record files.
 
-Protocol buffers, as far as an Example needs them. A field is (number << 3 | 2), the length of its content, the content;
-both numbers as varints of 7 bits a byte, lowest first. The fields nest as
+Protocol buffers, as far as an Example needs them. A field is (number << 3 | 2), the length of its
+content, the content; both numbers as varints of 7 bits a byte, lowest first. The fields nest as
 
     Example { 1: Features { 1: entry { 1: name, 2: Feature }, ... } }
-    Feature { 1: BytesList { 1: bytes } } or { 2: FloatList { 1: float32 ... } } or { 3: Int64List { 1: varint ... } }
+    Feature { 1: BytesList { 1: bytes } } or { 2: FloatList { 1: float32 ... } } or { 3: Int64List {
+    1: varint ... } }
 
 Entries are written in the order of their names, so that equal features are equal bytes.
 """
@@ -18,8 +19,11 @@ _BYTES, _FLOATS, _INTS = 1, 2, 3
 
 
 def encode(features: Mapping[str, Feature]) -> bytes:
-    """The message with these features: bytes, one float (kept as float32), or whole numbers of at most 63 bits."""
-    entries = (_field(1, name.encode()) + _field(2, _feature(features[name])) for name in sorted(features))
+    """The message with these features: bytes, one float (kept as float32), or whole numbers of at
+    most 63 bits."""
+    entries = (
+        _field(1, name.encode()) + _field(2, _feature(features[name])) for name in sorted(features)
+    )
     return _field(1, b"".join(_field(1, entry) for entry in entries))
 
 
@@ -50,7 +54,9 @@ def _feature(value: Feature) -> bytes:
 
 def _value(feature: memoryview) -> memoryview | np.ndarray:
     ((kind, values),) = _fields(feature)
-    content = next((content for _, content in _fields(values)), memoryview(b""))  # an empty list has no field
+    content = next(
+        (content for _, content in _fields(values)), memoryview(b"")
+    )  # an empty list has no field
     if kind == _BYTES:
         return content
     if kind == _FLOATS:

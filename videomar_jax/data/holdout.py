@@ -1,13 +1,16 @@
 """Which frames of a video are for training and which are held out.
 
-A video is cut at (1 - holdout) of its duration: frames presented before that belong to "train", the rest to "test".
-Where the training part would be shorter than the shortest training clip, or the held-out part shorter than a test clip,
-the video stays whole. It is then held out if it is long enough for a test clip and
+A video is cut at (1 - holdout) of its duration: frames presented before that belong to "train", the
+rest to "test". Where the training part would be shorter than the shortest training clip, or the
+held-out part shorter than a test clip, the video stays whole. It is then held out if it is long
+enough for a test clip and
 
     u(name) = (first 8 bytes of SHA-256(name)) / 2^64 < holdout,
 
-and else trained on. The name decides alone, so that a video stays where it is when others come or go, but for two
-cases: where nothing else is held out the video of the least u is, if another one is left to train on; where nothing
+and else trained on. The name decides alone, so that a video stays where it is when others come or
+go, but for two
+cases: where nothing else is held out the video of the least u is, if another one is left to train
+    on; where nothing
 else is trained on the video of the greatest u is.
 """
 
@@ -27,8 +30,10 @@ Share = Literal["cut", "train", "test", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of a video: its first and last presentation time (s), how many frames the file has between them, and
-    what holds for the file: frames a second, rows, columns. part: "train", "test", or "" for the whole."""
+    """A stretch of a video: its first and last presentation time (s), how many frames the file has
+    between them, and
+    what holds for the file: frames a second, rows, columns. part: "train", "test", or "" for the
+        whole."""
 
     path: Path
     part: str
@@ -66,33 +71,57 @@ def divide(path: Path, info: VideoInfo, holdout: float) -> Video:
     def piece(part: str, times: np.ndarray) -> Piece | None:
         if not len(times):
             return None
-        return Piece(path=path, part=part, first=float(times[0]), last=float(times[-1]), rate=info.fps,
-                     frames=len(times), rows=info.height, columns=info.width)  # fmt: skip
+        return Piece(
+            path=path,
+            part=part,
+            first=float(times[0]),
+            last=float(times[-1]),
+            rate=info.fps,
+            frames=len(times),
+            rows=info.height,
+            columns=info.width,
+        )
 
     whole = piece("", info.times)
-    return Video(path=path, whole=whole, train=piece("train", info.times[in_train]),
-                 test=piece("test", info.times[~in_train]))  # fmt: skip
+    return Video(
+        path=path,
+        whole=whole,
+        train=piece("train", info.times[in_train]),
+        test=piece("test", info.times[~in_train]),
+    )
 
 
 def draw(name: str) -> float:
     """u of the module's text, in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
+    return (
+        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big")
+        / 2**64
+    )
 
 
 def shares(
-    videos: Sequence[Video], names: Sequence[str], *, holdout: float, fps: float, shortest: tuple[int, int]
+    videos: Sequence[Video],
+    names: Sequence[str],
+    *,
+    holdout: float,
+    fps: float,
+    shortest: tuple[int, int],
 ) -> list[Share]:
     """What becomes of each video.
 
     names: what is drawn by; one for each video.
-    shortest: frames at `fps` of the shortest training clip and of a test clip. A video that is long enough for neither
-        counts as cut.
+    shortest: frames at `fps` of the shortest training clip and of a test clip. A video that is long
+        enough for neither counts as cut.
     """
     drawn = [draw(name) for name in names]
-    found = [_share(video, u, holdout, fps, shortest) for video, u in zip(videos, drawn, strict=True)]
+    found = [
+        _share(video, u, holdout, fps, shortest) for video, u in zip(videos, drawn, strict=True)
+    ]
     if any(_can_be_cut(video, fps, shortest) for video in videos):
         return found  # both splits have clips
-    train, test = ([i for i, share in enumerate(found) if share == split] for split in ("train", "test"))
+    train, test = (
+        [i for i, share in enumerate(found) if share == split] for split in ("train", "test")
+    )
     if not test and len(train) > 1:
         if long := [i for i in train if videos[i].whole.count(fps) >= shortest[1]]:
             found[min(long, key=drawn.__getitem__)] = "test"

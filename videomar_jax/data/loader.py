@@ -1,12 +1,15 @@
-"""From a source of clips to batches, as pure index arithmetic: the position in the data is the step number.
+"""From a source of clips to batches, as pure index arithmetic: the position in the data is the step
+number.
 
-A lane is the endless stream of the clips of one shape: element k is clip pi_e(k mod n) of epoch e = k div n, where
-pi_e is epoch e's own permutation of the lane's n clips, and its random generator depends on (seed, k) alone. The m-th
-batch of a lane takes elements mB .. (m+1)B - 1, whatever n is, and process i of N reads the i-th of N equal blocks of
-them. A step takes the next batch of the lane that is chosen for it.
+A lane is the endless stream of the clips of one shape: element k is clip pi_e(k mod n) of epoch e =
+    k div n, where
+pi_e is epoch e's own permutation of the lane's n clips, and its random generator depends on (seed,
+k) alone. The m-th batch of a lane takes elements mB .. (m+1)B - 1, whatever n is, and process i of
+N reads the i-th of N equal blocks of them. A step takes the next batch of the lane that is chosen
+for it.
 
-Hence a run resumes at any step, with any number of threads or processes, from the number of batches that each lane has
-given (`done`); nothing about the data needs saving.
+Hence a run resumes at any step, with any number of threads or processes, from the number of batches
+that each lane has given (`done`); nothing about the data needs saving.
 """
 
 import itertools
@@ -34,14 +37,14 @@ class Batch(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Lane:
+class Bucket:
     """The stream of clips of one shape.
 
     batch_size: clips per step over all processes.
     seed: of the order and of what is random in the clips.
     indices: the clips that it reads; None for all of the source.
-    at_once: how many clips of a batch are given out together, so that large ones need not all be held at a time; it
-        divides a process's share. None for all.
+    at_once: how many clips of a batch are given out together, so that large ones need not all be
+        held at a time; it divides a process's share. None for all.
     """
 
     shape: ClipShape
@@ -53,7 +56,7 @@ class Lane:
 
 def lane_batches(
     source: ClipSource,
-    lanes: Mapping[int, Lane],
+    lanes: Mapping[int, Bucket],
     choices: Iterable[int],
     *,
     done: Mapping[int, int],
@@ -64,10 +67,11 @@ def lane_batches(
     """This process's share of a batch for each of `choices`, the numbers of the lanes that give it.
 
     done: how many batches each lane gave before.
-    num_threads: reader threads; 0 reads in the calling thread. The batches are the same for any number.
+    num_threads: reader threads; 0 reads in the calling thread. The batches are the same for any
+        number.
 
-    `close()` on the iterator (or its collection) stops the threads. Raises ValueError for settings that do not fit,
-    at once; an error of `source.read` comes out of `next` as it is.
+    `close()` on the iterator (or its collection) stops the threads. Raises ValueError for settings
+    that do not fit, at once; an error of `source.read` comes out of `next` as it is.
     """
     _check_settings(num_threads, process_index, process_count)
     for lane in lanes.values():
@@ -88,20 +92,29 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Generator[Batch, None, None]:
-    """Endless batches of one shape; the first is what the start_step-th `next` (from 0) of a fresh iterator yields.
+    """Endless batches of one shape; the first is what the start_step-th `next` (from 0) of a fresh
+    iterator yields.
 
-    Arguments and errors as `Lane` and `lane_batches`.
+    Arguments and errors as `Bucket` and `lane_batches`.
     """
     if start_step < 0:
         raise ValueError(f"start_step must be >= 0, got {start_step}")
     return lane_batches(
-        source, {0: Lane(shape=shape, batch_size=batch_size, seed=seed)}, itertools.repeat(0), done={0: start_step},
-        num_threads=num_threads, process_index=process_index, process_count=process_count,
-    )  # fmt: skip
+        source,
+        {0: Bucket(shape=shape, batch_size=batch_size, seed=seed)},
+        itertools.repeat(0),
+        done={0: start_step},
+        num_threads=num_threads,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
-def fixed_clips(source: ClipSource, indices: Iterable[int], *, shape: ClipShape, seed: int = 0) -> Batch:
-    """The clips of these indices in this order; what is random in clip i depends on (seed, i) only."""
+def fixed_clips(
+    source: ClipSource, indices: Iterable[int], *, shape: ClipShape, seed: int = 0
+) -> Batch:
+    """The clips of these indices in this order; what is random in clip i depends on (seed, i)
+    only."""
     indices = [int(index) for index in indices]
     if not indices:
         raise ValueError("fixed_clips needs at least one index")
@@ -109,7 +122,9 @@ def fixed_clips(source: ClipSource, indices: Iterable[int], *, shape: ClipShape,
         raise ValueError(f"seed must be >= 0, got {seed}")
     for index in indices:
         check_index(index, len(source))
-    return stack([source.read(index, np.random.default_rng([seed, index]), shape) for index in indices])
+    return stack(
+        [source.read(index, np.random.default_rng([seed, index]), shape) for index in indices]
+    )
 
 
 def stack(clips: Sequence[Clip]) -> Batch:
@@ -119,7 +134,9 @@ def stack(clips: Sequence[Clip]) -> Batch:
     """
     keys = clips[0].keys()
     if any(clip.keys() != keys for clip in clips):
-        raise ValueError(f"clips of one batch differ in what they hold: {sorted({tuple(clip) for clip in clips})}")
+        raise ValueError(
+            f"clips of one batch differ in what they hold: {sorted({tuple(clip) for clip in clips})}"
+        )
     columns = {key: [clip[key] for clip in clips] for key in keys}
     return Batch(**{key: _column(key, values) for key, values in columns.items()})
 
@@ -139,11 +156,13 @@ def _check_settings(num_threads: int, process_index: int, process_count: int) ->
         raise ValueError(f"num_threads must be >= 0, got {num_threads}")
 
 
-def _check_lane(lane: Lane, source: ClipSource, process_count: int) -> None:
+def _check_lane(lane: Bucket, source: ClipSource, process_count: int) -> None:
     if len(source) < 1 or (lane.indices is not None and not len(lane.indices)):
         raise ValueError(f"the source holds no clips for {lane.shape}")
     if lane.batch_size < 1 or lane.batch_size % process_count:
-        raise ValueError(f"batch_size {lane.batch_size} must be a positive multiple of the {process_count} processes")
+        raise ValueError(
+            f"batch_size {lane.batch_size} must be a positive multiple of the {process_count} processes"
+        )
     if not 0 <= lane.seed < 2**32:
         raise ValueError(f"seed must be in 0..2**32 - 1, got {lane.seed}")
     share = lane.batch_size // process_count
@@ -151,15 +170,21 @@ def _check_lane(lane: Lane, source: ClipSource, process_count: int) -> None:
         raise ValueError(f"at_once {lane.at_once} must divide the {share} clips of a process")
 
 
-def _elements(source: ClipSource, lane: Lane) -> grain.MapDataset:
+def _elements(source: ClipSource, lane: Bucket) -> grain.MapDataset:
     """The lane's endless stream of clips; reading element k twice gives the same clip."""
     indices = np.arange(len(source)) if lane.indices is None else lane.indices
     numbers = grain.MapDataset.range(len(indices)).seed(lane.seed).shuffle().repeat()
-    return numbers.random_map(lambda number, rng: source.read(int(indices[number]), rng, lane.shape))
+    return numbers.random_map(
+        lambda number, rng: source.read(int(indices[number]), rng, lane.shape)
+    )
 
 
 def _groups(
-    lanes: Mapping[int, Lane], choices: Iterable[int], done: Mapping[int, int], process_index: int, process_count: int
+    lanes: Mapping[int, Bucket],
+    choices: Iterable[int],
+    done: Mapping[int, int],
+    process_index: int,
+    process_count: int,
 ) -> Iterator[list[tuple[int, int]]]:
     """(lane, element) of the clips that are given out together, group after group."""
     position = dict(done)
@@ -176,7 +201,8 @@ def _groups(
 def _read_ahead(
     groups: Iterator[list[tuple[int, int]]], read: Callable[[int, int], Clip], threads: int
 ) -> Generator[list[Clip], None, None]:
-    """The clips of each group, in order, while the threads read the next two groups, or two clips each."""
+    """The clips of each group, in order, while the threads read the next two groups, or two clips
+    each."""
     if not threads:
         for group in groups:
             yield [read(*place) for place in group]

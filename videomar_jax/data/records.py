@@ -3,7 +3,8 @@
 A record is a tf.train.Example (`examples`) with
 
     latents/value, latents/shape    [T, h, w, C] in the folder's dtype, little endian
-    text, text_mask                 features of the tokens where the mask is True [n, E]; the mask, K bytes of 0 or 1
+    text, text_mask                 features of the tokens where the mask is True [n, E]; the mask,
+    K bytes of 0 or 1
     caption, file                   UTF-8; the file relative to the folder of videos
     start, fps                      seconds into the file of the first frame; frames per second
     num_frames, height, width       of the clip in pixels
@@ -35,7 +36,8 @@ _OPTIONS = "group_size:1,zstd:1"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedClip:
-    """What a record holds. `text` has a row for every True of `text_mask`; both or neither are None."""
+    """What a record holds. `text` has a row for every True of `text_mask`; both or neither are
+    None."""
 
     latents: Float[np.ndarray, "T h w C"]
     text: Float[np.ndarray, "n E"] | None
@@ -51,18 +53,25 @@ class PreparedClip:
 def to_record(clip: PreparedClip) -> bytes:
     """The record of a clip; arrays keep their dtype."""
     features = {
-        "latents/value": clip.latents.tobytes(), "latents/shape": clip.latents.shape, "clip": clip.clip,
-        "caption": clip.caption.encode(errors="replace"), "file": clip.file.encode(errors="surrogateescape"),
-        "start": float(clip.start), "fps": float(clip.fps), "num_frames": clip.shape.num_frames,
-        "height": clip.shape.height, "width": clip.shape.width,
-    }  # fmt: skip
+        "latents/value": clip.latents.tobytes(),
+        "latents/shape": clip.latents.shape,
+        "clip": clip.clip,
+        "caption": clip.caption.encode(errors="replace"),
+        "file": clip.file.encode(errors="surrogateescape"),
+        "start": float(clip.start),
+        "fps": float(clip.fps),
+        "num_frames": clip.shape.num_frames,
+        "height": clip.shape.height,
+        "width": clip.shape.width,
+    }
     if clip.text is not None and clip.text_mask is not None:
         features |= {"text": clip.text.tobytes(), "text_mask": clip.text_mask.tobytes()}
     return encode(features)
 
 
 def from_record(record: bytes, dtype: str) -> PreparedClip:
-    """The clip of a record whose arrays are of `dtype`, as views of it. Raises ValueError for other bytes."""
+    """The clip of a record whose arrays are of `dtype`, as views of it. Raises ValueError for other
+    bytes."""
     found, kind = decode(record), DTYPES[dtype]
     try:
         text = mask = None
@@ -71,11 +80,16 @@ def from_record(record: bytes, dtype: str) -> PreparedClip:
             text = np.frombuffer(found["text"], kind).reshape(mask.sum(), -1)
         shape = {name: int(found[name][0]) for name in ("num_frames", "height", "width")}
         return PreparedClip(
-            latents=np.frombuffer(found["latents/value"], kind).reshape(found["latents/shape"]), text=text,
-            text_mask=mask, caption=bytes(found["caption"]).decode(), clip=int(found["clip"][0]),
-            file=bytes(found["file"]).decode(errors="surrogateescape"), start=float(found["start"][0]),
-            fps=float(found["fps"][0]), shape=ClipShape(**shape),
-        )  # fmt: skip
+            latents=np.frombuffer(found["latents/value"], kind).reshape(found["latents/shape"]),
+            text=text,
+            text_mask=mask,
+            caption=bytes(found["caption"]).decode(),
+            clip=int(found["clip"][0]),
+            file=bytes(found["file"]).decode(errors="surrogateescape"),
+            start=float(found["start"][0]),
+            fps=float(found["fps"][0]),
+            shape=ClipShape(**shape),
+        )
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"not the record of a clip ({error!r})") from error
 
@@ -83,7 +97,8 @@ def from_record(record: bytes, dtype: str) -> PreparedClip:
 def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
     """Writes an ArrayRecord file in one move and says {"clips", "bytes", "sha256"} of it.
 
-    Raises OSError where it cannot be written. Whatever is raised, a file that stood there before is left as it was.
+    Raises OSError where it cannot be written. Whatever is raised, a file that stood there before is
+    left as it was.
     """
     part = part_name(path)
     try:
@@ -96,7 +111,9 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
         finally:
             _told(path, writer.close)
         if (found := count_records(part)) != count:
-            raise OSError(f"cannot write {path}: {found} of {count} clips arrived; is the disk full?")
+            raise OSError(
+                f"cannot write {path}: {found} of {count} clips arrived; is the disk full?"
+            )
         digest = file_digest(part)
         size = settle(part, path)
     finally:
@@ -105,7 +122,8 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
 
 
 def count_records(path: Path) -> int:
-    """How many records a file holds; 0 for one that is cut off. Raises OSError where it cannot be read."""
+    """How many records a file holds; 0 for one that is cut off. Raises OSError where it cannot be
+    read."""
     reader = _told(path, array_record_module.ArrayRecordReader, str(path))
     try:
         return _told(path, reader.num_records)
@@ -121,7 +139,9 @@ def file_digest(path: Path) -> str:
 
 def part_name(path: Path) -> Path:
     """A hidden name beside `path` that no other process or thread writes to."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.part")
+    return path.with_name(
+        f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.part"
+    )
 
 
 def settle(part: Path, path: Path) -> int:

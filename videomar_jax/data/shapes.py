@@ -1,16 +1,22 @@
-"""Moving shapes: captioned clips drawn on demand, for a first run and for tests that know the answer.
+"""Moving shapes: captioned clips drawn on demand, for a first run and for tests that know the
+answer.
 
-One shape of radius R = 4.5 px moves at v = 1.5 px/frame in one of four directions over a dark background. A bigger
-canvas shows more room around the same object: sizes are in pixels, never in fractions of the canvas. The centre's
-coordinate along the motion is a triangle wave, so the shape turns back when its edge touches the border:
+One shape of radius R = 4.5 px moves at v = 1.5 px/frame in one of four directions over a dark
+background. A bigger
+canvas shows more room around the same object: sizes are in pixels, never in fractions of the
+    canvas. The centre's
+coordinate along the motion is a triangle wave, so the shape turns back when its edge touches the
+border:
 
     p(t) = lo + fold(s + v t),   fold(q) = L - |q mod 2L - L|,   lo = R - 1/2,   L = side - 2 R
 
-with pixel centres at whole numbers. Coverage is a linear ramp of 1.5 px across the signed distance to the outline.
+with pixel centres at whole numbers. Coverage is a linear ramp of 1.5 px across the signed distance
+to the outline.
 
-Of the 6 x 3 x 4 (colour, shape, direction) triples 12 are held out: (2 shape + direction) mod 6 names the colour that
-misses this shape with this direction. Each shape-direction pair then misses one colour, each colour misses two triples
-of different shape and direction, and every pair of attributes is still seen in training.
+Of the 6 x 3 x 4 (colour, shape, direction) triples 12 are held out: (2 shape + direction) mod 6
+names the colour that misses this shape with this direction. Each shape-direction pair then misses
+one colour, each colour misses two triples of different shape and direction, and every pair of
+attributes is still seen in training.
 """
 
 from dataclasses import dataclass
@@ -73,13 +79,14 @@ _FULLY_SEEN = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """A source of `length` clips of moving shapes; a clip depends on (seed, split, index, clip shape) only.
+    """A source of `length` clips of moving shapes; a clip depends on (seed, split, index, clip
+    shape) only.
 
-    split: "train" and "test" draw from the 60 seen triples, each from its own random stream; "unseen" from the 12
-        held-out ones.
-    bounce: True starts anywhere, so a clip may turn back at the border. False starts where the motion stays clear of
-        the border; where the canvas is too small for that, the shape starts at the border behind it and turns back
-        as late as possible.
+    split: "train" and "test" draw from the 60 seen triples, each from its own random stream;
+        "unseen" from the 12 held-out ones.
+    bounce: True starts anywhere, so a clip may turn back at the border. False starts where the
+        motion stays clear of the border; where the canvas is too small for that, the shape starts
+        at the border behind it and turns back as late as possible.
     """
 
     seed: int
@@ -115,20 +122,27 @@ class Shapes:
         return _clip(triple, start, room, shape)
 
     def counterfactuals(self, index: int, shape: ClipShape) -> list[Clip]:
-        """Four clips that begin with the same frame and move left, right, up and down, each with its own caption.
+        """Four clips that begin with the same frame and move left, right, up and down, each with
+        its own caption.
 
-        The shape starts within 1.5 px of the middle of the canvas, or nearer (0.5 px at the least) where it would meet
-        the border; on a canvas far too small for the clip it turns back all the same. Colour and shape are a pair of
-        which all four directions are seen in training: ValueError for the split "unseen", which has no such pair.
+        The shape starts within 1.5 px of the middle of the canvas, or nearer (0.5 px at the least)
+        where it would meet the border; on a canvas far too small for the clip it turns back all the
+        same. Colour and shape are a pair of
+        which all four directions are seen in training: ValueError for the split "unseen", which has
+            no such pair.
         """
         if self.split == "unseen":
-            raise ValueError('no colour and shape has four held-out directions: ask split="test" for counterfactuals')
+            raise ValueError(
+                'no colour and shape has four held-out directions: ask split="test" for counterfactuals'
+            )
         room = self._room(index, shape)
         draw = self._stream(index, kind=1)
         colour, name = _FULLY_SEEN[draw.integers(len(_FULLY_SEEN))]
         spread = np.clip(room / 2 - SPEED * (shape.num_frames - 1), 0.5, 1.5)
         start = room / 2 + spread * draw.uniform(-1.0, 1.0, 2)
-        return [_clip(Triple(colour, name, direction), start, room, shape) for direction in DIRECTIONS]
+        return [
+            _clip(Triple(colour, name, direction), start, room, shape) for direction in DIRECTIONS
+        ]
 
     def _room(self, index: int, shape: ClipShape) -> Float[np.ndarray, "2"]:
         """How far the centre may travel, (x, y) px."""
@@ -147,20 +161,27 @@ class Shapes:
 def _clear_start(
     start: Float[np.ndarray, "2"], room: Float[np.ndarray, "2"], direction: str, travel: float
 ) -> Float[np.ndarray, "2"]:
-    """Squeezes a start in [0, room] so that `travel` px ahead of it are free, or none behind it where that fails."""
+    """Squeezes a start in [0, room] so that `travel` px ahead of it are free, or none behind it
+    where that fails."""
     step = np.array(DIRECTIONS[direction])
     free = np.where(step == 0, room, np.maximum(room - travel, 0.0))
     squeezed = start / room * free
     return np.where(step < 0, room - squeezed, squeezed)
 
 
-def _clip(triple: Triple, start: Float[np.ndarray, "2"], room: Float[np.ndarray, "2"], shape: ClipShape) -> Clip:
-    path = start + SPEED * np.arange(shape.num_frames)[:, None] * np.array(DIRECTIONS[triple.direction])
+def _clip(
+    triple: Triple, start: Float[np.ndarray, "2"], room: Float[np.ndarray, "2"], shape: ClipShape
+) -> Clip:
+    path = start + SPEED * np.arange(shape.num_frames)[:, None] * np.array(
+        DIRECTIONS[triple.direction]
+    )
     centres = RADIUS - 0.5 + room - np.abs(path % (2 * room) - room)
     return Clip(video=_render(triple, centres, shape), caption=triple.caption)
 
 
-def _render(triple: Triple, centres: Float[np.ndarray, "F 2"], shape: ClipShape) -> UInt8[np.ndarray, "F Hp Wp 3"]:
+def _render(
+    triple: Triple, centres: Float[np.ndarray, "F 2"], shape: ClipShape
+) -> UInt8[np.ndarray, "F Hp Wp 3"]:
     x, y = centres[:, :, None].astype(np.float32).transpose(1, 0, 2)
     x = np.arange(shape.width, dtype=np.float32) - x
     y = np.arange(shape.height, dtype=np.float32) - y
@@ -174,10 +195,13 @@ def _render(triple: Triple, centres: Float[np.ndarray, "F 2"], shape: ClipShape)
 def _distance(
     name: str, x: Float[np.ndarray, "F 1 Wp"], y: Float[np.ndarray, "F Hp 1"]
 ) -> Float[np.ndarray, "F Hp Wp"]:
-    """Signed distance to the outline, negative inside (outside a corner: to the nearer of its two edges)."""
+    """Signed distance to the outline, negative inside (outside a corner: to the nearer of its two
+    edges)."""
     if name == "circle":
         return np.sqrt(x * x + y * y) - np.float32(RADIUS)
     if name == "square":  # of the circle's area
         return np.maximum(np.abs(x), np.abs(y)) - np.float32(RADIUS * np.sqrt(np.pi) / 2)
-    slope = np.float32(1 / np.sqrt(5))  # apex up, base and height 2 R: the sides' normal is (2, -1) / sqrt 5
+    slope = np.float32(
+        1 / np.sqrt(5)
+    )  # apex up, base and height 2 R: the sides' normal is (2, -1) / sqrt 5
     return np.maximum(y - np.float32(RADIUS), (2 * np.abs(x) - y - np.float32(RADIUS)) * slope)

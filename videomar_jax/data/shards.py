@@ -5,7 +5,8 @@
     DIR/dataset_info.json, features.json                the same files as a TFDS dataset
     DIR/model/tokenizer, model/text_encoder             what made the latents and the features
 
-A clip is stored at one size and length. It is read at that size, at its own length or a shorter one: tokenizers are
+A clip is stored at one size and length. It is read at that size, at its own length or a shorter
+    one: tokenizers are
 causal in time, so that the latents of its first frames are the first of its latents.
 
 Features of padding are not stored and read as zeros; nothing that honours the mask can tell.
@@ -48,13 +49,20 @@ class LatentShards:
     """The clips of a prepared folder, in the order of its manifest.
 
     split: "train", "test" (the windows that `prepare` held out), or "all".
-    verify: reads every file once and compares its checksum; existence and size are always looked at.
+    verify: reads every file once and compares its checksum; existence and size are always looked
+        at.
 
-    Raises FileNotFoundError for a folder that is none, is not complete or lacks a file; ValueError for a file that is
-    not as the manifest says, and for a split without clips.
+    Raises FileNotFoundError for a folder that is none, is not complete or lacks a file; ValueError
+    for a file that is not as the manifest says, and for a split without clips.
     """
 
-    def __init__(self, path: str | Path, *, split: Literal["train", "test", "all"] = "all", verify: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        split: Literal["train", "test", "all"] = "all",
+        verify: bool = False,
+    ):
         if split not in ("train", "test", "all"):
             raise ValueError(f"split must be train, test or all, not {split!r}")
         self.path = Path(path)
@@ -66,7 +74,9 @@ class LatentShards:
             _check_file(self.path, shard, verify)
         self._shards = [shard for shard in shards if shard.clips and split in (shard.split, "all")]
         if not self._shards:
-            raise ValueError(f"{self.path} holds no clips of the split {split!r}: prepare it with another --holdout")
+            raise ValueError(
+                f"{self.path} holds no clips of the split {split!r}: prepare it with another --holdout"
+            )
         self._ends = np.cumsum([shard.clips for shard in self._shards])
         self._stride = int(self.manifest["tokenizer"]["temporal_stride"])
         self._readers = _Readers(self.path)
@@ -75,31 +85,42 @@ class LatentShards:
         return int(self._ends[-1])
 
     def fits(self, shape: ClipShape, sizes: Sizes = ()) -> Int[np.ndarray, "clips"]:
-        """Ascending indices of the clips that are stored at the shape's size and at least as long; `sizes` change
-        nothing, as a stored clip has one size only."""
+        """Ascending indices of the clips that are stored at the shape's size and at least as long;
+        `sizes` change nothing, as a stored clip has one size only."""
         fit = [
-            (shard.height, shard.width) == (shape.height, shape.width) and shard.num_frames >= shape.num_frames
+            (shard.height, shard.width) == (shape.height, shape.width)
+            and shard.num_frames >= shape.num_frames
             for shard in self._shards
         ]
         return np.flatnonzero(np.repeat(fit, [shard.clips for shard in self._shards]))
 
     def read(self, index: int, rng: np.random.Generator | None, shape: ClipShape) -> Clip:
-        """The latents [T, h, w, C] (float32), caption, and where they were made text [K, E] and text_mask [K].
+        """The latents [T, h, w, C] (float32), caption, and where they were made text [K, E] and
+        text_mask [K].
 
-        Nothing is random. Raises ValueError for a clip of another size or a shorter one, and for damage.
+        Nothing is random. Raises ValueError for a clip of another size or a shorter one, and for
+        damage.
         """
         shard, clip = self._clip(index)
         stored = f"{self.path}: clip {index} is stored as {shard.num_frames} frames at {shard.height}x{shard.width}"
-        if (shard.height, shard.width) != (shape.height, shape.width) or shard.num_frames < shape.num_frames:
+        if (shard.height, shard.width) != (
+            shape.height,
+            shape.width,
+        ) or shard.num_frames < shape.num_frames:
             asked = f"{shape.num_frames} at {shape.height}x{shape.width}"
-            raise ValueError(f"{stored}, {asked} asked; choose what is there, or prepare the videos again")
+            raise ValueError(
+                f"{stored}, {asked} asked; choose what is there, or prepare the videos again"
+            )
         if (shape.num_frames - 1) % self._stride:
             raise ValueError(f"{stored}; {shape.num_frames} frames are not 1 + {self._stride} * k")
         frames = 1 + (shape.num_frames - 1) // self._stride
-        return Clip(latents=clip.latents[:frames].astype(np.float32), caption=clip.caption, **_text(clip))
+        return Clip(
+            latents=clip.latents[:frames].astype(np.float32), caption=clip.caption, **_text(clip)
+        )
 
     def digest(self) -> str:
-        """Of the files of this split: their names, and the checksums that the manifest has of them."""
+        """Of the files of this split: their names, and the checksums that the manifest has of
+        them."""
         files = [(shard.file, shard.clips, shard.sha256) for shard in self._shards]
         return short_digest("shards", self.split, self.fps, files)
 
@@ -108,10 +129,14 @@ class LatentShards:
         return Path(self._clip(index)[1].file).stem
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Where a clip comes from: file, start (s), fps, clip (number in the plan), caption, split, file of records."""
+        """Where a clip comes from: file, start (s), fps, clip (number in the plan), caption, split,
+        file of records."""
         shard, clip = self._clip(index)
         names = ("file", "start", "fps", "clip", "caption")
-        return {name: getattr(clip, name) for name in names} | {"split": shard.split, "shard": shard.file}
+        return {name: getattr(clip, name) for name in names} | {
+            "split": shard.split,
+            "shard": shard.file,
+        }
 
     def _clip(self, index: int) -> tuple[Shard, PreparedClip]:
         check_index(index, len(self))
@@ -130,22 +155,32 @@ class LatentShards:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete folder.
 
-    Raises FileNotFoundError where there is none, ValueError for one that is damaged or of another version.
+    Raises FileNotFoundError where there is none, ValueError for one that is damaged or of another
+    version.
     """
     path = folder / MANIFEST
     if not path.is_file():
         begun = " yet: run the same prepare command again until it says that all is complete"
-        reason = begun if (folder / "plan.json").exists() else ": give a folder that `prepare` wrote"
+        reason = (
+            begun if (folder / "plan.json").exists() else ": give a folder that `prepare` wrote"
+        )
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}{reason}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         kind, version = manifest["format"], manifest["version"]
         known = kind == FORMAT and manifest["dtype"] in DTYPES and manifest["fps"] > 0
-        _ = [Shard(**shard) for shard in manifest["shards"]], manifest["tokenizer"]["temporal_stride"]
+        _ = (
+            [Shard(**shard) for shard in manifest["shards"]],
+            manifest["tokenizer"]["temporal_stride"],
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): run the same prepare command again") from error
+        raise ValueError(
+            f"{path} is damaged ({error!r}): run the same prepare command again"
+        ) from error
     if not known or version != VERSION:
-        raise ValueError(f"{path} is {kind!r}, version {version}; this code reads {FORMAT!r}, version {VERSION}")
+        raise ValueError(
+            f"{path} is {kind!r}, version {version}; this code reads {FORMAT!r}, version {VERSION}"
+        )
     return manifest
 
 
@@ -161,7 +196,8 @@ def _check_file(folder: Path, shard: Shard, verify: bool) -> None:
 
 
 def _text(clip: PreparedClip) -> Mapping[str, np.ndarray]:
-    """Features [K, E], zero where padded, and their mask; nothing where the record holds captions only."""
+    """Features [K, E], zero where padded, and their mask; nothing where the record holds captions
+    only."""
     if clip.text is None or clip.text_mask is None:
         return {}
     text = np.zeros((len(clip.text_mask), clip.text.shape[1]), np.float32)
@@ -170,7 +206,8 @@ def _text(clip: PreparedClip) -> Mapping[str, np.ndarray]:
 
 
 class _Readers:
-    """Open files, the longest unused closed first. A reader serves any number of threads at a time."""
+    """Open files, the longest unused closed first. A reader serves any number of threads at a
+    time."""
 
     def __init__(self, folder: Path):
         self._folder, self._lock = folder, threading.Lock()
@@ -186,14 +223,18 @@ class _Readers:
         with self._lock:
             if shard.file not in self._open:
                 path = self._folder / shard.file
-                reader = array_record_module.ArrayRecordReader(str(path), _OPTIONS, file_reader_buffer_size=2**15)
+                reader = array_record_module.ArrayRecordReader(
+                    str(path), _OPTIONS, file_reader_buffer_size=2**15
+                )
                 if not path.is_file():
                     raise ValueError("the file is gone")
                 if (found := reader.num_records()) != shard.clips:
                     raise ValueError(f"the file holds {found} clips, {shard.clips} in {MANIFEST}")
                 self._open[shard.file] = reader
                 if len(self._open) > _MOST_OPEN:
-                    self._open.popitem(last=False)  # closed when the last thread that reads from it is done
+                    self._open.popitem(
+                        last=False
+                    )  # closed when the last thread that reads from it is done
             self._open.move_to_end(shard.file)
             return self._open[shard.file]
 

@@ -1,7 +1,7 @@
 """What a source of clips is: numbered, random access, any size on request.
 
-A source does not know batches, epochs or shuffling (`pipeline`), and a model never sees a source. The size of a clip
-is an argument of `read`, so a curriculum reads one source at growing sizes.
+A source does not know batches, epochs or shuffling (`pipeline`), and a model never sees a source.
+The size of a clip is an argument of `read`, so a curriculum reads one source at growing sizes.
 
     read(index, rng, shape) -> {"video": uint8 [F, Hp, Wp, 3], "caption": str}
 
@@ -9,15 +9,18 @@ A source of prepared clips gives `latents` for `video`, and may add the features
 
     {"latents": float [T, h, w, C], "caption": str, "text": float [K, E], "text_mask": bool [K]}
 
-The clip depends on the arguments and the source's own settings only: the same call gives the same clip, from any
-thread, in any order. Whatever is drawn at random comes from `rng`; a source that cuts nothing at random ignores it.
+The clip depends on the arguments and the source's own settings only: the same call gives the same
+clip, from any thread, in any order. Whatever is drawn at random comes from `rng`; a source that
+cuts nothing at random ignores it.
 
-A source that knows how long and wide its clips are says which of them a shape is for (`SizedSource.fits`), so that
-each is cut to the size that is nearest to its own aspect ratio. Without it every clip is for every shape. One whose
-clips come from files has `name(index) -> str`, what reports call the file (`name_of`).
+A source that knows how long and wide its clips are says which of them a shape is for
+(`SizedSource.fits`), so that each is cut to the size that is nearest to its own aspect ratio.
+Without it every clip is for every shape. One whose clips come from files has `name(index) -> str`,
+what reports call the file (`name_of`).
 
-`digest() -> str` tells two sources of different clips apart, without reading them (`digest_of`): number `index` of two
-sources of equal digest is a clip of the same name and length. Neither the place of files nor their captions count.
+`digest() -> str` tells two sources of different clips apart, without reading them (`digest_of`):
+number `index` of two sources of equal digest is a clip of the same name and length. Neither the
+place of files nor their captions count.
 """
 
 import hashlib
@@ -46,11 +49,14 @@ class ClipShape:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"ClipShape.{field.name} must be a whole number >= 1, got {value!r}")
+                raise ValueError(
+                    f"ClipShape.{field.name} must be a whole number >= 1, got {value!r}"
+                )
 
 
 class Clip(TypedDict, total=False):
-    """One clip, as pixels or as latents, and the text that goes with it (an empty string where there is none)."""
+    """One clip, as pixels or as latents, and the text that goes with it (an empty string where
+    there is none)."""
 
     video: UInt8[np.ndarray, "F Hp Wp 3"]
     latents: Float[np.ndarray, "T h w C"]
@@ -83,13 +89,15 @@ class SizedSource(ClipSource, Protocol):
     """A source that knows the lengths and sizes of its clips."""
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
-        """Ascending indices of the clips that are cut to `shape`: those long enough for its frames and, of `sizes`
-        (one of which is the shape's own), nearest to its rows and columns. May be empty."""
+        """Ascending indices of the clips that are cut to `shape`: those long enough for its frames
+        and, of `sizes` (one of which is the shape's own), nearest to its rows and columns. May be
+        empty."""
         ...
 
 
 def clips_for(source: ClipSource, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
-    """The indices of the clips of any source that are cut to `shape`, where they may be cut to `sizes`."""
+    """The indices of the clips of any source that are cut to `shape`, where they may be cut to
+    `sizes`."""
     if isinstance(source, SizedSource):
         return np.asarray(source.fits(shape, sizes), np.int64)
     return np.arange(len(source))
@@ -115,13 +123,14 @@ def nearest_sizes(
 ) -> Int[np.ndarray, "clips"]:
     """For clips of these rows and columns the number of the size with the nearest aspect ratio.
 
-    Nearest is the least |log(width / height) - log(columns / rows)|; of equals the first of `sizes`.
+    Nearest is the least |log(width / height) - log(columns / rows)|; of equals the first of
+    `sizes`.
     """
     wanted = np.array([np.log(width / height) for height, width in sizes])
     return np.argmin(np.abs(np.log(columns / rows)[:, None] - wanted), axis=1)
 
 
-class Part:
+class Subset:
     """Some clips of a source, in the order of `indices`, as a source of their own."""
 
     def __init__(self, source: ClipSource, indices: Sequence[int] | Int[np.ndarray, "clips"]):

@@ -1,8 +1,12 @@
-"""Any TFDS dataset of videos as a source of captioned clips, read at random through `as_data_source`.
+"""Any TFDS dataset of videos as a source of captioned clips, read at random through
+`as_data_source`.
 
-A video is a uint8 feature [F, rows, columns, 3 or 1]; a caption a text, a class name, or a sequence of texts of which
-one is drawn. Nothing here needs TensorFlow, though some datasets do: those with `tfds.features.Video` or `Image`, which
-leave decoding to it. The dataset must be prepared in the array_record format, which has random access:
+A video is a uint8 feature [F, rows, columns, 3 or 1]; a caption a text, a class name, or a sequence
+of texts of which
+one is drawn. Nothing here needs TensorFlow, though some datasets do: those with
+    `tfds.features.Video` or `Image`, which
+leave decoding to it. The dataset must be prepared in the array_record format, which has random
+access:
 
     tfds.builder(NAME, file_format="array_record").download_and_prepare()
 """
@@ -32,15 +36,17 @@ _TELL_EVERY = 5.0
 class TFDSClips:
     """Videos of one split of a dataset, one index each.
 
-    name: a dataset, with config and version if need be ("moving_mnist:1.0.0"), or the folder of a prepared one.
+    name: a dataset, with config and version if need be ("moving_mnist:1.0.0"), or the folder of a
+        prepared one.
     split: as TFDS writes it, such as "train" or "train[:95%]".
     video_key, caption_key: the features; "a/b" for nested ones, caption_key "" for none.
     data_dir: where datasets lie, if not where TFDS looks by itself.
     fps: frames per second of the stored videos; they are not resampled.
-    random: window and crop are drawn at random; None for splits whose name begins with "train". Else the middle.
+    random: window and crop are drawn at random; None for splits whose name begins with "train".
+        Else the middle.
 
-    Raises ValueError for a dataset, split or feature that is not there, naming those that are; FileNotFoundError for a
-    dataset that is not prepared yet.
+    Raises ValueError for a dataset, split or feature that is not there, naming those that are;
+    FileNotFoundError for a dataset that is not prepared yet.
     """
 
     def __init__(
@@ -72,20 +78,30 @@ class TFDSClips:
         return len(self._source)
 
     def digest(self) -> str:
-        """Of name, configuration and version of the dataset, the split, the features, and how many videos there are."""
-        return short_digest("tfds", self._full_name, self.split, self._video, self._caption, self.fps, len(self))
+        """Of name, configuration and version of the dataset, the split, the features, and how many
+        videos there are."""
+        return short_digest(
+            "tfds", self._full_name, self.split, self._video, self._caption, self.fps, len(self)
+        )
 
     def fits(self, shape: ClipShape, sizes: Sizes = ()) -> Int[np.ndarray, "clips"]:
-        """Ascending indices of the videos with frames enough for `shape`; their sizes are not looked at.
+        """Ascending indices of the videos with frames enough for `shape`; their sizes are not
+        looked at.
 
-        The first call reads every video once, where the feature does not say how many frames they have. Those left out
-        are counted in a warning.
+        The first call reads every video once, where the feature does not say how many frames they
+        have. Those left out are counted in a warning.
         """
         fit = self._lengths >= shape.num_frames
         if not fit.all() and shape.num_frames not in self._told:
             self._told.add(shape.num_frames)
-            _log.warning("%s, %s: %d of %d videos have fewer than %d frames and are left out where so many are asked",
-                         self.name, self.split, np.sum(~fit), len(self), shape.num_frames)  # fmt: skip
+            _log.warning(
+                "%s, %s: %d of %d videos have fewer than %d frames and are left out where so many are asked",
+                self.name,
+                self.split,
+                np.sum(~fit),
+                len(self),
+                shape.num_frames,
+            )
         return np.flatnonzero(fit)
 
     @functools.cached_property
@@ -101,7 +117,9 @@ class TFDSClips:
         video = tfds.features.FeaturesDict(wanted)  # nothing else of an example is decoded
 
         def length(index: int) -> int:
-            return len(_at(video.deserialize_example_np(self._source.data_source[index]), self._video))
+            return len(
+                _at(video.deserialize_example_np(self._source.data_source[index]), self._video)
+            )
 
         found: list[int] = []
         said = time.monotonic()
@@ -110,7 +128,13 @@ class TFDSClips:
                 found += pool.map(length, range(len(found), min(len(found) + _AT_ONCE, len(self))))
                 if time.monotonic() - said > _TELL_EVERY:
                     said = time.monotonic()
-                    _log.info("%s, %s: lengths of %d of %d videos read", self.name, self.split, len(found), len(self))
+                    _log.info(
+                        "%s, %s: lengths of %d of %d videos read",
+                        self.name,
+                        self.split,
+                        len(found),
+                        len(self),
+                    )
         return np.array(found)
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
@@ -159,7 +183,11 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS has many, of no common kind
         tensorflow = importlib.util.find_spec("tensorflow") is not None
-        hint = "" if tensorflow else "; some of TFDS's own datasets are known only where TensorFlow is installed"
+        hint = (
+            ""
+            if tensorflow
+            else "; some of TFDS's own datasets are known only where TensorFlow is installed"
+        )
         raise ValueError(
             f"TFDS cannot open {name!r} ({_first_line(error)}): give a dataset's name or the folder of a prepared "
             f"one{hint}"
@@ -174,7 +202,9 @@ def _open(builder: Any, name: str, split: str) -> Any:
         source = builder.as_data_source(split)
     except Exception as error:
         if not splits:
-            raise FileNotFoundError(f"the TFDS dataset {name!r} is not prepared: run {prepare}") from error
+            raise FileNotFoundError(
+                f"the TFDS dataset {name!r} is not prepared: run {prepare}"
+            ) from error
         raise ValueError(
             f"TFDS cannot read the split {split!r} of {name!r} ({_first_line(error)}); it has {', '.join(splits)}. "
             f"If its files are not array_record, run {prepare}"
@@ -208,11 +238,17 @@ def _check_video(name: str, features: Mapping[str, Any], key: str) -> None:
     feature = _find(name, features, key)
     shape = feature.shape
     if len(shape) != 4 or shape[-1] not in (1, 3, None) or feature.np_dtype != np.uint8:
-        raise ValueError(f"{key!r} of {name} is {_told(feature)}, not a video: uint8 [F, rows, columns, 3]")
+        raise ValueError(
+            f"{key!r} of {name} is {_told(feature)}, not a video: uint8 [F, rows, columns, 3]"
+        )
 
 
 def _told(feature: Any) -> str:
-    return f"({np.dtype(feature.np_dtype)} {list(feature.shape)})" if isinstance(feature.shape, tuple) else ""
+    return (
+        f"({np.dtype(feature.np_dtype)} {list(feature.shape)})"
+        if isinstance(feature.shape, tuple)
+        else ""
+    )
 
 
 def _at(example: Any, key: str) -> Any:

@@ -1,6 +1,8 @@
-"""Cutting clips to size: scale until the target is covered, then crop. The aspect is kept, nothing is padded.
+"""Cutting clips to size: scale until the target is covered, then crop. The aspect is kept, nothing
+is padded.
 
-Nothing is mirrored either: captions name directions. Scaling is bicubic with the support widened by the reduction
+Nothing is mirrored either: captions name directions. Scaling is bicubic with the support widened by
+    the reduction
 factor, so a reduction averages over the source pixels and does not alias.
 """
 
@@ -11,9 +13,12 @@ from videomar_jax.types import UInt8
 
 
 def cover_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
-    """The smallest (rows, columns) of the same aspect, rounded to whole pixels, that holds height x width."""
+    """The smallest (rows, columns) of the same aspect, rounded to whole pixels, that holds height x
+    width."""
     if min(rows, columns, height, width) < 1:
-        raise ValueError(f"cannot scale a frame of {rows} x {columns} px to cover {height} x {width} px")
+        raise ValueError(
+            f"cannot scale a frame of {rows} x {columns} px to cover {height} x {width} px"
+        )
     scale = max(height / rows, width / columns)
     return max(height, round(rows * scale)), max(width, round(columns * scale))
 
@@ -21,7 +26,8 @@ def cover_size(rows: int, columns: int, height: int, width: int) -> tuple[int, i
 def resize_cover(
     video: UInt8[np.ndarray, "F rows columns 3"], height: int, width: int
 ) -> UInt8[np.ndarray, "F new_rows new_columns 3"]:
-    """Scales every frame to `cover_size`: one side fits exactly, the other is at least as long as asked."""
+    """Scales every frame to `cover_size`: one side fits exactly, the other is at least as long as
+    asked."""
     rows, columns = cover_size(*video.shape[1:3], height, width)
     if (rows, columns) == video.shape[1:3]:
         return video
@@ -42,7 +48,8 @@ def crop_center(
 def crop_random(
     video: UInt8[np.ndarray, "F rows columns 3"], height: int, width: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "F Hp Wp 3"]:
-    """One place for the whole clip, drawn evenly from all that fit. Raises ValueError where the frames are smaller."""
+    """One place for the whole clip, drawn evenly from all that fit. Raises ValueError where the
+    frames are smaller."""
     down, right = _slack(video, height, width)
     return _crop(video, int(rng.integers(down + 1)), int(rng.integers(right + 1)), height, width)
 
@@ -50,7 +57,9 @@ def crop_random(
 def _slack(video: np.ndarray, height: int, width: int) -> tuple[int, int]:
     rows, columns = video.shape[1:3]
     if rows < height or columns < width:
-        raise ValueError(f"cannot crop {height} x {width} px from frames of {rows} x {columns} px: resize_cover first")
+        raise ValueError(
+            f"cannot crop {height} x {width} px from frames of {rows} x {columns} px: resize_cover first"
+        )
     return rows - height, columns - width
 
 

@@ -1,9 +1,10 @@
 """A folder of video files as a source of captioned clips.
 
-Each clip's duration is divided at (1 - holdout): frames presented before that belong to "train", the rest to "test";
-clips too short for that may be kept whole, for one of the two (`holdout`). A split reads its own frames only, so no
-resampling rounds a held-out frame into training. A window is `num_frames` times 1/fps apart; each takes the frame
-nearest to it, is scaled to cover the asked size and cropped.
+Each clip's duration is divided at (1 - holdout): frames presented before that belong to "train",
+the rest to "test"; clips too short for that may be kept whole, for one of the two (`holdout`). A
+split reads its own frames only, so no resampling rounds a held-out frame into training. A window is
+`num_frames` times 1/fps apart; each takes the frame nearest to it, is scaled to cover the asked
+size and cropped.
 
     train   one index per clip, a random window                              crop as asked
     test    up to 4 evenly spread windows per clip, one index each           centre crop
@@ -21,7 +22,14 @@ import numpy as np
 from videomar_jax.data.captions import read_captions
 from videomar_jax.data.decode import frames_between, nearest, probe, read_video, to_rgb
 from videomar_jax.data.holdout import Piece, Share, Video, divide, shares
-from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, nearest_sizes, short_digest
+from videomar_jax.data.sources import (
+    Clip,
+    ClipShape,
+    Sizes,
+    check_index,
+    nearest_sizes,
+    short_digest,
+)
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
 from videomar_jax.types import Int, UInt8
 
@@ -43,15 +51,18 @@ class VideoFolder:
 
     captions: a .csv or .jsonl table; None looks for one in the folder (see `captions`).
     holdout: the share of each clip's duration kept for "test", in [0, 1).
-    shortest: frames, at `fps`, of the shortest training clip and of a test clip: a file that cannot be cut into a part
-        for each is not cut, but whole in one of the two splits (see `holdout`). None: every file is cut.
-    min_frames: leaves out files with fewer frames, at `fps`, in this split; "test" spreads no more windows over a clip
-        than it holds stretches of this length.
+    shortest: frames, at `fps`, of the shortest training clip and of a test clip: a file that cannot
+        be cut into a part for each is not cut, but whole in one of the two splits (see `holdout`).
+        None: every file is cut.
+    min_frames: leaves out files with fewer frames, at `fps`, in this split; "test" spreads no more
+        windows over a clip than it holds stretches of this length.
     skip_broken: False makes an unusable file an error.
-    cache_bytes: memory for decoded, scaled frames of short clips; kept in order of arrival until it is full.
+    cache_bytes: memory for decoded, scaled frames of short clips; kept in order of arrival until it
+        is full.
 
-    All files are looked at here. `skipped` lists those that cannot be used, with the reason. Raises FileNotFoundError
-    for a missing or empty folder and ValueError for settings out of range or where no file is usable.
+    All files are looked at here. `skipped` lists those that cannot be used, with the reason. Raises
+    FileNotFoundError for a missing or empty folder and ValueError for settings out of range or
+    where no file is usable.
     """
 
     def __init__(
@@ -84,7 +95,9 @@ class VideoFolder:
             raise ValueError(_hopeless(folder, self.skipped, len(files)))
         for _, reason in self.skipped:
             _log.warning("skipped %s", reason)
-        self._windows = [(piece, number, count) for piece in pieces for number, count in self._spread(piece)]
+        self._windows = [
+            (piece, number, count) for piece in pieces for number, count in self._spread(piece)
+        ]
         self._lengths = np.array([piece.count(self.fps) for piece, _, _ in self._windows])
         self._sides = np.array([(piece.rows, piece.columns) for piece, _, _ in self._windows])
         self._cache = _Cache(cache_bytes)
@@ -99,27 +112,43 @@ class VideoFolder:
         return self._windows[index][0].path.stem
 
     def digest(self) -> str:
-        """Of what is read: the files by their place in the folder, the first and last time that is taken of each, its
-        frames and size; and of the windows, which the settings say."""
+        """Of what is read: the files by their place in the folder, the first and last time that is
+        taken of each, its frames and size; and of the windows, which the settings say."""
         clips = [
-            (piece.path.relative_to(self._folder).as_posix(), round(piece.first, 6), round(piece.last, 6), piece.frames,
-             piece.rows, piece.columns, number, count)
+            (
+                piece.path.relative_to(self._folder).as_posix(),
+                round(piece.first, 6),
+                round(piece.last, 6),
+                piece.frames,
+                piece.rows,
+                piece.columns,
+                number,
+                count,
+            )
             for piece, number, count in self._windows
-        ]  # fmt: skip
-        return short_digest("videos", self.split, self.fps, self._random_window, self._random_crop, clips)
+        ]
+        return short_digest(
+            "videos", self.split, self.fps, self._random_window, self._random_crop, clips
+        )
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
-        """The clips that are long enough for `shape` and nearest to it, of `sizes`, in aspect ratio."""
+        """The clips that are long enough for `shape` and nearest to it, of `sizes`, in aspect
+        ratio."""
         number = [tuple(size) for size in sizes].index((shape.height, shape.width))
         near = nearest_sizes(self._sides[:, 0], self._sides[:, 1], sizes) == number
         return np.flatnonzero(near & (self._lengths >= shape.num_frames))
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
-        """One window of a clip. Raises ValueError, naming the file, for a clip shorter than asked or a damaged one."""
+        """One window of a clip. Raises ValueError, naming the file, for a clip shorter than asked
+        or a damaged one."""
         check_index(index, len(self))
         piece, number, count = self._windows[index]
         steps = self._room(piece, shape.num_frames)
-        step = rng.integers(steps + 1) if self._random_window else round(steps * number / max(count - 1, 1))
+        step = (
+            rng.integers(steps + 1)
+            if self._random_window
+            else round(steps * number / max(count - 1, 1))
+        )
         times = piece.first + step / self._step_rate(piece) + np.arange(shape.num_frames) / self.fps
         video = self._frames(piece, times.tolist(), shape.height, shape.width)
         if self._random_crop:
@@ -128,7 +157,9 @@ class VideoFolder:
             video = crop_center(video, shape.height, shape.width)
         return Clip(video=video, caption=self._captions[piece.path])
 
-    def _usable(self, folder: Path, files: list[Path]) -> tuple[list[Piece], list[tuple[Path, str]]]:
+    def _usable(
+        self, folder: Path, files: list[Path]
+    ) -> tuple[list[Piece], list[tuple[Path, str]]]:
         """What is read of the files, and those that cannot be used."""
         with ThreadPoolExecutor(max_workers=8) as pool:
             found = dict(zip(files, pool.map(self._inspect, files), strict=True))
@@ -136,7 +167,9 @@ class VideoFolder:
         pieces, reasons = self._pieces(folder, videos)
         reasons |= {file: reason for file, reason in found.items() if isinstance(reason, str)}
         if not pieces:  # those that are whole in the other split, too
-            parts = {video.path: self._too_short(video.path, video.part(self.split)) for video in videos}
+            parts = {
+                video.path: self._too_short(video.path, video.part(self.split)) for video in videos
+            }
             reasons = parts | reasons
         return pieces, [(file, reasons[file]) for file in files if file in reasons]
 
@@ -154,7 +187,9 @@ class VideoFolder:
             found = ["cut"] * len(videos)
         else:
             names = [video.path.relative_to(folder).as_posix() for video in videos]
-            found = shares(videos, names, holdout=self._holdout, fps=self.fps, shortest=self._shortest)
+            found = shares(
+                videos, names, holdout=self._holdout, fps=self.fps, shortest=self._shortest
+            )
             _tell_whole(folder, found)
         pieces, reasons = [], {}
         for video, share in zip(videos, found, strict=True):
@@ -182,7 +217,8 @@ class VideoFolder:
         return max(int(slack * self._step_rate(piece) + 1e-6), 0)
 
     def _step_rate(self, piece: Piece) -> float:
-        """Windows start at source frames (or finer, 1 / fps apart): from halfway between, rounding may stutter."""
+        """Windows start at source frames (or finer, 1 / fps apart): from halfway between, rounding
+        may stutter."""
         return max(piece.rate, self.fps)
 
     def _too_short(self, path: Path, piece: Piece | None, asked: int | None = None) -> str:
@@ -193,7 +229,9 @@ class VideoFolder:
             f"ask for shorter clips, a higher fps, another holdout"
         )
 
-    def _frames(self, piece: Piece, times: list[float], height: int, width: int) -> UInt8[np.ndarray, "F h w 3"]:
+    def _frames(
+        self, piece: Piece, times: list[float], height: int, width: int
+    ) -> UInt8[np.ndarray, "F h w 3"]:
         """The frames nearest to `times`, scaled to cover height x width."""
         key = (piece.path, height, width)
         kept = self._cache.get(key)
@@ -205,14 +243,16 @@ class VideoFolder:
             if not whole:
                 picked = np.stack([to_rgb(frame) for frame in nearest(timed, times)])
                 return resize_cover(picked, height, width)
-            kept = [(time, resize_cover(to_rgb(frame)[None], height, width)[0]) for time, frame in timed]
+            kept = [
+                (time, resize_cover(to_rgb(frame)[None], height, width)[0]) for time, frame in timed
+            ]
             self._cache.put(key, kept)
         return np.stack(nearest(kept, times))
 
 
 class _Cache:
-    """Decoded clips by file and frame size. Clips are read in random order, so the first to arrive are as good as any;
-    those of a size that is not asked for any more make room for others."""
+    """Decoded clips by file and frame size. Clips are read in random order, so the first to arrive
+    are as good as any; those of a size that is not asked for any more make room for others."""
 
     def __init__(self, budget: int):
         self._budget, self._used, self._reads = budget, 0, 0
@@ -251,7 +291,12 @@ def _bytes(frames: Frames) -> int:
 
 
 def _check(
-    fps: float, split: str, holdout: float, crop: str, min_frames: int, shortest: tuple[int, int] | None
+    fps: float,
+    split: str,
+    holdout: float,
+    crop: str,
+    min_frames: int,
+    shortest: tuple[int, int] | None,
 ) -> None:
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
@@ -272,7 +317,9 @@ def _find(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"video folder {folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name the folder that holds it")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()
+    )
     if not files:
         raise FileNotFoundError(f"no videos under {folder}: looked for *{', *'.join(EXTENSIONS)}")
     return files
@@ -281,12 +328,27 @@ def _find(folder: Path) -> list[Path]:
 def _tell_whole(folder: Path, found: list[Share]) -> None:
     whole = found.count("train") + found.count("test")
     if whole:
-        _log.info("%s: %d of %d videos are too short to be cut in two; held out whole: %d", folder, whole,
-                  len(found), found.count("test"))  # fmt: skip
+        _log.info(
+            "%s: %d of %d videos are too short to be cut in two; held out whole: %d",
+            folder,
+            whole,
+            len(found),
+            found.count("test"),
+        )
 
 
 def _hopeless(folder: Path, skipped: list[tuple[Path, str]], total: int) -> str:
     reasons = [f"  {reason}" for _, reason in skipped[:10]]
     rest = [f"  and {len(skipped) - 10} more"] if len(skipped) > 10 else []
-    way_out = "repair or remove them, or pass skip_broken=True" if len(skipped) < total else "none is left"
-    return "\n".join([f"{len(skipped)} of {total} videos under {folder} cannot be used ({way_out}):", *reasons, *rest])
+    way_out = (
+        "repair or remove them, or pass skip_broken=True"
+        if len(skipped) < total
+        else "none is left"
+    )
+    return "\n".join(
+        [
+            f"{len(skipped)} of {total} videos under {folder} cannot be used ({way_out}):",
+            *reasons,
+            *rest,
+        ]
+    )

@@ -1,22 +1,30 @@
-"""The per-token diffusion processes: schedules, noising, losses and one sampling step. No network is in here.
+"""The per-token diffusion processes: schedules, noising, losses and one sampling step. No network
+is in here.
 
 DDPM (Nichol & Dhariwal 2021, as MAR uses it), 1000 steps t = 0..999:
 
-    abar(s) = cos^2( (s + 0.008)/1.008 * pi/2 ),  beta_t = min(1 - abar((t+1)/1000)/abar(t/1000), 0.999)
-    alpha_bar_t = prod_{i<=t} (1 - beta_i)
-    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps                                                   (1)
-    posterior of x_{t-1}: mean c1_t x_0 + c2_t x_t, variance var_t                                            (2)
-    logvar = f ln beta_t + (1 - f) ln var_t,  f = (v + 1)/2     ("learned range", v from the network)         (3)
-    loss = |eps - e|^2 + VB / ln 2, both averaged over the values of a token; VB is the KL of (2) and (3),
-           for t = 0 the discretised negative log-likelihood; e is detached inside VB                         (4)
+    abar(s) = cos^2( (s + 0.008)/1.008 * pi/2 ),  beta_t = min(1 - abar((t+1)/1000)/abar(t/1000),
+    0.999) alpha_bar_t = prod_{i<=t} (1 - beta_i)
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps
+    (1)
+    posterior of x_{t-1}: mean c1_t x_0 + c2_t x_t, variance var_t
+    (2)
+    logvar = f ln beta_t + (1 - f) ln var_t,  f = (v + 1)/2     ("learned range", v from the
+    network)         (3) loss = |eps - e|^2 + VB / ln 2, both averaged over the values of a token;
+    VB is the KL of (2) and (3),
+           for t = 0 the discretised negative log-likelihood; e is detached inside VB
+           (4)
 
 Flow (rectified flow, Liu et al. 2023), t in [0, 1]:
 
-    x_t = (1 - t) x_0 + t eps,  target velocity x_0 - eps                                                     (5)
-    x <- x + v/N  for t = 1, 1 - 1/N, ..., 1/N, from x = temperature * eps                                    (6)
+    x_t = (1 - t) x_0 + t eps,  target velocity x_0 - eps
+    (5)
+    x <- x + v/N  for t = 1, 1 - 1/N, ..., 1/N, from x = temperature * eps
+    (6)
 
-Guidance combines the outputs with and without text, e = e_null + g (e_cond - e_null); the variance stays the
-conditional one. Schedules are float64 tables cast to float32; everything here is float32 whatever the network's dtype.
+Guidance combines the outputs with and without text, e = e_null + g (e_cond - e_null); the variance
+stays the conditional one. Schedules are float64 tables cast to float32; everything here is float32
+whatever the network's dtype.
 """
 
 import dataclasses
@@ -31,7 +39,8 @@ from videomar_jax.types import Array, Float, Key
 
 Rows = Float[Array, "... P"]
 Plan = dict[str, Array]
-"""One array [N] for each quantity that changes over the N sampling steps, in the order they are taken."""
+"""One array [N] for each quantity that changes over the N sampling steps, in the order they are
+taken."""
 
 
 @runtime_checkable
@@ -44,14 +53,24 @@ class Process(Protocol):
 
     def noised(self, x_0: Rows, t: Array, eps: Rows) -> Rows: ...
 
-    def loss(self, output: Array, x_0: Rows, x_t: Rows, t: Array, eps: Rows) -> Float[Array, "..."]: ...
+    def loss(
+        self, output: Array, x_0: Rows, x_t: Rows, t: Array, eps: Rows
+    ) -> Float[Array, "..."]: ...
 
     def plan(self, steps: str | int) -> Plan: ...
 
     def start(self, noise: Rows, temperature: Array) -> Rows: ...
 
-    def advance(self, x: Rows, cond: Array, null: Array | None, step: Plan, noise: Rows | None, guidance: Array,
-                temperature: Array) -> Rows: ...  # fmt: skip
+    def advance(
+        self,
+        x: Rows,
+        cond: Array,
+        null: Array | None,
+        step: Plan,
+        noise: Rows | None,
+        guidance: Array,
+        temperature: Array,
+    ) -> Rows: ...
 
 
 def make_process(config: ModelConfig) -> Process:
@@ -77,8 +96,9 @@ def cosine_betas(steps: int = 1000) -> np.ndarray:
 def kept_steps(respacing: str | int, steps: int = 1000) -> list[int]:
     """Which base steps a respacing keeps, ascending.
 
-    "ddimN": a whole stride that gives exactly N; "N" or "N1,N2,...": as many equal sections as numbers, the steps
-    spread evenly over each section, end points included, and rounded half to even; "": all of them.
+    "ddimN": a whole stride that gives exactly N; "N" or "N1,N2,...": as many equal sections as
+    numbers, the steps spread evenly over each section, end points included, and rounded half to
+    even; "": all of them.
 
     Raises:
         ValueError: the respacing cannot be met, or keeps fewer than two steps.
@@ -87,26 +107,34 @@ def kept_steps(respacing: str | int, steps: int = 1000) -> list[int]:
     if not text:
         return list(range(steps))
     if not all(part.isdecimal() for part in text.removeprefix("ddim").split(",")):
-        raise ValueError(f"Head steps {text!r} are not understood: use a number, numbers with commas, or 'ddimN'.")
+        raise ValueError(
+            f"Head steps {text!r} are not understood: use a number, numbers with commas, or 'ddimN'."
+        )
     if text.startswith("ddim"):
         wanted = int(text.removeprefix("ddim"))
         strides = [s for s in range(1, steps) if len(range(0, steps, s)) == wanted]
         if not strides or wanted < 2:
-            raise ValueError(f"No whole stride over {steps} steps keeps exactly {wanted}; try plain {wanted!r}.")
+            raise ValueError(
+                f"No whole stride over {steps} steps keeps exactly {wanted}; try plain {wanted!r}."
+            )
         return list(range(0, steps, strides[0]))
     counts = [int(part) for part in text.split(",")]
     kept, start = set(), 0
     for i, count in enumerate(counts):
         size = steps // len(counts) + (i < steps % len(counts))
         if not 1 <= count <= size:
-            raise ValueError(f"Head steps {text!r} ask for {count} of the {size} steps of section {i + 1}.")
+            raise ValueError(
+                f"Head steps {text!r} ask for {count} of the {size} steps of section {i + 1}."
+            )
         stride, place = ((size - 1) / (count - 1) if count > 1 else 1.0), 0.0
         for _ in range(count):
             kept.add(start + round(place))
             place += stride
         start += size
     if len(kept) < 2:
-        raise ValueError(f"Head steps {text!r} keep a single step; the learned variance needs at least two.")
+        raise ValueError(
+            f"Head steps {text!r} keep a single step; the learned variance needs at least two."
+        )
     return sorted(kept)
 
 
@@ -140,7 +168,8 @@ def log_clamped(x: Array) -> Array:
 
 
 def discretised_nll(x: Array, mean: Array, logvar: Array) -> Array:
-    """Negative log-likelihood (nats) of values in bins 2/255 wide under a Gaussian, with open outer bins."""
+    """Negative log-likelihood (nats) of values in bins 2/255 wide under a Gaussian, with open outer
+    bins."""
 
     def normal_cdf(q):
         return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (q + 0.044715 * q**3)))
@@ -168,7 +197,10 @@ class DDPM:
     def tables(self, respacing: str | int = "") -> Plan:
         """The float64 tables cast to float32 (and the integer `timestep_map`)."""
         tables = ddpm_tables(kept_steps(respacing, self.steps), cosine_betas(self.steps))
-        return {k: jnp.asarray(v if v.dtype == np.int32 else v.astype(np.float32)) for k, v in tables.items()}
+        return {
+            k: jnp.asarray(v if v.dtype == np.int32 else v.astype(np.float32))
+            for k, v in tables.items()
+        }
 
     def noised(self, x_0: Rows, t: Array, eps: Rows) -> Rows:
         """Equation (1)."""
@@ -180,8 +212,11 @@ class DDPM:
         mse, vb = self.loss_terms(output, x_0, x_t, t, eps)
         return mse + vb
 
-    def loss_terms(self, output: Array, x_0: Rows, x_t: Rows, t: Array, eps: Rows) -> tuple[Array, Array]:
-        """The squared error of the noise and the variational term in bits, each averaged over a token's values."""
+    def loss_terms(
+        self, output: Array, x_0: Rows, x_t: Rows, t: Array, eps: Rows
+    ) -> tuple[Array, Array]:
+        """The squared error of the noise and the variational term in bits, each averaged over a
+        token's values."""
         at = {k: v[t][..., None] for k, v in self.tables().items()}
         e, v = jnp.split(output.astype(jnp.float32), 2, axis=-1)
         mse = jnp.mean((eps - e) ** 2, axis=-1)
@@ -205,15 +240,27 @@ class DDPM:
         """The respaced tables, last step first; `time` is what the network is told."""
         tables = self.tables(steps)
         plan = {k: v[::-1] for k, v in tables.items()}
-        return plan | {"time": plan["timestep_map"], "noisy": jnp.arange(len(plan["betas"]))[::-1] > 0}
+        return plan | {
+            "time": plan["timestep_map"],
+            "noisy": jnp.arange(len(plan["betas"]))[::-1] > 0,
+        }
 
     def start(self, noise: Rows, temperature: Array) -> Rows:
         """Pure noise; the temperature only scales what is added on the way."""
         return noise
 
-    def advance(self, x: Rows, cond: Array, null: Array | None, step: Plan, noise: Rows | None, guidance: Array,
-                temperature: Array) -> Rows:  # fmt: skip
-        """One ancestral step: the posterior mean plus temperature * standard deviation * noise (none at the end)."""
+    def advance(
+        self,
+        x: Rows,
+        cond: Array,
+        null: Array | None,
+        step: Plan,
+        noise: Rows | None,
+        guidance: Array,
+        temperature: Array,
+    ) -> Rows:
+        """One ancestral step: the posterior mean plus temperature * standard deviation * noise
+        (none at the end)."""
         e, v = jnp.split(cond.astype(jnp.float32), 2, axis=-1)
         if null is not None:
             e = guide(e, jnp.split(null.astype(jnp.float32), 2, axis=-1)[0], guidance)
@@ -251,17 +298,30 @@ class Flow:
     def plan(self, steps: str | int) -> Plan:
         """N equal Euler steps from t = 1 to 0."""
         if not str(steps).isdecimal() or int(steps) < 1:
-            raise ValueError(f"The flow head takes a whole number of steps, at least 1, not {steps!r}.")
+            raise ValueError(
+                f"The flow head takes a whole number of steps, at least 1, not {steps!r}."
+            )
         count = int(steps)
         time = np.arange(count, 0, -1) / count
-        return {"time": jnp.asarray(time, jnp.float32), "size": jnp.full(count, 1 / count, jnp.float32)}
+        return {
+            "time": jnp.asarray(time, jnp.float32),
+            "size": jnp.full(count, 1 / count, jnp.float32),
+        }
 
     def start(self, noise: Rows, temperature: Array) -> Rows:
         """The temperature scales the starting noise, the only noise there is."""
         return temperature * noise
 
-    def advance(self, x: Rows, cond: Array, null: Array | None, step: Plan, noise: Rows | None, guidance: Array,
-                temperature: Array) -> Rows:  # fmt: skip
+    def advance(
+        self,
+        x: Rows,
+        cond: Array,
+        null: Array | None,
+        step: Plan,
+        noise: Rows | None,
+        guidance: Array,
+        temperature: Array,
+    ) -> Rows:
         """Equation (6)."""
         null = None if null is None else null.astype(jnp.float32)
         return x + step["size"] * guide(cond.astype(jnp.float32), null, guidance)

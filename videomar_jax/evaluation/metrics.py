@@ -1,17 +1,21 @@
 """PSNR, SSIM and the copy-first baseline: uint8 clips in, one number per clip out.
 
-    PSNR  = 10 log10(255^2 / MSE), the MSE over the pixels and channels of one frame. A clip's PSNR is the mean of
-            its frames' PSNR, not the PSNR of its mean error: one perfect frame cannot hide a broken one behind a
-            sum of squares, nor the reverse. Values are capped at 100 dB, which is what identical frames get.
+    PSNR  = 10 log10(255^2 / MSE), the MSE over the pixels and channels of one frame. A clip's PSNR
+    is the mean of
+            its frames' PSNR, not the PSNR of its mean error: one perfect frame cannot hide a broken
+            one behind a sum of squares, nor the reverse. Values are capped at 100 dB, which is what
+            identical frames get.
     SSIM  = mean over windows and colour channels of
                 (2 mu_x mu_y + C1) (2 s_xy + C2) / ((mu_x^2 + mu_y^2 + C1) (s_x^2 + s_y^2 + C2)),
-            Wang et al., "Image quality assessment" (2004): Gaussian window of 11 x 11 with sigma 1.5, only windows
-            that lie wholly inside the frame, C1 = (0.01 * 255)^2, C2 = (0.03 * 255)^2, window weights summing to one.
-            Frames with a side under 11 pixels use the largest odd window that fits (sigma unchanged), so their
-            values are comparable among themselves only.
+            Wang et al., "Image quality assessment" (2004): Gaussian window of 11 x 11 with sigma
+            1.5, only windows that lie wholly inside the frame, C1 = (0.01 * 255)^2, C2 = (0.03 *
+            255)^2, window weights summing to one. Frames with a side under 11 pixels use the
+            largest odd window that fits (sigma unchanged), so their values are comparable among
+            themselves only.
 
-Every frame handed in counts. Leave out conditioning frames first (`video[:, 1:]`): they come back nearly untouched
-and flatter a model. A plain copy of the first frame scores well on slow clips; report `copy_first` beside the model.
+Every frame handed in counts. Leave out conditioning frames first (`video[:, 1:]`): they come back
+nearly untouched and flatter a model. A plain copy of the first frame scores well on slow clips;
+report `copy_first` beside the model.
 """
 
 from typing import TypeAlias
@@ -35,7 +39,8 @@ def psnr(video: Clips, reference: Clips) -> Float[np.ndarray, " N"]:
 
 
 def psnr_per_frame(video: Clips, reference: Clips) -> Float[np.ndarray, "N F"]:
-    """PSNR of each frame in dB, at most `MAX_PSNR`. Raises ValueError for clips that cannot be compared."""
+    """PSNR of each frame in dB, at most `MAX_PSNR`. Raises ValueError for clips that cannot be
+    compared."""
     _check_pair(video, reference)
     return _per_frame(_frame_psnr, video, reference)
 
@@ -46,7 +51,8 @@ def ssim(video: Clips, reference: Clips) -> Float[np.ndarray, " N"]:
 
 
 def ssim_per_frame(video: Clips, reference: Clips) -> Float[np.ndarray, "N F"]:
-    """SSIM of each frame, averaged over the colour channels. Raises ValueError for clips that cannot be compared."""
+    """SSIM of each frame, averaged over the colour channels. Raises ValueError for clips that
+    cannot be compared."""
     _check_pair(video, reference)
     return _per_frame(_frame_ssim, video, reference)
 
@@ -58,16 +64,23 @@ def copy_first(reference: Clips) -> Clips:
 
 
 def check_clips(clips: np.ndarray, name: str) -> None:
-    """Raises ValueError unless `clips` is a uint8 batch [N, F, Hp, Wp, 3] with at least one frame and pixel."""
+    """Raises ValueError unless `clips` is a uint8 batch [N, F, Hp, Wp, 3] with at least one frame
+    and pixel."""
     if clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape[1:]:
-        raise ValueError(f"{name} must be [N, F, Hp, Wp, 3] with F, Hp, Wp at least 1, got shape {clips.shape}.")
+        raise ValueError(
+            f"{name} must be [N, F, Hp, Wp, 3] with F, Hp, Wp at least 1, got shape {clips.shape}."
+        )
     if clips.dtype != np.uint8:
-        raise ValueError(f"{name} must be uint8 in 0..255, got {clips.dtype}; scale and round floats first.")
+        raise ValueError(
+            f"{name} must be uint8 in 0..255, got {clips.dtype}; scale and round floats first."
+        )
 
 
 def check_same_shape(video: np.ndarray, reference: np.ndarray) -> None:
     if video.shape != reference.shape:
-        raise ValueError(f"video {video.shape} and reference {reference.shape} must have the same shape.")
+        raise ValueError(
+            f"video {video.shape} and reference {reference.shape} must have the same shape."
+        )
 
 
 def _check_pair(video: np.ndarray, reference: np.ndarray) -> None:
@@ -77,7 +90,8 @@ def _check_pair(video: np.ndarray, reference: np.ndarray) -> None:
 
 
 def _per_frame(score, video, reference):
-    """`score` for one frame after another: float64 copies of a whole batch of large clips would not fit in memory."""
+    """`score` for one frame after another: float64 copies of a whole batch of large clips would not
+    fit in memory."""
     scores = np.empty(video.shape[:2], np.float64)
     for index in np.ndindex(*scores.shape):
         scores[index] = score(video[index].astype(np.float64), reference[index].astype(np.float64))

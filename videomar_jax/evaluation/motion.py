@@ -1,14 +1,21 @@
-"""Does the object move as its caption says? Measured on clips of one coloured object over a uniform background.
+"""Does the object move as its caption says? Measured on clips of one coloured object over a uniform
+background.
 
-    contrast  of a pixel: max over channels of |value - background|, in 0..1, less `threshold` and cut at zero.
-              Sampling noise and ringing under the threshold weigh nothing, and what passes it weighs only its excess.
+    contrast  of a pixel: max over channels of |value - background|, in 0..1, less `threshold` and
+        cut at zero.
+              Sampling noise and ringing under the threshold weigh nothing, and what passes it
+              weighs only its excess.
     mass      of a frame: the sum of its pixels' contrast.
-    centroid  the contrast-weighted mean position (y, x) in pixels; the centre of the top left pixel is (0, 0).
-    found     a frame shows an object when its mass is at least one pixel of contrast 1 and its spread (the weighted
-              rms distance from the centroid) stays under 0.85 of that of a uniformly filled canvas. Blank frames fail
-              the first, frames of noise and frames of another brightness the second.
+    centroid  the contrast-weighted mean position (y, x) in pixels; the centre of the top left pixel
+    is (0, 0).
+    found     a frame shows an object when its mass is at least one pixel of contrast 1 and its
+    spread (the weighted
+              rms distance from the centroid) stays under 0.85 of that of a uniformly filled canvas.
+              Blank frames fail the first, frames of noise and frames of another brightness the
+              second.
 
-Failure is a number, never a NaN that a mean would drop: where no object is found the centroid is the canvas centre,
+Failure is a number, never a NaN that a mean would drop: where no object is found the centroid is
+    the canvas centre,
 the direction "none", the centroid error the canvas diagonal, and the object counts as absent.
 """
 
@@ -23,7 +30,8 @@ DIRECTIONS = ("left", "right", "up", "down")
 BACKGROUND = 0.08
 """Brightness, in 0..1, behind the package's synthetic captioned shapes."""
 THRESHOLD = 0.2
-"""Contrast that counts as background still: about four standard deviations of the error of a 26 dB sample."""
+"""Contrast that counts as background still: about four standard deviations of the error of a 26 dB
+sample."""
 
 _MIN_MASS, _MAX_SPREAD = 1.0, 0.85
 _PRESENT = (0.6, 1.5)
@@ -39,7 +47,8 @@ def object_mass(
 def centroids(
     video: Clips, background: float | int = BACKGROUND, *, threshold: float | int = THRESHOLD
 ) -> Float[np.ndarray, "N F 2"]:
-    """Position (y, x) of the object in each frame, in pixels; the canvas centre where `object_found` is False."""
+    """Position (y, x) of the object in each frame, in pixels; the canvas centre where
+    `object_found` is False."""
     return _measure(video, background, threshold)[1]
 
 
@@ -57,17 +66,21 @@ def directions(
     min_shift: float | int = 2.0,
     threshold: float | int = THRESHOLD,
 ) -> list[str]:
-    """The way each object went from its clip's first frame to the last: one of `DIRECTIONS`, or "none".
+    """The way each object went from its clip's first frame to the last: one of `DIRECTIONS`, or
+    "none".
 
-    It is the axis of the larger centroid shift and its sign ("down" is larger y), where that shift exceeds
-    `min_shift` pixels and the object is found in both frames.
+    It is the axis of the larger centroid shift and its sign ("down" is larger y), where that shift
+    exceeds `min_shift` pixels and the object is found in both frames.
     """
     check_clips(video, "video")
     if video.shape[1] < 2:
         raise ValueError(f"A direction needs clips of at least 2 frames, got shape {video.shape}.")
     _, places, found = _measure(video[:, [0, -1]], background, threshold)
     shifts = places[:, 1] - places[:, 0]
-    return [_direction(*shift, min_shift) if seen else "none" for shift, seen in zip(shifts, found.all(1), strict=True)]
+    return [
+        _direction(*shift, min_shift) if seen else "none"
+        for shift, seen in zip(shifts, found.all(1), strict=True)
+    ]
 
 
 def direction_accuracy(
@@ -78,9 +91,12 @@ def direction_accuracy(
     min_shift: float | int = 2.0,
     threshold: float | int = THRESHOLD,
 ) -> float:
-    """Share of the clips, 0..1, that go the `wanted` way; one of `DIRECTIONS` for each clip, else ValueError."""
+    """Share of the clips, 0..1, that go the `wanted` way; one of `DIRECTIONS` for each clip, else
+    ValueError."""
     if len(wanted) != len(video) or not len(wanted):
-        raise ValueError(f"wanted must name a direction for each clip, got {len(wanted)} for {len(video)} clips.")
+        raise ValueError(
+            f"wanted must name a direction for each clip, got {len(wanted)} for {len(video)} clips."
+        )
     if unknown := sorted(set(wanted) - set(DIRECTIONS)):
         raise ValueError(f"wanted must hold {', '.join(DIRECTIONS)} only, got {unknown}.")
     seen = directions(video, background, min_shift=min_shift, threshold=threshold)
@@ -94,9 +110,11 @@ def centroid_error(
     *,
     threshold: float | int = THRESHOLD,
 ) -> Float[np.ndarray, "N F"]:
-    """Distance in pixels between the object and the reference's; the canvas diagonal where the video shows none.
+    """Distance in pixels between the object and the reference's; the canvas diagonal where the
+    video shows none.
 
-    Raises ValueError when a frame of the reference shows no object: then `background` is not its background.
+    Raises ValueError when a frame of the reference shows no object: then `background` is not its
+        background.
     """
     _, places, found = _measure(video, background, threshold)
     _, truth, _ = _measure_truth(video, reference, background, threshold)
@@ -110,7 +128,8 @@ def object_present(
     *,
     threshold: float | int = THRESHOLD,
 ) -> Bool[np.ndarray, " N"]:
-    """True where the last frame shows an object of 0.6 to 1.5 times the mass of the reference's last frame."""
+    """True where the last frame shows an object of 0.6 to 1.5 times the mass of the reference's
+    last frame."""
     check_clips(video, "video")
     mass, _, found = _measure(video[:, -1:], background, threshold)
     truth, _, _ = _measure_truth(video, reference, background, threshold, frames=slice(-1, None))
@@ -119,10 +138,13 @@ def object_present(
 
 
 def direction_of(caption: str) -> str:
-    """The direction that a caption ends with: "a red circle moves left" gives "left". Raises ValueError otherwise."""
+    """The direction that a caption ends with: "a red circle moves left" gives "left". Raises
+    ValueError otherwise."""
     words = caption.lower().rstrip(" .!\n").split()
     if not words or words[-1] not in DIRECTIONS:
-        raise ValueError(f"The caption {caption!r} does not end with one of: {', '.join(DIRECTIONS)}.")
+        raise ValueError(
+            f"The caption {caption!r} does not end with one of: {', '.join(DIRECTIONS)}."
+        )
     return words[-1]
 
 
@@ -150,11 +172,15 @@ def _measure(video, background, threshold):
     """(mass [N, F], centroids [N, F, 2], found [N, F]) of uint8 clips; finite everywhere."""
     check_clips(video, "video")
     if not 0 <= background <= 1 or not 0 <= threshold < 1:
-        raise ValueError(f"background and threshold are brightnesses in 0..1, got {background} and {threshold}.")
+        raise ValueError(
+            f"background and threshold are brightnesses in 0..1, got {background} and {threshold}."
+        )
     centre = (np.array(video.shape[2:4]) - 1) / 2
     mass, places, spread = (np.empty((*video.shape[:2], *tail)) for tail in ((), (2,), ()))
     for index in np.ndindex(*video.shape[:2]):
-        mass[index], places[index], spread[index] = _moments(_contrast(video[index], background, threshold), centre)
+        mass[index], places[index], spread[index] = _moments(
+            _contrast(video[index], background, threshold), centre
+        )
     # A filled row of n pixels has variance (n^2 - 1) / 12.
     filled = np.sqrt(sum(side**2 - 1 for side in video.shape[2:4]) / 12)
     found = (mass >= _MIN_MASS) & (spread < _MAX_SPREAD * filled)
@@ -167,7 +193,8 @@ def _contrast(frame, background, threshold):
 
 
 def _moments(weights, centre):
-    """Sum, mean position and rms distance from it of a weighted frame [Hp, Wp]; an empty one sits at the centre."""
+    """Sum, mean position and rms distance from it of a weighted frame [Hp, Wp]; an empty one sits
+    at the centre."""
     mass = weights.sum()
     if mass == 0:
         return 0.0, centre, 0.0

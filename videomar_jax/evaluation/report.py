@@ -1,7 +1,10 @@
-"""Scores of generated clips, and the report that shows them: report.json for machines, report.md with pictures.
+"""Scores of generated clips, and the report that shows them: report.json for machines, report.md
+with pictures.
 
-A `Case` holds true clips and the prompts they are regenerated from, given their first frame. All scores leave the
-first frame out, because it is given. Beside each PSNR stand two more: repeating the first frame (what a model must
+A `Case` holds true clips and the prompts they are regenerated from, given their first frame. All
+scores leave the
+first frame out, because it is given. Beside each PSNR stand two more: repeating the first frame
+    (what a model must
 beat) and encoding and decoding the truth (what no model over these latents can beat).
 """
 
@@ -29,7 +32,8 @@ Reconstruct = Callable[[np.ndarray], np.ndarray]
 class Case:
     """Clips to regenerate.
 
-    directions: where the object of each clip goes, for clips of the captioned shapes; None for other footage.
+    directions: where the object of each clip goes, for clips of the captioned shapes; None for
+        other footage.
     """
 
     name: str
@@ -40,7 +44,8 @@ class Case:
 
 
 def quality(generated: Clips, reference: Clips, reconstruction: Clips) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM over clips, the copy-first baseline and the tokenizer's ceiling, without frame 0."""
+    """Mean PSNR (dB) and SSIM over clips, the copy-first baseline and the tokenizer's ceiling,
+    without frame 0."""
     truth, copy = reference[:, 1:], metrics.copy_first(reference)[:, 1:]
     return {
         "psnr": float(metrics.psnr(generated[:, 1:], truth).mean()),
@@ -53,7 +58,8 @@ def quality(generated: Clips, reference: Clips, reconstruction: Clips) -> dict[s
 
 
 def movement(generated: Clips, reference: Clips, directions: Sequence[str]) -> dict[str, float]:
-    """Whether the object goes where it should, stays where the truth has it (px) and is still there at the end."""
+    """Whether the object goes where it should, stays where the truth has it (px) and is still there
+    at the end."""
     error = motion.centroid_error(generated, reference)[:, 1:]
     return {
         "direction_accuracy": motion.direction_accuracy(generated, directions),
@@ -63,11 +69,15 @@ def movement(generated: Clips, reference: Clips, directions: Sequence[str]) -> d
     }
 
 
-def score(case: Case, generate: Generate, reconstruct: Reconstruct) -> tuple[dict[str, float], Clips]:
+def score(
+    case: Case, generate: Generate, reconstruct: Reconstruct
+) -> tuple[dict[str, float], Clips]:
     """All scores of a case, and the generated clips."""
     reference = case.reference
     generated = generate(reference[:, :1], case.prompts, reference.shape[1])
-    scores = {"clips": float(len(reference))} | quality(generated, reference, reconstruct(reference))
+    scores = {"clips": float(len(reference))} | quality(
+        generated, reference, reconstruct(reference)
+    )
     if case.directions is not None:
         scores |= movement(generated, reference, case.directions)
     return scores, generated
@@ -82,7 +92,9 @@ def sheet_rows(case: Case, generated: Clips, count: int = 4) -> list[tuple[str, 
     return rows
 
 
-def write_report(folder: str | os.PathLike, report: Mapping[str, Any], pictures: Mapping[str, str]) -> None:
+def write_report(
+    folder: str | os.PathLike, report: Mapping[str, Any], pictures: Mapping[str, str]
+) -> None:
     """Writes report.json and report.md into `folder`.
 
     Args:
@@ -105,7 +117,10 @@ def _table(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
     columns = list(dict.fromkeys(key for scores in cases.values() for key in scores))
     lines = ["| case | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, scores in cases.items():
-        cells = [name.replace("|", "&#124;"), *(_plain(scores.get(column, "")) for column in columns)]
+        cells = [
+            name.replace("|", "&#124;"),
+            *(_plain(scores.get(column, "")) for column in columns),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -1,7 +1,9 @@
-"""The door between `configs/` and the package: a ConfigDict becomes frozen dataclasses that check themselves.
+"""The door between `configs/` and the package: a ConfigDict becomes frozen dataclasses that check
+themselves.
 
-Nothing further inside reads a ConfigDict. `Experiment.from_config` says what is wrong with a config before anything
-is allocated; its `source`, `tokenizer` and `text_encoder` build the parts that the config names (`materials`).
+Nothing further inside reads a ConfigDict. `Experiment.from_config` says what is wrong with a config
+before anything is allocated; its `source`, `tokenizer` and `text_encoder` build the parts that the
+config names (`materials`).
 """
 
 import dataclasses
@@ -15,20 +17,32 @@ from ml_collections import ConfigDict
 
 from videomar_jax.data.shards import MANIFEST, read_manifest
 from videomar_jax.data.sources import ClipShape, ClipSource
-from videomar_jax.experiment.build import make_text_encoder, make_tokenizer, open_held_out, open_source
-from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.diffusion.solver import head_plan
+from videomar_jax.experiment.build import (
+    make_text_encoder,
+    make_tokenizer,
+    open_held_out,
+    open_source,
+)
+from videomar_jax.experiment.sections import (
+    DataConfig,
+    TextConfig,
+    TokenizerConfig,
+    at_least_one,
+    check_named,
+    one_of,
+)
+from videomar_jax.models.config import PRESETS, ModelConfig
+from videomar_jax.parallel.sharding import MeshConfig
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.experiment.sections import DataConfig, TextConfig, TokenizerConfig, at_least_one, check_named, one_of
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.tokenizers.base import grid_shape
+from videomar_jax.training.batches import clip_shape
 from videomar_jax.training.curriculum import Curriculum, Stage
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
 from videomar_jax.training.recipe import Recipe, RunConfig
-from videomar_jax.parallel.sharding import MeshConfig
-from videomar_jax.training.batches import clip_shape
 
 _T = TypeVar("_T")
 
@@ -60,14 +74,30 @@ class Experiment:
         """Reads a config of the form of configs/base.py.
 
         Raises:
-            ValueError: an unknown or missing key, or a value that cannot be; the text names it and a way out.
+            ValueError: an unknown or missing key, or a value that cannot be; the text names it and
+                a way out.
         """
         values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-        known = {"seed", "init_from", "model", "loss", "optimizer", "curriculum", "mesh", "run", "data", "tokenizer",
-                 "text", "sampling", "evaluation"}  # fmt: skip
+        known = {
+            "seed",
+            "init_from",
+            "model",
+            "loss",
+            "optimizer",
+            "curriculum",
+            "mesh",
+            "run",
+            "data",
+            "tokenizer",
+            "text",
+            "sampling",
+            "evaluation",
+        }
         _check_keys("config", values, known, known)
         if not values["curriculum"]:
-            raise ValueError("The config has no curriculum: name a config with stages, such as configs/quickstart.py.")
+            raise ValueError(
+                "The config has no curriculum: name a config with stages, such as configs/quickstart.py."
+            )
         recipe = Recipe(
             seed=values["seed"],
             init_from=values["init_from"],
@@ -98,17 +128,24 @@ class Experiment:
                 self.check_shape(f"Stage '{stage.name}'", clip_shape(shape))
 
     def check_shape(self, name: str, shape: ClipShape) -> None:
-        """Raises a ValueError for clips that the tokenizer cannot cut, where its strides are known already."""
+        """Raises a ValueError for clips that the tokenizer cannot cut, where its strides are known
+        already."""
         if (strides := self.strides()) is None:
             return  # `training.recipe.check_parts` looks at them when it is open
         try:
-            grid_shape(shape.num_frames, shape.height, shape.width, temporal_stride=strides[0],
-                       spatial_stride=strides[1])  # fmt: skip
+            grid_shape(
+                shape.num_frames,
+                shape.height,
+                shape.width,
+                temporal_stride=strides[0],
+                spatial_stride=strides[1],
+            )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
     def strides(self) -> tuple[int, int] | None:
-        """The tokenizer's (temporal, spatial) stride, where config or prepared clips tell them before it opens."""
+        """The tokenizer's (temporal, spatial) stride, where config or prepared clips tell them
+        before it opens."""
         if self.data.kind == "shards":
             return self._prepared_strides
         return self.tokenizer_config.strides()
@@ -119,7 +156,9 @@ class Experiment:
             return None  # what is wrong with the folder is told when its clips are opened
         tokenizer = read_manifest(Path(self.data.path))["tokenizer"]
         known = {"temporal_stride", "spatial_stride"} <= set(tokenizer)
-        return (int(tokenizer["temporal_stride"]), int(tokenizer["spatial_stride"])) if known else None
+        return (
+            (int(tokenizer["temporal_stride"]), int(tokenizer["spatial_stride"])) if known else None
+        )
 
     @property
     def final_stage(self) -> Stage:
@@ -129,15 +168,21 @@ class Experiment:
     def source(self, split: str, *, min_frames: int | None = None) -> ClipSource:
         """Clips of a split: "train", "test", and for shapes "unseen".
 
-        min_frames: leaves out shorter videos; None for what the shortest clips of the curriculum need, or for "test"
-            those of the last stage.
+        min_frames: leaves out shorter videos; None for what the shortest clips of the curriculum
+            need, or for "test" those of the last stage.
         """
         shape = stage_shape(self.final_stage)
-        shortest = min(shape.num_frames for stage in self.recipe.curriculum.stages for shape in stage.shapes)
+        shortest = min(
+            shape.num_frames for stage in self.recipe.curriculum.stages for shape in stage.shapes
+        )
         if min_frames is None:
             min_frames = shortest if split == "train" else shape.num_frames
-        settings = dict(seed=self.recipe.seed, min_frames=min_frames, shortest=(shortest, shape.num_frames),
-                        drawn=10 * self.evaluation.clips)  # fmt: skip
+        settings = dict(
+            seed=self.recipe.seed,
+            min_frames=min_frames,
+            shortest=(shortest, shape.num_frames),
+            drawn=10 * self.evaluation.clips,
+        )
         if split == "test":
             return open_held_out(self.data, shape, **settings)
         return open_source(self.data, split, **settings)
@@ -146,9 +191,14 @@ class Experiment:
         """The tokenizer; where it is fitted, on training clips of the last stage's size."""
         recipe = self.recipe
         return make_tokenizer(
-            self.tokenizer_config, self.data, recipe.init_from, dtype=recipe.model.dtype, source=source,
-            shape=stage_shape(self.final_stage), seed=recipe.seed,
-        )  # fmt: skip
+            self.tokenizer_config,
+            self.data,
+            recipe.init_from,
+            dtype=recipe.model.dtype,
+            source=source,
+            shape=stage_shape(self.final_stage),
+            seed=recipe.seed,
+        )
 
     def text_encoder(self) -> TextEncoder:
         """The text encoder."""
@@ -166,7 +216,9 @@ def _model(values: Mapping[str, Any]) -> ModelConfig:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     _check_keys("model", values, fields | {"preset"}, {"preset"})
     one_of("model.preset", values["preset"], tuple(PRESETS))
-    changes = {name: value for name, value in values.items() if name != "preset" and value is not None}
+    changes = {
+        name: value for name, value in values.items() if name != "preset" and value is not None
+    }
     return dataclasses.replace(PRESETS[values["preset"]], **changes)
 
 
@@ -180,7 +232,9 @@ def _section(kind: type[_T], name: str, values: Mapping[str, Any]) -> _T:
     return kind(**section)
 
 
-def _check_keys(section: str, values: Mapping[str, Any], known: set[str], required: set[str]) -> None:
+def _check_keys(
+    section: str, values: Mapping[str, Any], known: set[str], required: set[str]
+) -> None:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -1,10 +1,12 @@
 """A whole run: check, prepare, train through the curriculum, generate held-out clips, report.
 
-    WORKDIR/config.json      the config the run was started with; a run of another config refuses to continue here
-    WORKDIR/data.json        a digest of the clips it is trained on, which must stay the same
-    WORKDIR/model/           tokenizer, text encoder, model config (`pretrained`)
-    WORKDIR/checkpoints/     WORKDIR/metrics.jsonl     WORKDIR/tensorboard/     WORKDIR/samples/
-    WORKDIR/report.json      WORKDIR/report.md         WORKDIR/report/          scores and pictures at the end
+WORKDIR/config.json      the config the run was started with; a run of another config refuses to
+continue here
+WORKDIR/data.json        a digest of the clips it is trained on, which must stay the same
+WORKDIR/model/           tokenizer, text encoder, model config (`pretrained`)
+WORKDIR/checkpoints/     WORKDIR/metrics.jsonl     WORKDIR/tensorboard/     WORKDIR/samples/
+WORKDIR/report.json      WORKDIR/report.md         WORKDIR/report/          scores and pictures at
+the end
 """
 
 import dataclasses
@@ -28,30 +30,40 @@ from videomar_jax.data.sources import ClipShape, ClipSource, digest_of, name_of
 from videomar_jax.evaluation import motion
 from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
 from videomar_jax.experiment.config import Experiment, stage_shape
+from videomar_jax.inference.image_to_video import VideoSampler
+from videomar_jax.inference.stream import trained_tokens
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
 from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.parallel.sharding import barrier, make_mesh, to_host
 from videomar_jax.pretrained.bundle import (
-    ModelCard,
-    load_card,
+    ModelBundle,
+    load_bundle,
     load_config,
     load_params,
     load_pretrained,
     run_folder,
-    save_card,
+    save_bundle,
     save_settings,
 )
-from videomar_jax.inference.image_to_video import VideoSampler
-from videomar_jax.inference.stream import trained_tokens
 from videomar_jax.tokenizers import Tokenizer
+from videomar_jax.training.batches import TrainingInputs, check_data
 from videomar_jax.training.loop import Profile, train
 from videomar_jax.training.recipe import check_mesh, check_parts
-from videomar_jax.parallel.sharding import gathered, make_mesh, together
 from videomar_jax.training.state import Params, abstract_model
-from videomar_jax.training.batches import Parts, check_data
 
 _log = logging.getLogger(__name__)
-FREE = ("run", "mesh", "evaluation", "sampling", "data.threads", "tokenizer.path", "text.path", "init_from")
-"""What may change between two starts of a run: sections and keys that do not touch the parameters, or no more."""
+FREE = (
+    "run",
+    "mesh",
+    "evaluation",
+    "sampling",
+    "data.threads",
+    "tokenizer.path",
+    "text.path",
+    "init_from",
+)
+"""What may change between two starts of a run: sections and keys that do not touch the parameters,
+or no more."""
 
 
 SHOWN_APART = 8
@@ -59,14 +71,20 @@ SHOWN_APART = 8
 
 
 def run(
-    experiment: Experiment, workdir: str | os.PathLike, config: Mapping[str, Any], profile: Profile | None = None
+    experiment: Experiment,
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    profile: Profile | None = None,
 ) -> dict[str, Any]:
-    """Trains (or goes on training) in `workdir` and reports; returns the report (of process 0; {} on the others).
+    """Trains (or goes on training) in `workdir` and reports; returns the report (of process 0; {}
+    on the others).
 
-    With several processes all of them call this, on one file system; process 0 alone writes, but for checkpoints.
+    With several processes all of them call this, on one file system; process 0 alone writes, but
+    for checkpoints.
 
     Args:
-        config: the config as plain values, kept beside the run and compared when it is started again.
+        config: the config as plain values, kept beside the run and compared when it is started
+            again.
         profile: which steps to take a profile of, into WORKDIR/profile.
     Raises:
         ValueError: the workdir holds another run or other files, or parts do not fit together.
@@ -79,23 +97,34 @@ def run(
         last = experiment.final_stage
         source, held_out = experiment.source("train"), experiment.source("test")
         card = _card(experiment, source, workdir)
-        parts = Parts(source=source, tokenizer=card.tokenizer, text_encoder=card.text_encoder,
-                      threads=experiment.data.threads, held_out=held_out)  # fmt: skip
+        parts = TrainingInputs(
+            source=source,
+            tokenizer=card.tokenizer,
+            text_encoder=card.text_encoder,
+            threads=experiment.data.threads,
+            held_out=held_out,
+        )
         check_parts(experiment.recipe, parts)
-        check_mesh(experiment.recipe, card.tokenizer.spatial_stride, dict(make_mesh(experiment.recipe.mesh).shape))
+        check_mesh(
+            experiment.recipe,
+            card.tokenizer.spatial_stride,
+            dict(make_mesh(experiment.recipe.mesh).shape),
+        )
         check_same_clips(workdir, source)
         if not (workdir / "checkpoints").exists():
             _check_initial(experiment)
         # Sizes that no clip can have are told now.
         check_data(experiment.recipe.curriculum, parts, text_mask=experiment.recipe.model.text_mask)
         clips = min(experiment.evaluation.clips, len(held_out))
-        shown = fixed_clips(held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last))
-        together("checked")
+        shown = fixed_clips(
+            held_out, range(min(clips, experiment.evaluation.batch_size)), shape=stage_shape(last)
+        )
+        barrier("checked")
         if jax.process_index() == 0:
             claim(workdir, config)
             remember_clips(workdir, source)
-            (save_settings if _has_card(workdir) else save_card)(card, workdir)
-        together("claimed")
+            (save_settings if _has_card(workdir) else save_bundle)(card, workdir)
+        barrier("claimed")
     graph, _ = abstract_model(card.config)
 
     def sampler(params: Params) -> VideoSampler:
@@ -103,16 +132,20 @@ def run(
 
     moving = last.num_frames > 1
     outcome = train(
-        experiment.recipe, parts, workdir, preview=(lambda ema: preview(sampler(ema), shown)) if moving else None,
-        initial=_initial(experiment), profile=profile,
-    )  # fmt: skip
+        experiment.recipe,
+        parts,
+        workdir,
+        preview=(lambda ema: preview(sampler(ema), shown)) if moving else None,
+        initial=_initial(experiment),
+        profile=profile,
+    )
     seconds |= outcome.seconds
     if not outcome.finished:
         raise Interrupted(
             f"Stopped at step {int(outcome.state.step)} of {experiment.recipe.curriculum.total_steps}; the state is "
             f"saved in {workdir / 'checkpoints'}. The same command goes on from there."
         )
-    ema = gathered(outcome.state.ema)
+    ema = to_host(outcome.state.ema)
     if not moving:
         _log.info("The last stage trains on images: there is nothing to continue, and no report.")
     if jax.process_index() or not moving:
@@ -145,12 +178,17 @@ def _check_initial(experiment: Experiment) -> None:
         return
     folder = run_folder(experiment.recipe.init_from)
     if (theirs := load_config(folder).sizes()) != (ours := experiment.recipe.model.sizes()):
-        differ = ", ".join(f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k])
+        differ = ", ".join(
+            f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k]
+        )
         raise ValueError(f"init_from: {folder} is a model of another size ({differ}).")
 
 
-def evaluate_checkpoint(experiment: Experiment, workdir: Path, checkpoint: str | os.PathLike) -> dict[str, Any]:
-    """Scores a checkpoint's averaged weights on the experiment's held-out clips, drawn as its config says."""
+def evaluate_checkpoint(
+    experiment: Experiment, workdir: Path, checkpoint: str | os.PathLike
+) -> dict[str, Any]:
+    """Scores a checkpoint's averaged weights on the experiment's held-out clips, drawn as its
+    config says."""
     if (workdir / "report.json").exists():
         raise ValueError(f"{workdir} already holds a report; choose another --output.")
     pretrained = load_pretrained(checkpoint)
@@ -163,21 +201,26 @@ def evaluate_checkpoint(experiment: Experiment, workdir: Path, checkpoint: str |
     return report
 
 
-def video_sampler(card: ModelCard, model: VideoMAR, batch_size: int) -> VideoSampler:
+def video_sampler(card: ModelBundle, model: VideoMAR, batch_size: int) -> VideoSampler:
     """A sampler with what the card says."""
-    return VideoSampler(model, card.tokenizer, card.text_encoder, card.sampling, batch_size, trained_tokens(card))
+    return VideoSampler(
+        model, card.tokenizer, card.text_encoder, card.sampling, batch_size, trained_tokens(card)
+    )
 
 
 def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """Makes sure that a run with this config may begin or go on in `workdir`; writes nothing.
 
     Raises:
-        ValueError: it holds another config's run (the differing keys are named), or files of something else.
+        ValueError: it holds another config's run (the differing keys are named), or files of
+            something else.
     """
     file = workdir / "config.json"
     if not file.exists():
         if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-            raise ValueError(f"{workdir} is not empty and holds no run; choose an empty or new --workdir.")
+            raise ValueError(
+                f"{workdir} is not empty and holds no run; choose an empty or new --workdir."
+            )
         return
     try:
         before = _flat(json.loads(file.read_text(encoding="utf-8")))
@@ -198,14 +241,17 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_same_clips(workdir: Path, source: ClipSource) -> None:
-    """Raises a ValueError where the run in `workdir` was trained on other clips: their order would be another."""
+    """Raises a ValueError where the run in `workdir` was trained on other clips: their order would
+    be another."""
     file = workdir / "data.json"
     if not file.exists():
         return
     try:
         before = json.loads(file.read_text(encoding="utf-8"))["digest"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is broken ({error!r}); delete it to go on with the clips there are.") from error
+        raise ValueError(
+            f"{file} is broken ({error!r}); delete it to go on with the clips there are."
+        ) from error
     if before != digest_of(source):
         raise ValueError(
             f"The clips to train on are not those that the run in {workdir} began with, and would come in another "
@@ -230,8 +276,11 @@ def _write_json(file: Path, values: Mapping[str, Any]) -> None:
     os.replace(part, file)
 
 
-def preview(sampler: VideoSampler, clips: Mapping[str, Any], rows: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out clips, truth above generated: a contact sheet, and the clips moving side by side [F, …]."""
+def preview(
+    sampler: VideoSampler, clips: Mapping[str, Any], rows: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out clips, truth above generated: a contact sheet, and the clips moving side by side [F,
+    …]."""
     video = clips["video"]
     made = sampler(video[:, :1], clips["caption"], video.shape[1])
     case = Case(name="", title="", reference=video, prompts=clips["caption"])
@@ -241,7 +290,8 @@ def preview(sampler: VideoSampler, clips: Mapping[str, Any], rows: int = 4) -> t
 def evaluate(
     experiment: Experiment, sampler: VideoSampler, held_out: ClipSource, folder: Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Scores every case; returns the report, and the pictures written into `folder` with their captions."""
+    """Scores every case; returns the report, and the pictures written into `folder` with their
+    captions."""
     if isinstance(held_out, Shapes):
         cases = _shape_cases(experiment, held_out, sampler.tokenizer)
     else:
@@ -251,30 +301,62 @@ def evaluate(
     for case in cases:
         scores, generated = score(case, sampler, sampler.reconstruct)
         report["cases"][case.name] = scores
-        _log.info("%s: %s", case.title, ", ".join(f"{key} {value:.3g}" for key, value in scores.items()))
-        write_png(folder / f"{case.name}.png", contact_sheet(sheet_rows(case, generated)), overwrite=True)
-        write_gif(folder / f"{case.name}.gif", _tiles(case.reference, generated), held_out.fps, scale=3, overwrite=True)
-        write_mp4(folder / f"{case.name}.mp4", _tiles(case.reference, generated), held_out.fps, min_side=256,
-                  overwrite=True)  # fmt: skip
-        pictures |= {f"{case.name}.png": case.title, f"{case.name}.gif": f"{case.title}: truth above, generated below"}
+        _log.info(
+            "%s: %s", case.title, ", ".join(f"{key} {value:.3g}" for key, value in scores.items())
+        )
+        write_png(
+            folder / f"{case.name}.png", contact_sheet(sheet_rows(case, generated)), overwrite=True
+        )
+        write_gif(
+            folder / f"{case.name}.gif",
+            _tiles(case.reference, generated),
+            held_out.fps,
+            scale=3,
+            overwrite=True,
+        )
+        write_mp4(
+            folder / f"{case.name}.mp4",
+            _tiles(case.reference, generated),
+            held_out.fps,
+            min_side=256,
+            overwrite=True,
+        )
+        pictures |= {
+            f"{case.name}.png": case.title,
+            f"{case.name}.gif": f"{case.title}: truth above, generated below",
+        }
     main = report["cases"]["held_out"]
     return main | _shape_summary(report["cases"]) | report, pictures
 
 
 def _shape_cases(experiment: Experiment, held_out: Shapes, tokenizer: Tokenizer) -> list[Case]:
-    """Held-out clips; triples never trained on; one first frame with four captions; captions of other clips; one
-    latent frame more than trained; a canvas 1.5 times larger."""
-    shape, count, seed = stage_shape(experiment.final_stage), experiment.evaluation.clips, experiment.recipe.seed
+    """Held-out clips; triples never trained on; one first frame with four captions; captions of
+    other clips; one latent frame more than trained; a canvas 1.5 times larger."""
+    shape, count, seed = (
+        stage_shape(experiment.final_stage),
+        experiment.evaluation.clips,
+        experiment.recipe.seed,
+    )
     stride = tokenizer.temporal_stride
     patch = tokenizer.spatial_stride * experiment.recipe.model.patch_size
     longer = dataclasses.replace(shape, num_frames=shape.num_frames + stride)
-    larger = ClipShape(num_frames=shape.num_frames, height=shape.height * 3 // 2 // patch * patch,
-                       width=shape.width * 3 // 2 // patch * patch)  # fmt: skip
+    larger = ClipShape(
+        num_frames=shape.num_frames,
+        height=shape.height * 3 // 2 // patch * patch,
+        width=shape.width * 3 // 2 // patch * patch,
+    )
 
-    def case(name: str, title: str, clips: Mapping[str, Any], prompts: Sequence[str] | None = None) -> Case:
+    def case(
+        name: str, title: str, clips: Mapping[str, Any], prompts: Sequence[str] | None = None
+    ) -> Case:
         directions = [motion.direction_of(caption) for caption in clips["caption"]]
-        return Case(name=name, title=title, reference=clips["video"], prompts=prompts or clips["caption"],
-                    directions=directions)  # fmt: skip
+        return Case(
+            name=name,
+            title=title,
+            reference=clips["video"],
+            prompts=prompts or clips["caption"],
+            directions=directions,
+        )
 
     clips = fixed_clips(held_out, range(count), shape=shape)
     shuffled = [clips["caption"][i] for i in np.random.default_rng(seed).permutation(count)]
@@ -283,15 +365,31 @@ def _shape_cases(experiment: Experiment, held_out: Shapes, tokenizer: Tokenizer)
     fewer = range(-(-count // 2))
     return [
         case("held_out", "Held-out clips", clips),
-        case("unseen_triples", "Colour, shape and direction never seen together",
-             fixed_clips(unseen, range(count), shape=shape)),
-        case("counterfactual", "One first frame, four captions",
-             {"video": np.stack([c["video"] for c in groups]), "caption": [c["caption"] for c in groups]}),
+        case(
+            "unseen_triples",
+            "Colour, shape and direction never seen together",
+            fixed_clips(unseen, range(count), shape=shape),
+        ),
+        case(
+            "counterfactual",
+            "One first frame, four captions",
+            {
+                "video": np.stack([c["video"] for c in groups]),
+                "caption": [c["caption"] for c in groups],
+            },
+        ),
         case("shuffled_captions", "Control: captions of other clips", clips, shuffled),
-        case("longer", f"One latent frame beyond training: {longer.num_frames} frames",
-             fixed_clips(held_out, fewer, shape=longer)),
-        case("larger", f"A larger canvas: {larger.height}x{larger.width}", fixed_clips(held_out, fewer, shape=larger)),
-    ]  # fmt: skip
+        case(
+            "longer",
+            f"One latent frame beyond training: {longer.num_frames} frames",
+            fixed_clips(held_out, fewer, shape=longer),
+        ),
+        case(
+            "larger",
+            f"A larger canvas: {larger.height}x{larger.width}",
+            fixed_clips(held_out, fewer, shape=larger),
+        ),
+    ]
 
 
 def _footage_cases(experiment: Experiment, held_out: ClipSource) -> list[Case]:
@@ -299,13 +397,26 @@ def _footage_cases(experiment: Experiment, held_out: ClipSource) -> list[Case]:
     shape = stage_shape(experiment.final_stage)
     count = min(experiment.evaluation.clips, len(held_out))
     clips = fixed_clips(held_out, range(count), shape=shape)
-    cases = [Case(name="held_out", title="Held-out footage", reference=clips["video"], prompts=clips["caption"])]
+    cases = [
+        Case(
+            name="held_out",
+            title="Held-out footage",
+            reference=clips["video"],
+            prompts=clips["caption"],
+        )
+    ]
     names = [name_of(held_out, i) for i in range(count)]
     for name in list(filter(None, dict.fromkeys(names)))[:SHOWN_APART]:
         mine = [i for i in range(count) if names[i] == name]
         own = f"clip {name}" if name == "held_out" else name  # the name of the whole
-        cases.append(Case(name=own, title=f"Held-out part of {name}", reference=clips["video"][mine],
-                          prompts=[clips["caption"][i] for i in mine]))  # fmt: skip
+        cases.append(
+            Case(
+                name=own,
+                title=f"Held-out part of {name}",
+                reference=clips["video"][mine],
+                prompts=[clips["caption"][i] for i in mine],
+            )
+        )
     return cases
 
 
@@ -323,23 +434,31 @@ def _tiles(reference: np.ndarray, generated: np.ndarray, columns: int = 8) -> np
     """One clip [F, …]: true clips side by side above generated ones, a thin gap between."""
     rows = []
     for clips in (reference, generated):
-        padded = np.pad(clips[:columns], ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+        padded = np.pad(
+            clips[:columns], ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255
+        )
         rows.append(np.concatenate(list(padded), axis=2))
     return np.concatenate(rows, axis=1)
 
 
-def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelCard:
+def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelBundle:
     """The run's model card: read where it exists (the tokenizer is fitted once), else made."""
     last = experiment.final_stage
     if _has_card(workdir):
-        before = load_card(workdir)
+        before = load_bundle(workdir)
         tokenizer, text_encoder = before.tokenizer, before.text_encoder
     else:
         tokenizer, text_encoder = experiment.tokenizer(source), experiment.text_encoder()
-    return ModelCard(
-        config=experiment.recipe.model, tokenizer=tokenizer, text_encoder=text_encoder,
-        sampling=experiment.sampling, num_frames=last.num_frames, height=last.height, width=last.width, fps=source.fps,
-    )  # fmt: skip
+    return ModelBundle(
+        config=experiment.recipe.model,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        sampling=experiment.sampling,
+        num_frames=last.num_frames,
+        height=last.height,
+        width=last.width,
+        fps=source.fps,
+    )
 
 
 def _has_card(workdir: Path) -> bool:

@@ -1,4 +1,5 @@
-"""Sections of a config as frozen dataclasses that check themselves: clips, tokenizer, text encoder."""
+"""Sections of a config as frozen dataclasses that check themselves: clips, tokenizer, text
+encoder."""
 
 import dataclasses
 import re
@@ -40,12 +41,20 @@ class DataConfig:
     def __post_init__(self):
         one_of("data.kind", self.kind, ("shapes", "videos", "shards", "tfds"))
         at_least_one("data", self, "length")
-        wanted = {"videos": "the folder of clips", "shards": "the folder of prepared clips", "tfds": "the dataset"}
+        wanted = {
+            "videos": "the folder of clips",
+            "shards": "the folder of prepared clips",
+            "tfds": "the dataset",
+        }
         if self.kind in wanted and not self.path:
             place = "NAME" if self.kind == "tfds" else "DIR"
-            raise ValueError(f"data.kind is {self.kind!r}: name {wanted[self.kind]} with --config.data.path={place}.")
+            raise ValueError(
+                f"data.kind is {self.kind!r}: name {wanted[self.kind]} with --config.data.path={place}."
+            )
         if not 0 < self.holdout < 1:
-            raise ValueError(f"data.holdout must lie between 0 and 1, not {self.holdout}: it is what is measured on.")
+            raise ValueError(
+                f"data.holdout must lie between 0 and 1, not {self.holdout}: it is what is measured on."
+            )
         if self.kind == "tfds" and not self.held_out and "[" in self.split:
             raise ValueError(
                 f"data.split {self.split!r} is a part of a split already: name the part to measure on with "
@@ -53,8 +62,8 @@ class DataConfig:
             )
 
     def tfds_split(self, split: str) -> str:
-        """The TFDS split for "train" or "test": what `held_out` names, or the last `holdout` of `split`, of each of its
-        parts where it is a sum."""
+        """The TFDS split for "train" or "test": what `held_out` names, or the last `holdout` of
+        `split`, of each of its parts where it is a sum."""
         if self.held_out:
             return self.split if split == "train" else self.held_out
         first = min(max(round(100 * (1 - self.holdout)), 1), 99)
@@ -108,11 +117,16 @@ class TextConfig:
         at_least_one("text", self, "tokens", "width")
 
 
-def check_named(data: DataConfig, tokenizer: TokenizerConfig, text: TextConfig, init_from: str) -> None:
-    """Raises a ValueError for a tokenizer or text encoder that neither the config nor another model names."""
+def check_named(
+    data: DataConfig, tokenizer: TokenizerConfig, text: TextConfig, init_from: str
+) -> None:
+    """Raises a ValueError for a tokenizer or text encoder that neither the config nor another model
+    names."""
     if init_from or data.kind == "shards":
         return
     if tokenizer.kind == "cosmos" and not tokenizer.path:
-        raise ValueError("tokenizer.kind is 'cosmos': name its weights with --config.tokenizer.path=PLACE.")
+        raise ValueError(
+            "tokenizer.kind is 'cosmos': name its weights with --config.tokenizer.path=PLACE."
+        )
     if text.kind == "qwen2" and not text.path:
         raise ValueError("text.kind is 'qwen2': name its folder with --config.text.path=PLACE.")

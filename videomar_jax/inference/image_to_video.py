@@ -27,10 +27,18 @@ def _decode(tokenizer: Tokenizer, latents: Latents) -> UInt8[jax.Array, "B F Hp 
 
 
 def image_to_video(
-    model: VideoMAR, tokenizer: Tokenizer, text_encoder: TextEncoder, given: UInt8[np.ndarray, "B G Hp Wp 3"],
-    prompts: Sequence[str], *, num_frames: int, config: SamplingConfig, seeds: Sequence[int],
-    scale: PositionScale | None = None, trained: tuple[int, int, int] | None = None,
-) -> UInt8[np.ndarray, "B F Hp Wp 3"]:  # fmt: skip
+    model: VideoMAR,
+    tokenizer: Tokenizer,
+    text_encoder: TextEncoder,
+    given: UInt8[np.ndarray, "B G Hp Wp 3"],
+    prompts: Sequence[str],
+    *,
+    num_frames: int,
+    config: SamplingConfig,
+    seeds: Sequence[int],
+    scale: PositionScale | None = None,
+    trained: tuple[int, int, int] | None = None,
+) -> UInt8[np.ndarray, "B F Hp Wp 3"]:
     """Continues images (G = 1) or clips (G = 1 + stride * k frames) to `num_frames` pixel frames.
 
     Args:
@@ -41,46 +49,82 @@ def image_to_video(
         ValueError: sizes that the tokenizer cannot cut, or fewer frames asked for than given.
     """
     if not len(given) == len(prompts) == len(seeds):
-        raise ValueError(f"{len(given)} images, {len(prompts)} prompts and {len(seeds)} seeds: give one of each.")
+        raise ValueError(
+            f"{len(given)} images, {len(prompts)} prompts and {len(seeds)} seeds: give one of each."
+        )
     if not all(0 <= seed < 2**32 for seed in seeds):
         raise ValueError(f"Seeds must lie in 0..2**32 - 1, not {list(seeds)}.")
     frames, _, _ = latent_shape(tokenizer, num_frames, *given.shape[2:4])
     latents = _encode(tokenizer, jnp.asarray(given))
     text, mask = text_encoder.encode(list(prompts))
     keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
-    video = generate(model, latents, jnp.asarray(text), jnp.asarray(mask), num_frames=frames, config=config, keys=keys,
-                     scale=scale, trained=trained)  # fmt: skip
-    return np.concatenate([given, np.asarray(_decode(tokenizer, video))[:, given.shape[1] :]], axis=1)
+    video = generate(
+        model,
+        latents,
+        jnp.asarray(text),
+        jnp.asarray(mask),
+        num_frames=frames,
+        config=config,
+        keys=keys,
+        scale=scale,
+        trained=trained,
+    )
+    return np.concatenate(
+        [given, np.asarray(_decode(tokenizer, video))[:, given.shape[1] :]], axis=1
+    )
 
 
 @dataclasses.dataclass
 class VideoSampler:
-    """`image_to_video` for any number of samples, in batches of one size so that each clip shape compiles once."""
+    """`image_to_video` for any number of samples, in batches of one size so that each clip shape
+    compiles once."""
 
     model: VideoMAR
     tokenizer: Tokenizer
     text_encoder: TextEncoder
     config: SamplingConfig
     batch_size: int
-    trained: tuple[int, int, int] | None = None  # (frames, rows, columns) in tokens, for the config's scaling
+    trained: tuple[int, int, int] | None = (
+        None  # (frames, rows, columns) in tokens, for the config's scaling
+    )
 
     def __call__(
-        self, given: UInt8[np.ndarray, "N G Hp Wp 3"], prompts: Sequence[str], num_frames: int,
+        self,
+        given: UInt8[np.ndarray, "N G Hp Wp 3"],
+        prompts: Sequence[str],
+        num_frames: int,
         seeds: Sequence[int] | None = None,
-    ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:  # fmt: skip
-        """Continues `given` to `num_frames` frames; without seeds, sample i is drawn with seed i."""
+    ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
+        """Continues `given` to `num_frames` frames; without seeds, sample i is drawn with seed
+        i."""
         seeds = range(len(given)) if seeds is None else seeds
         videos = []
         for start in range(0, len(given), self.batch_size):
-            chosen = np.arange(start, start + self.batch_size) % len(given)  # a short last batch is filled up and cut
+            chosen = np.arange(start, start + self.batch_size) % len(
+                given
+            )  # a short last batch is filled up and cut
             made = image_to_video(
-                self.model, self.tokenizer, self.text_encoder, given[chosen], [prompts[i] for i in chosen],
-                num_frames=num_frames, config=self.config, seeds=[seeds[i] for i in chosen], trained=self.trained,
-            )  # fmt: skip
+                self.model,
+                self.tokenizer,
+                self.text_encoder,
+                given[chosen],
+                [prompts[i] for i in chosen],
+                num_frames=num_frames,
+                config=self.config,
+                seeds=[seeds[i] for i in chosen],
+                trained=self.trained,
+            )
             videos.append(made[: len(given) - start])
         return np.concatenate(videos)
 
-    def reconstruct(self, video: UInt8[np.ndarray, "N F Hp Wp 3"]) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
+    def reconstruct(
+        self, video: UInt8[np.ndarray, "N F Hp Wp 3"]
+    ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
         """Encode and decode: the best that any model over these latents can do."""
-        batches = (jnp.asarray(video[i : i + self.batch_size]) for i in range(0, len(video), self.batch_size))
-        return np.concatenate([np.asarray(_decode(self.tokenizer, _encode(self.tokenizer, b))) for b in batches])
+        batches = (
+            jnp.asarray(video[i : i + self.batch_size])
+            for i in range(0, len(video), self.batch_size)
+        )
+        return np.concatenate(
+            [np.asarray(_decode(self.tokenizer, _encode(self.tokenizer, b))) for b in batches]
+        )

@@ -1,10 +1,13 @@
-"""Images and clips that a video begins with, from whatever a person has: files, Pillow images, arrays.
+"""Images and clips that a video begins with, from whatever a person has: files, Pillow images,
+arrays.
 
-    upright     as the EXIF tag says
-    8-bit RGB   transparent parts over white, 16-bit grey scaled to 8, palettes and CMYK converted, an animation's first
-                frame
-    size        fit="resize": stretched to the size whatever the aspect ratio, which is VideoMAR's rule for the
-                conditioning image; fit="crop": the aspect ratio kept, both sides cut off evenly
+upright     as the EXIF tag says
+8-bit RGB   transparent parts over white, 16-bit grey scaled to 8, palettes and CMYK converted, an
+animation's first
+            frame
+size        fit="resize": stretched to the size whatever the aspect ratio, which is VideoMAR's rule
+for the
+            conditioning image; fit="crop": the aspect ratio kept, both sides cut off evenly
 """
 
 import os
@@ -20,7 +23,8 @@ from videomar_jax.data.decode import read_video
 from videomar_jax.types import UInt8
 
 Given: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
-"""What a video may begin with: an image file, a Pillow image, uint8 [Hp, Wp, 3], or a clip, uint8 [G, Hp, Wp, 3]."""
+"""What a video may begin with: an image file, a Pillow image, uint8 [Hp, Wp, 3], or a clip, uint8
+[G, Hp, Wp, 3]."""
 
 
 def load_image(
@@ -28,7 +32,8 @@ def load_image(
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Reads any picture that Pillow knows as RGB of the size asked for.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is no image, or damaged, or of floats.
+    Raises FileNotFoundError for a missing file, ValueError for one that is no image, or damaged, or
+    of floats.
     """
     check_fit(height, width, fit)
     if not Path(path).is_file():
@@ -39,16 +44,26 @@ def load_image(
 
 
 def load_clip(
-    path: str | os.PathLike, frames: int, *, fps: float | int, height: int, width: int, fit: str = "resize"
+    path: str | os.PathLike,
+    frames: int,
+    *,
+    fps: float | int,
+    height: int,
+    width: int,
+    fit: str = "resize",
 ) -> UInt8[np.ndarray, "{frames} {height} {width} 3"]:
-    """The last `frames` frames of a video file at `fps` frames per second (nearest presentation times), to go on from.
+    """The last `frames` frames of a video file at `fps` frames per second (nearest presentation
+    times), to go on from.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that does not decode or is too short.
+    Raises FileNotFoundError for a missing file, ValueError for one that does not decode or is too
+    short.
     """
     check_fit(height, width, fit)
     video, _ = read_video(Path(path), fps=float(fps))
     if len(video) < frames:
-        raise ValueError(f"{os.fspath(path)} has {len(video)} frames at {fps:g} fps, {frames} are to be given.")
+        raise ValueError(
+            f"{os.fspath(path)} has {len(video)} frames at {fps:g} fps, {frames} are to be given."
+        )
     return given_frames(video[-frames:], height=height, width=width, fit=fit)
 
 
@@ -68,13 +83,20 @@ def given_frames(
             picture = _to_rgb(ImageOps.exif_transpose(given))
         return _sized(picture, height, width, fit)[None]
     given = np.asarray(given)
-    if given.dtype != np.uint8 or given.ndim not in (3, 4) or given.shape[-1] != 3 or 0 in given.shape:
+    if (
+        given.dtype != np.uint8
+        or given.ndim not in (3, 4)
+        or given.shape[-1] != 3
+        or 0 in given.shape
+    ):
         raise ValueError(
             f"An image is uint8 [height, width, 3], a clip uint8 [frames, height, width, 3], both RGB in 0..255; got "
             f"{given.dtype} {given.shape}. PIL.Image.fromarray helps with other kinds."
         )
     frames = given if given.ndim == 4 else given[None]
-    return np.stack([_sized(Image.fromarray(np.ascontiguousarray(f)), height, width, fit) for f in frames])
+    return np.stack(
+        [_sized(Image.fromarray(np.ascontiguousarray(f)), height, width, fit) for f in frames]
+    )
 
 
 def check_fit(height: int, width: int, fit: str) -> None:

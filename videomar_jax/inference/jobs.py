@@ -1,4 +1,5 @@
-"""Requests fulfilled: images in, video files out, each with a record from which it can be made again."""
+"""Requests fulfilled: images in, video files out, each with a record from which it can be made
+again."""
 
 import dataclasses
 import logging
@@ -13,15 +14,26 @@ from tqdm import tqdm
 
 from videomar_jax.inference.batches import Ready, Work, batches, make_batch
 from videomar_jax.inference.images import load_clip, load_image
-from videomar_jax.inference.pipeline import VideoMARPipeline, asked_size, changed_sampling, check_request
-from videomar_jax.pretrained.bundle import ModelCard, load_card, run_folder
+from videomar_jax.inference.metadata import (
+    Record,
+    differences,
+    file_digest,
+    model_digests,
+    read_record,
+)
+from videomar_jax.inference.pipeline import (
+    VideoMARPipeline,
+    asked_size,
+    changed_sampling,
+    check_request,
+)
 from videomar_jax.inference.requests import Request
+from videomar_jax.inference.video import Output, local_path
+from videomar_jax.parallel.sharding import AXES, MeshConfig, make_mesh
+from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, run_folder
 from videomar_jax.sampling.precision import for_sampling
-from videomar_jax.inference.metadata import Record, differences, file_digest, model_digests, read_record
 from videomar_jax.text_encoders import tokens_cut
 from videomar_jax.tokenizers import latent_shape
-from videomar_jax.parallel.sharding import AXES, MeshConfig, make_mesh
-from videomar_jax.inference.video import Output, local_path
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +42,8 @@ _log = logging.getLogger(__name__)
 class Order:
     """How all requests of a command are met.
 
-    settings: fields of `SamplingConfig` that differ from the model's own, as flags have them: None leaves a field as it
-        is, a window of 0 keeps all frames.
+    settings: fields of `SamplingConfig` that differ from the model's own, as flags have them: None
+        leaves a field as it is, a window of 0 keeps all frames.
     shape: num_frames, height and width in pixels; None as trained.
     batch_size: videos made at a time, rounded up to a multiple of the mesh's data x fsdp.
     mesh: the devices that share the work; None: one.
@@ -47,18 +59,19 @@ class Order:
     mesh: MeshConfig | None = None
 
 
-def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[str]:
+def run_jobs(requests: Sequence[Request], order: Order, output: Output) -> list[str]:
     """Makes the videos.
 
     Returns:
-        what is wrong with requests whose image could not be read, told as warnings at once too; the others are met.
+        what is wrong with requests whose image could not be read, told as warnings at once too; the
+        others are met.
     Raises:
         ValueError, OSError: nothing can be made at all; told before the model is loaded.
         Stopped: interrupted from the keyboard; the frames so far are written.
     """
     output.check([request.name for request in requests])
     mesh = _sized(order.mesh)
-    card = load_card(run_folder(order.checkpoint))
+    card = load_bundle(run_folder(order.checkpoint))
     config = changed_sampling(card, _chosen(order.settings), order.preset)
     size = asked_size(card, *(order.shape.get(name) for name in ("num_frames", "height", "width")))
     check_request(card, config, size)
@@ -67,8 +80,16 @@ def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[st
     pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights, card=card, mesh=mesh)
     new = sum(size[0] - len(one.frames) for one in given)
     with tqdm(total=new, unit="frame", disable=None) as bar:  # no bar where nobody watches
-        work = Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=order.fit,
-                    output=output, digests=model_digests(pipe.model, card), bar=bar)  # fmt: skip
+        work = Work(
+            pipe=pipe,
+            model=for_sampling(pipe.model, config),
+            config=config,
+            size=size,
+            fit=order.fit,
+            output=output,
+            digests=model_digests(pipe.model, card),
+            bar=bar,
+        )
         planned = batches(given, order.batch_size, 1 if mesh is None else mesh.data * mesh.fsdp)
         for number, (batch, rows) in enumerate(planned):
             make_batch(work, batch, rows)
@@ -76,10 +97,14 @@ def fulfil(requests: Sequence[Request], order: Order, output: Output) -> list[st
     return faults
 
 
-def remake(
-    file: str | os.PathLike, output: Output, *, checkpoint: str | None = None, image: str | None = None,
+def reproduce(
+    file: str | os.PathLike,
+    output: Output,
+    *,
+    checkpoint: str | None = None,
+    image: str | None = None,
     name: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Makes the video of a record again, bit by bit the same on the same kind of device.
 
     Args:
@@ -87,7 +112,7 @@ def remake(
     Raises:
         FileNotFoundError: the checkpoint or the image is gone.
         ValueError: one of them is not what it was.
-        Stopped: as `fulfil`.
+        Stopped: as `run_jobs`.
     """
     file = local_path(file)
     record = read_record(file)
@@ -96,26 +121,47 @@ def remake(
     output.check([name])
     source = local_path(image or record.image)
     if not source.is_file():
-        raise FileNotFoundError(f"The image of {file} is gone: {source}. Name where it lies now with --image.")
+        raise FileNotFoundError(
+            f"The image of {file} is gone: {source}. Name where it lies now with --image."
+        )
     if file_digest(source) != record.image_sha256:
-        raise ValueError(f"{source} is not the image that {file} was made from: its contents have changed.")
+        raise ValueError(
+            f"{source} is not the image that {file} was made from: its contents have changed."
+        )
     path = local_path(checkpoint or record.checkpoint)
     if not path.is_dir():
-        raise FileNotFoundError(f"The checkpoint of {file} is gone: {path}. Name where it lies now with --checkpoint.")
+        raise FileNotFoundError(
+            f"The checkpoint of {file} is gone: {path}. Name where it lies now with --checkpoint."
+        )
     pipe = VideoMARPipeline.from_checkpoint(path, record.weights, mesh=_mesh_of(record))
     digests = model_digests(pipe.model, pipe.card)
     changed = [part for part in digests if digests[part] != record.checkpoint_sha256.get(part)]
     if changed:
-        raise ValueError(f"{path} is not the checkpoint that {file} was made from: {', '.join(changed)} differ.")
+        raise ValueError(
+            f"{path} is not the checkpoint that {file} was made from: {', '.join(changed)} differ."
+        )
     if others := differences(record):
         _log.warning("The video may differ in its last bits: %s.", "; ".join(others))
     config, size = record.config(), (record.num_frames, record.height, record.width)
-    request = Request(image=source, prompt=record.prompt, seed=record.seed, name=name,
-                      given_frames=record.given_frames)  # fmt: skip
+    request = Request(
+        image=source,
+        prompt=record.prompt,
+        seed=record.seed,
+        name=name,
+        given_frames=record.given_frames,
+    )
     ready = _read(request, pipe.card, size, record.fit)
     with tqdm(total=record.frames - len(ready.frames), unit="frame", disable=None) as bar:
-        work = Work(pipe=pipe, model=for_sampling(pipe.model, config), config=config, size=size, fit=record.fit,
-                    output=output, digests=digests, bar=bar)  # fmt: skip
+        work = Work(
+            pipe=pipe,
+            model=for_sampling(pipe.model, config),
+            config=config,
+            size=size,
+            fit=record.fit,
+            output=output,
+            digests=digests,
+            bar=bar,
+        )
         make_batch(work, [ready] * record.batch_size, [record.place], until=record.frames)
 
 
@@ -128,7 +174,8 @@ def _sized(mesh: MeshConfig | None) -> MeshConfig | None:
 
 
 def _mesh_of(record: Record) -> MeshConfig | None:
-    """The mesh that a video was made on; None, and a warning, where it does not fit the devices here."""
+    """The mesh that a video was made on; None, and a warning, where it does not fit the devices
+    here."""
     mesh = MeshConfig(**record.mesh) if record.mesh else None
     wanted = 1 if mesh is None else math.prod(getattr(mesh, axis) for axis in AXES)
     if wanted <= jax.device_count():
@@ -142,13 +189,15 @@ def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
     return chosen | ({"window": None} if chosen.get("window") == 0 else {})
 
 
-def _read(request: Request, card: ModelCard, size: tuple[int, int, int], fit: str) -> Ready:
+def _read(request: Request, card: ModelBundle, size: tuple[int, int, int], fit: str) -> Ready:
     place = dict(height=size[1], width=size[2], fit=fit)
     if request.given_frames is None:
         return Ready(request, load_image(request.image, **place)[None], file_digest(request.image))
     latent_shape(card.tokenizer, request.given_frames, *size[1:])
     if request.given_frames >= size[0]:
-        raise ValueError(f"{request.image}: {request.given_frames} given frames leave nothing of {size[0]} to make.")
+        raise ValueError(
+            f"{request.image}: {request.given_frames} given frames leave nothing of {size[0]} to make."
+        )
     clip = load_clip(request.image, request.given_frames, fps=card.fps, **place)
     return Ready(request, clip, file_digest(request.image))
 
@@ -166,8 +215,14 @@ def _read_all(requests, card, size, fit) -> tuple[list[Ready], list[str]]:
     return read, faults
 
 
-def _tell_cuts(requests: Sequence[Request], card: ModelCard) -> None:
-    for request, cut in zip(requests, tokens_cut(card.text_encoder, [r.prompt for r in requests]), strict=True):
+def _tell_cuts(requests: Sequence[Request], card: ModelBundle) -> None:
+    for request, cut in zip(
+        requests, tokens_cut(card.text_encoder, [r.prompt for r in requests]), strict=True
+    ):
         if cut:
-            _log.warning("The prompt of %s is %d tokens longer than the %d that the model reads: they are cut.",
-                         request.name, cut, card.text_encoder.max_tokens)  # fmt: skip
+            _log.warning(
+                "The prompt of %s is %d tokens longer than the %d that the model reads: they are cut.",
+                request.name,
+                cut,
+                card.text_encoder.max_tokens,
+            )

@@ -1,8 +1,8 @@
 """NAME.json beside a video: everything it was made from, so that it can be made again.
 
-Floating-point sums depend on the order of a matrix product's terms, and that on the shapes. A record therefore also
-holds the size of the batch and the video's place in it: made again from its record, on a device of the same kind with
-the same versions, a video is the same to the last bit.
+Floating-point sums depend on the order of a matrix product's terms, and that on the shapes. A
+record therefore also holds the size of the batch and the video's place in it: made again from its
+record, on a device of the same kind with the same versions, a video is the same to the last bit.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+from videomar_jax.inference.video import FORMATS
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.pretrained.bundle import ModelCard
+from videomar_jax.pretrained.bundle import ModelBundle
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.tokenizers import fingerprint
-from videomar_jax.inference.video import FORMATS
 
 FORMAT = 1
 
@@ -56,7 +56,9 @@ class Record:
     seconds: float
     versions: dict[str, str]
     device: str
-    mesh: dict[str, int] = dataclasses.field(default_factory=dict)  # fields of MeshConfig; empty: one device
+    mesh: dict[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # fields of MeshConfig; empty: one device
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -80,7 +82,9 @@ def read_record(file: str | os.PathLike) -> Record:
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(f"There is no record {file}; sample writes one as NAME.json beside each video.")
+        raise FileNotFoundError(
+            f"There is no record {file}; sample writes one as NAME.json beside each video."
+        )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
@@ -98,9 +102,9 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_digests(model: VideoMAR, card: ModelCard) -> dict[str, str]:
-    """SHA-256 of parameters, tokenizer and text encoder: the same exactly where they compute the same, wherever they
-    lie (of an encoder that refers to a folder, its fingerprint counts)."""
+def model_digests(model: VideoMAR, card: ModelBundle) -> dict[str, str]:
+    """SHA-256 of parameters, tokenizer and text encoder: the same exactly where they compute the
+    same, wherever they lie (of an encoder that refers to a folder, its fingerprint counts)."""
     parameters = hashlib.sha256(json.dumps(card.config.to_dict(), sort_keys=True).encode())
     for path, leaf in sorted(nnx.to_pure_dict(nnx.state(model)).items()):
         _add(parameters, path, leaf)
@@ -110,9 +114,10 @@ def model_digests(model: VideoMAR, card: ModelCard) -> dict[str, str]:
         settings = {name: value for name, value in settings.items() if name != "folder"}
     named = json.dumps([type(text).__name__, settings], sort_keys=True, default=str)
     return {
-        "parameters": parameters.hexdigest(), "tokenizer": fingerprint(card.tokenizer),
+        "parameters": parameters.hexdigest(),
+        "tokenizer": fingerprint(card.tokenizer),
         "text encoder": hashlib.sha256(named.encode()).hexdigest(),
-    }  # fmt: skip
+    }
 
 
 def _add(digest: Any, path: str, leaf: Any) -> None:
@@ -132,9 +137,13 @@ def versions() -> dict[str, str]:
     except metadata.PackageNotFoundError:  # used from its folder, not installed
         own = "source"
     return {
-        "videomar_jax": own, "jax": jax.__version__, "jaxlib": metadata.version("jaxlib"), "flax": flax.__version__,
-        "numpy": np.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+        "videomar_jax": own,
+        "jax": jax.__version__,
+        "jaxlib": metadata.version("jaxlib"),
+        "flax": flax.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def device() -> str:
@@ -146,4 +155,8 @@ def differences(record: Record) -> list[str]:
     """What is not as it was when the video was made, and may cost the last bits."""
     now = versions() | {"device": device()}
     then = record.versions | {"device": record.device}
-    return [f"{name} {then.get(name)} there, {now[name]} here" for name in now if then.get(name) != now[name]]
+    return [
+        f"{name} {then.get(name)} there, {now[name]} here"
+        for name in now
+        if then.get(name) != now[name]
+    ]

@@ -1,4 +1,5 @@
-"""What notebooks/image_to_video.ipynb shows, so that its cells stay short: needs IPython, which every notebook has."""
+"""What notebooks/image_to_video.ipynb shows, so that its cells stay short: needs IPython, which
+every notebook has."""
 
 import html
 import io
@@ -14,28 +15,44 @@ from PIL import Image
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.inference.images import Given
-from videomar_jax.io.media import contact_sheet
 from videomar_jax.inference.pipeline import VideoMARPipeline, VideoStream
-from videomar_jax.types import UInt8
 from videomar_jax.inference.video import Video
+from videomar_jax.io.media import contact_sheet
+from videomar_jax.types import UInt8
 
 
 def trained(workdir: str | Path) -> Path:
-    """The workdir, in which the quick start is trained first where there is no checkpoint yet (CPU: minutes)."""
+    """The workdir, in which the quick start is trained first where there is no checkpoint yet (CPU:
+    minutes)."""
     workdir = Path(workdir)
     if not any((workdir / "checkpoints").glob("[0-9]*")):
         if not Path("configs/quickstart.py").exists():
-            raise FileNotFoundError(f"There is no run in {workdir}, and no configs/quickstart.py to train one with: "
-                                    f"name a run's workdir, or start from the project's folder.")  # fmt: skip
-        call = [sys.executable, "-m", "videomar_jax.main", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+            raise FileNotFoundError(
+                f"There is no run in {workdir}, and no configs/quickstart.py to train one with: "
+                f"name a run's workdir, or start from the project's folder."
+            )
+        call = [
+            sys.executable,
+            "-m",
+            "videomar_jax.main",
+            "--config=configs/quickstart.py",
+            f"--workdir={workdir}",
+        ]
         subprocess.run(call, check=True)
     return workdir
 
 
-def example(pipe: VideoMARPipeline, number: int = 0) -> tuple[UInt8[np.ndarray, "Hp Wp 3"], list[str]]:
-    """A first frame of the quick start's kind that it was not trained on, and four captions that fit it."""
-    shape = ClipShape(num_frames=pipe.card.num_frames, height=pipe.card.height, width=pipe.card.width)
-    clips = Shapes(seed=2024, length=number + 1, split="test", bounce=False).counterfactuals(number, shape)
+def example(
+    pipe: VideoMARPipeline, number: int = 0
+) -> tuple[UInt8[np.ndarray, "Hp Wp 3"], list[str]]:
+    """A first frame of the quick start's kind that it was not trained on, and four captions that
+    fit it."""
+    shape = ClipShape(
+        num_frames=pipe.card.num_frames, height=pipe.card.height, width=pipe.card.width
+    )
+    clips = Shapes(seed=2024, length=number + 1, split="test", bounce=False).counterfactuals(
+        number, shape
+    )
     return clips[0]["video"][0], [clip["caption"] for clip in clips]
 
 
@@ -44,7 +61,9 @@ def upload() -> Path:
     try:
         from google.colab import files
     except ImportError:
-        raise RuntimeError("Uploading works on Colab; elsewhere write the file's name: image = 'photo.jpg'.") from None
+        raise RuntimeError(
+            "Uploading works on Colab; elsewhere write the file's name: image = 'photo.jpg'."
+        ) from None
     (name, *_) = files.upload()
     return Path(name)
 
@@ -57,25 +76,40 @@ def watch(stream: VideoStream) -> Video:
     for _ in stream:
         if place is not None:  # None: outside a notebook
             place.update(_strip(stream.video))
-    print(f"first new frame after {stream.first_frame_s:.1f} s, all after {stream.frames.seconds:.1f} s")
+    print(
+        f"first new frame after {stream.first_frame_s:.1f} s, all after {stream.frames.seconds:.1f} s"
+    )
     return stream.video
 
 
 def compare(
-    pipe: VideoMARPipeline, image: Given, prompt: str, *, steps: Sequence[int], temperatures: Sequence[float],
+    pipe: VideoMARPipeline,
+    image: Given,
+    prompt: str,
+    *,
+    steps: Sequence[int],
+    temperatures: Sequence[float],
     **settings: Any,
-) -> "Table":  # fmt: skip
-    """The same video (one seed) for all reveal steps and temperatures: a table that a notebook shows."""
+) -> "Table":
+    """The same video (one seed) for all reveal steps and temperatures: a table that a notebook
+    shows."""
     rows = [
-        [pipe(image, prompt, steps=count, temperature=value, **settings) for value in temperatures] for count in steps
+        [pipe(image, prompt, steps=count, temperature=value, **settings) for value in temperatures]
+        for count in steps
     ]
-    return Table([f"temperature {value:g}" for value in temperatures], [f"{count} steps" for count in steps], rows)
+    return Table(
+        [f"temperature {value:g}" for value in temperatures],
+        [f"{count} steps" for count in steps],
+        rows,
+    )
 
 
 class Table:
     """Videos side by side, with a name for each column and row."""
 
-    def __init__(self, columns: Sequence[str], rows: Sequence[str], videos: Sequence[Sequence[Video]]):
+    def __init__(
+        self, columns: Sequence[str], rows: Sequence[str], videos: Sequence[Sequence[Video]]
+    ):
         self.columns, self.rows, self.videos = columns, rows, videos
 
     def _repr_html_(self) -> str:
@@ -92,6 +126,8 @@ def _strip(video: Video):
     from IPython.display import Image as Picture
 
     data = io.BytesIO()
-    sheet = contact_sheet([(f"{video.prompt} ({len(video)} frames)", video.frames)], columns=min(len(video), 9))
+    sheet = contact_sheet(
+        [(f"{video.prompt} ({len(video)} frames)", video.frames)], columns=min(len(video), 9)
+    )
     Image.fromarray(sheet).save(data, format="PNG")
     return Picture(data=data.getvalue(), format="png")

@@ -1,6 +1,7 @@
 """Videos frame by frame: latents as they are drawn, pixels as soon as each latent frame is done.
 
-The tokenizer decodes causally, so the pixels of latent frame t are final once it is there: they equal those of decoding
+The tokenizer decodes causally, so the pixels of latent frame t are final once it is there: they
+    equal those of decoding
 the whole video at its end, and each frame's work is done once (`decode_stream`).
 """
 
@@ -13,42 +14,54 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.pretrained.bundle import ModelCard
+from videomar_jax.parallel.sharding import CLIPS, replicated
+from videomar_jax.pretrained.bundle import ModelBundle
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.decoder import generate_frames
 from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels, to_video
-from videomar_jax.parallel.sharding import CLIPS, replicated
 from videomar_jax.types import Array, Float, Latents, UInt8
 
 
 class FrameStream:
-    """A batch of videos in the making: an iterator over their new pixel frames, uint8 [B, f, Hp, Wp, 3], f of them for
-    each latent frame.
+    """A batch of videos in the making: an iterator over their new pixel frames, uint8 [B, f, Hp,
+    Wp, 3], f of them for each latent frame.
 
     After each step, and when the iteration was broken off:
 
         frames           uint8 [B, F, Hp, Wp, 3], the given ones (untouched) and the new ones so far
         latents          float32 [B, T, h, w, C], likewise
-        first_frame_s    seconds from the start until the first new pixels, compilation included; None before
+        first_frame_s    seconds from the start until the first new pixels, compilation included;
+        None before
         seconds          until the last ones
     """
 
     def __init__(
-        self, model: VideoMAR, card: ModelCard, given: UInt8[np.ndarray, "B G Hp Wp 3"], prompts: Sequence[str],
-        seeds: Sequence[int], *, num_frames: int, config: SamplingConfig,
-    ):  # fmt: skip
+        self,
+        model: VideoMAR,
+        card: ModelBundle,
+        given: UInt8[np.ndarray, "B G Hp Wp 3"],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        num_frames: int,
+        config: SamplingConfig,
+    ):
         """Begins: all that is wrong with the request is told here.
 
         Args:
-            model: where its parameters lie on a mesh, the work is spread over it: videos over `data` and `fsdp` if
-                their number divides, rows of latents over `context`. Pixels are decoded for each video in one place.
+            model: where its parameters lie on a mesh, the work is spread over it: videos over
+                `data` and `fsdp` if their number divides, rows of latents over `context`. Pixels
+                are decoded for each video in one place.
             card: of the model; its sizes are those it was trained on.
             num_frames: pixel frames in all; config: how they are drawn.
         Raises:
-            ValueError: numbers that do not go together, sizes the tokenizer cannot cut, too little memory.
+            ValueError: numbers that do not go together, sizes the tokenizer cannot cut, too little
+                memory.
         """
         if not len(given) == len(prompts) == len(seeds):
-            raise ValueError(f"{len(given)} images, {len(prompts)} prompts and {len(seeds)} seeds: give one of each.")
+            raise ValueError(
+                f"{len(given)} images, {len(prompts)} prompts and {len(seeds)} seeds: give one of each."
+            )
         if not all(0 <= seed < 2**32 for seed in seeds):
             raise ValueError(f"Seeds must lie in 0..2**32 - 1, not {list(seeds)}.")
         self._started = time.monotonic()
@@ -62,16 +75,23 @@ class FrameStream:
         text, mask = card.text_encoder.encode(list(prompts))
         keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
         new = generate_frames(
-            model, first, jnp.asarray(text), jnp.asarray(mask), num_frames=total, config=config, keys=keys,
+            model,
+            first,
+            jnp.asarray(text),
+            jnp.asarray(mask),
+            num_frames=total,
+            config=config,
+            keys=keys,
             trained=trained_tokens(card),
-        )  # fmt: skip
+        )
         pieces = (_spread(piece, mesh) for piece in self._kept(first, new))
         self._pixels = map(to_video, tokenizer.decode_stream(pieces, max_frames=total))
         for _ in range(first.shape[1]):  # the given frames come back as they are
             jax.block_until_ready(next(self._pixels))
 
     def _kept(self, first: Latents, new: Iterable[Float[Array, "B h w C"]]) -> Iterator[Latents]:
-        """Latents one frame at a time, the given ones too: a long clip takes no more memory and no other program."""
+        """Latents one frame at a time, the given ones too: a long clip takes no more memory and no
+        other program."""
         for t in range(first.shape[1]):
             yield first[:, t : t + 1]
         for frame in new:
@@ -106,7 +126,7 @@ class FrameStream:
         return np.concatenate(self._latents[: len(self._frames)], axis=1)
 
 
-def trained_tokens(card: ModelCard) -> tuple[int, int, int]:
+def trained_tokens(card: ModelBundle) -> tuple[int, int, int]:
     """(frames, rows, columns) in tokens that the model was trained on."""
     frames, height, width = latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
     return frames, height // card.config.patch_size, width // card.config.patch_size
@@ -115,11 +135,14 @@ def trained_tokens(card: ModelCard) -> tuple[int, int, int]:
 def _mesh(model: VideoMAR) -> Mesh | None:
     """The devices that the model is spread over; None: a single one."""
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(model))
-    return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1), None)
+    return next(
+        (s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1), None
+    )
 
 
 def _spread(latents: Latents, mesh: Mesh | None, rows: str | None = None) -> Latents:
-    """Latents over the mesh: videos and, along the axis `rows`, their rows; what does not divide is copied."""
+    """Latents over the mesh: videos and, along the axis `rows`, their rows; what does not divide is
+    copied."""
     if mesh is None:
         return latents
     samples = None if len(latents) % (mesh.shape["data"] * mesh.shape["fsdp"]) else CLIPS

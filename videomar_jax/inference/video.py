@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from videomar_jax.io.media import contact_sheet, write_arrays, write_gif, write_mp4, write_png, write_webm
+from videomar_jax.io.media import (
+    contact_sheet,
+    write_arrays,
+    write_gif,
+    write_mp4,
+    write_png,
+    write_webm,
+)
 from videomar_jax.types import Float, UInt8
 
 FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "webm": ".webm", "latents": ".npz"}
@@ -48,8 +55,9 @@ class Video:
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Writes one file; its ending says which kind.
 
-        .mp4 (H.264) and .webm (VP9) are enlarged by pixel repetition until the short side has 256 pixels, .gif until
-        128; .png is a strip of up to nine frames under the prompt; .npz holds "latents" [T, h, w, C] and "fps".
+        .mp4 (H.264) and .webm (VP9) are enlarged by pixel repetition until the short side has 256
+        pixels, .gif until 128; .png is a strip of up to nine frames under the prompt; .npz holds
+        "latents" [T, h, w, C] and "fps".
 
         Raises:
             ValueError: an unknown ending.
@@ -65,12 +73,18 @@ class Video:
             scale = max(1, 128 // min(self.frames.shape[1:3]))
             write_gif(path, self.frames, self.fps, scale=scale, overwrite=overwrite)
         elif ending == ".png":
-            sheet = contact_sheet([(self.prompt or path.stem, self.frames)], columns=min(len(self), 9))
+            sheet = contact_sheet(
+                [(self.prompt or path.stem, self.frames)], columns=min(len(self), 9)
+            )
             write_png(path, sheet, overwrite=overwrite)
         elif ending == ".npz":
-            write_arrays(path, {"latents": self.latents, "fps": np.asarray(self.fps)}, overwrite=overwrite)
+            write_arrays(
+                path, {"latents": self.latents, "fps": np.asarray(self.fps)}, overwrite=overwrite
+            )
         else:
-            raise ValueError(f"{path}: a video is saved as one of {', '.join(FORMATS.values())}, not {ending!r}.")
+            raise ValueError(
+                f"{path}: a video is saved as one of {', '.join(FORMATS.values())}, not {ending!r}."
+            )
         return path
 
     def _repr_html_(self) -> str:
@@ -86,8 +100,8 @@ class Video:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where and as what videos are written: NAME.json and one file of each format. `local_path` makes the folder of
-    a text that a person wrote."""
+    """Where and as what videos are written: NAME.json and one file of each format. `local_path`
+    makes the folder of a text that a person wrote."""
 
     folder: Path
     formats: tuple[str, ...] = ("mp4", "gif", "png")
@@ -110,9 +124,15 @@ class Output:
         for name in [] if self.overwrite else names:
             for path in self.paths(name).values():
                 if path.exists():
-                    raise FileExistsError(f"{path} exists already; choose another --output, or replace with "
-                                          f"--overwrite.")  # fmt: skip
-        there = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
+                    raise FileExistsError(
+                        f"{path} exists already; choose another --output, or replace with "
+                        f"--overwrite."
+                    )
+        there = next(
+            path
+            for path in (self.folder.absolute(), *self.folder.absolute().parents)
+            if path.exists()
+        )
         if not there.is_dir():
             raise NotADirectoryError(f"{there} is a file: --output names a folder.")
         if not os.access(there, os.W_OK | os.X_OK):
@@ -120,9 +140,12 @@ class Output:
 
 
 def local_path(path: str | os.PathLike) -> Path:
-    """The file or folder that a person names, "~" for the home folder; a ValueError for an address such as gs://…"""
+    """The file or folder that a person names, "~" for the home folder; a ValueError for an address
+    such as gs://…"""
     if "://" in (text := os.fspath(path)):
-        raise ValueError(f"{text} is not a local path: name a local file or folder, and copy what it holds.")
+        raise ValueError(
+            f"{text} is not a local path: name a local file or folder, and copy what it holds."
+        )
     return Path(os.path.expanduser(text))
 
 
@@ -130,4 +153,6 @@ def check_formats(formats: tuple[str, ...]) -> None:
     """Raises a ValueError that names the formats there are, unless all of these are."""
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise ValueError(f"There is no format {', '.join(unknown) or 'at all'}: choose among {', '.join(FORMATS)}.")
+        raise ValueError(
+            f"There is no format {', '.join(unknown) or 'at all'}: choose among {', '.join(FORMATS)}."
+        )

@@ -1,9 +1,11 @@
 """Published weights of the Cosmos continuous video tokenizers, read without PyTorch.
 
-A repository holds `autoencoder.jit`, or its halves `encoder.jit` and `decoder.jit`; converted copies are .safetensors
-files with the same keys, or with those of diffusers. The sizes are not in the files: they follow from the name of the
-release, which is also looked for in the path. Every parameter is filled by one tensor of its shape, and every tensor
-fills one or is known to be unused (`cosmos_rules`); all faults are told together.
+A repository holds `autoencoder.jit`, or its halves `encoder.jit` and `decoder.jit`; converted
+copies are .safetensors
+files with the same keys, or with those of diffusers. The sizes are not in the files: they follow
+    from the name of the
+release, which is also looked for in the path. Every parameter is filled by one tensor of its shape,
+and every tensor fills one or is known to be unused (`cosmos_rules`); all faults are told together.
 """
 
 import contextlib
@@ -19,8 +21,8 @@ import jax.numpy as jnp
 from videomar_jax.interop.cosmos_rules import cosmos_rules, is_unused, nested, parameter_shapes
 from videomar_jax.interop.formats.files import TensorFile, TensorSpec, WeightFileError, open_tensors
 from videomar_jax.interop.rules import expected, faults
-from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
 from videomar_jax.tokenizers.cosmos.config import RELEASES, CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
 
 HEADER_KEY = "cosmos_config"
 _HALVES = ("encoder.jit", "decoder.jit")
@@ -28,22 +30,28 @@ _WHOLE = ("autoencoder.jit", "diffusion_pytorch_model.safetensors", "model.safet
 
 
 def load_cosmos(
-    path: str | os.PathLike, *, release: str | None = None, config: CosmosConfig | None = None, scale: float = 0.5,
-    dtype: str = "float32", chunk: int | None = 2,
-) -> CosmosTokenizer:  # fmt: skip
+    path: str | os.PathLike,
+    *,
+    release: str | None = None,
+    config: CosmosConfig | None = None,
+    scale: float = 0.5,
+    dtype: str = "float32",
+    chunk: int | None = 2,
+) -> CosmosTokenizer:
     """The tokenizer in a file, or in a folder as published.
 
     Args:
-        path: autoencoder.jit, a .safetensors file with the same keys or diffusers', or the folder of either (or of
-            encoder.jit and decoder.jit). One half alone (encoder.jit) brings the other from beside it.
-        release: its name, such as "CV8x16x16"; by default the one in `path`, unless the header of a .safetensors file
-            has the sizes, as JSON under "cosmos_config".
+        path: autoencoder.jit, a .safetensors file with the same keys or diffusers', or the folder
+            of either (or of encoder.jit and decoder.jit). One half alone (encoder.jit) brings the
+            other from beside it.
+        release: its name, such as "CV8x16x16"; by default the one in `path`, unless the header of a
+            .safetensors file has the sizes, as JSON under "cosmos_config".
         config: sizes of a network that is no release.
         scale, dtype, chunk: as in `CosmosTokenizer`.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown release, or a damaged file (WeightFileError), or one of another network, with all that
-            does not fit.
+        ValueError: an unknown release, or a damaged file (WeightFileError), or one of another
+            network, with all that does not fit.
     """
     if release is not None and config is not None:
         raise ValueError("give a release or a config, not both")
@@ -55,7 +63,9 @@ def load_cosmos(
     return CosmosTokenizer(params=params, config=config, scale=scale, dtype=dtype, chunk=chunk)
 
 
-def read_cosmos(files: Sequence[TensorFile], config: CosmosConfig, *, dtype: str = "float32") -> dict[str, Any]:
+def read_cosmos(
+    files: Sequence[TensorFile], config: CosmosConfig, *, dtype: str = "float32"
+) -> dict[str, Any]:
     """The parameters of a network, nested, in `dtype`, from files that hold it together.
 
     Raises a WeightFileError that lists all missing, unknown, repeated and wrongly shaped tensors.
@@ -66,7 +76,9 @@ def read_cosmos(files: Sequence[TensorFile], config: CosmosConfig, *, dtype: str
     found = {key: spec for key, spec in specs.items() if key in slots or not is_unused(key, config)}
     if wrong := faults(slots, found):
         names = " and ".join(str(file.path) for file in files)
-        raise WeightFileError(f"{names} cannot be this Cosmos tokenizer ({_sizes(config)}): " + "; ".join(wrong))
+        raise WeightFileError(
+            f"{names} cannot be this Cosmos tokenizer ({_sizes(config)}): " + "; ".join(wrong)
+        )
     leaves = {
         slot.rule.ours: jnp.asarray(slot.rule.transform.ours(holders[key][key]).astype(dtype))
         for key, slot in slots.items()
@@ -102,22 +114,30 @@ def _config_of(path: str | os.PathLike, files: Sequence[TensorFile]) -> CosmosCo
     if text is None:
         return release_in(path)
     try:
-        return CosmosConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()})
+        return CosmosConfig(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        )
     except (TypeError, ValueError, AttributeError) as error:
-        raise WeightFileError(f"{path}: the header's {HEADER_KEY} is not a configuration: {error}") from error
+        raise WeightFileError(
+            f"{path}: the header's {HEADER_KEY} is not a configuration: {error}"
+        ) from error
 
 
 def release_in(path: str | os.PathLike) -> CosmosConfig:
     """The configuration of the release that a part of `path` names, the last part first."""
     for part in reversed(Path(path).absolute().parts):
         with contextlib.suppress(ValueError):
-            return CosmosConfig.release(Path(part).stem if part.endswith((".jit", ".safetensors")) else part)
+            return CosmosConfig.release(
+                Path(part).stem if part.endswith((".jit", ".safetensors")) else part
+            )
     raise ValueError(
         f"{path} does not say which Cosmos tokenizer it is: name the release, one of {', '.join(RELEASES)}"
     )
 
 
-def _contents(files: Sequence[TensorFile]) -> tuple[Mapping[str, TensorFile], Mapping[str, list[TensorSpec]]]:
+def _contents(
+    files: Sequence[TensorFile],
+) -> tuple[Mapping[str, TensorFile], Mapping[str, list[TensorSpec]]]:
     """(the file of each key, its shape and type in every file that has it)."""
     holders: dict[str, TensorFile] = {}
     specs: dict[str, list[TensorSpec]] = defaultdict(list)
@@ -130,4 +150,8 @@ def _contents(files: Sequence[TensorFile]) -> tuple[Mapping[str, TensorFile], Ma
 
 def _sizes(config: CosmosConfig) -> str:
     names = [name for name, known in RELEASES.items() if known == config]
-    return names[0] if names else f"strides {config.temporal_stride} and {config.spatial_stride}, width {config.width}"
+    return (
+        names[0]
+        if names
+        else f"strides {config.temporal_stride} and {config.spatial_stride}, width {config.width}"
+    )

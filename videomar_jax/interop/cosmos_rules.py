@@ -1,7 +1,8 @@
 """Names of the Cosmos tokenizer's tensors: our parameter paths, NVIDIA's keys, diffusers' keys.
 
-Paths here are joined with "/", such as encoder/down/0/block/1/conv1/spatial/kernel. Both foreign namings are made from
-them part by part. What a published file may hold besides the parameters is in `is_unused`.
+Paths here are joined with "/", such as encoder/down/0/block/1/conv1/spatial/kernel. Both foreign
+namings are made from them part by part. What a published file may hold besides the parameters is in
+`is_unused`.
 """
 
 import re
@@ -11,17 +12,24 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from videomar_jax.interop.rules import PLAIN, Rule, Transform
-from videomar_jax.tokenizers.cosmos.tokenizer import abstract_network
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import abstract_network
 
 CONSTANTS = (
-    "encoder.patcher3d.wavelets", "encoder.patcher3d._arange", "encoder.patcher3d.patch_size_buffer",
-    "decoder.unpatcher3d.wavelets", "decoder.unpatcher3d._arange",
-)  # fmt: skip
+    "encoder.patcher3d.wavelets",
+    "encoder.patcher3d._arange",
+    "encoder.patcher3d.patch_size_buffer",
+    "decoder.unpatcher3d.wavelets",
+    "decoder.unpatcher3d._arange",
+)
 """Buffers that TorchScript keeps; ours are computed."""
 
-_SPATIAL = Transform(lambda x: x[:, :, 0].transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)[:, :, None])
-_TEMPORAL = Transform(lambda x: x[..., 0, 0].transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)[..., None, None])
+_SPATIAL = Transform(
+    lambda x: x[:, :, 0].transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)[:, :, None]
+)
+_TEMPORAL = Transform(
+    lambda x: x[..., 0, 0].transpose(2, 1, 0), lambda x: x.transpose(2, 1, 0)[..., None, None]
+)
 _POINT = Transform(lambda x: x[..., 0, 0, 0].T, lambda x: x.T[..., None, None, None])
 _KERNELS = {4: _SPATIAL, 3: _TEMPORAL, 2: _POINT}
 """By the rank of our kernel: theirs is always [outputs, inputs, time, rows, columns]."""
@@ -71,8 +79,8 @@ def official_key(path: str) -> str:
 
 
 def diffusers_key(path: str, levels: int) -> str:
-    """The name of one of our parameters in diffusers' AutoencoderKLCosmos, which numbers the decoder's `levels` in
-    running order."""
+    """The name of one of our parameters in diffusers' AutoencoderKLCosmos, which numbers the
+    decoder's `levels` in running order."""
     path = re.sub(r"^decoder/up/(\d+)", lambda m: f"decoder/up/{levels - 1 - int(m[1])}", path)
     key = official_key(path)
     for pattern, replacement in _TO_DIFFUSERS:
@@ -94,15 +102,20 @@ def cosmos_rules(config: CosmosConfig, *, diffusers: bool = False) -> tuple[Rule
 
 
 def is_unused(key: str, config: CosmosConfig) -> bool:
-    """Whether a key stands for nothing that is computed: a TorchScript constant, or a branch of a sampler that has
-    none of it (files of 2024 hold them, later ones do not)."""
+    """Whether a key stands for nothing that is computed: a TorchScript constant, or a branch of a
+    sampler that has none of it (files of 2024 hold them, later ones do not)."""
     found = re.fullmatch(
-        r"(?:encoder\.down|decoder\.up)\.(\d+)\.(down|up)sample\.conv[123]\.conv3d\.(weight|bias)", key
+        r"(?:encoder\.down|decoder\.up)\.(\d+)\.(down|up)sample\.conv[123]\.conv3d\.(weight|bias)",
+        key,
     )
     if not found:
         return key in CONSTANTS
     level, side = int(found[1]), found[2]
-    return level < len(config.encoder_steps) if side == "down" else 0 < level <= len(config.decoder_steps)
+    return (
+        level < len(config.encoder_steps)
+        if side == "down"
+        else 0 < level <= len(config.decoder_steps)
+    )
 
 
 def nested(leaves: Mapping[str, Any]) -> dict:

@@ -1,12 +1,15 @@
 """Qwen2 text encoders from Hugging Face folders, and from the references that saved encoders are.
 
-Every tensor of the files matches one entry of the key tables or a part that is left aside knowingly (the vision tower,
-the head over the vocabulary, rotary tables); every parameter is filled by one tensor of its shape. All faults are
-reported together, before any weight is read. The language model may stand under any of `PREFIXES`: as saved from
+Every tensor of the files matches one entry of the key tables or a part that is left aside knowingly
+(the vision tower, the head over the vocabulary, rotary tables); every parameter is filled by one
+tensor of its shape. All faults are
+reported together, before any weight is read. The language model may stand under any of `PREFIXES`:
+    as saved from
 Qwen2Model, from Qwen2ForCausalLM, or as the text part of Qwen2-VL.
 
-Parameters keep the type of the file. Each is allocated once, stacked over the layers, in its final place (split over a
-mesh if one is given), and filled tensor by tensor, so that the peak is the size of the model and one tensor.
+Parameters keep the type of the file. Each is allocated once, stacked over the layers, in its final
+place (split over a mesh if one is given), and filled tensor by tensor, so that the peak is the size
+of the model and one tensor.
 
 Importing this module lets `load_text_encoder` read encoders of kind "qwen2".
 """
@@ -47,8 +50,11 @@ LAYER = {
     "mlp.up_proj.weight": "up.kernel",
     "mlp.down_proj.weight": "down.kernel",
 }
-"""Keys of one layer, behind "layers.N.". Kernels are transposed: PyTorch stores [outputs, inputs]."""
-LEFT_ASIDE = re.compile(r"(model\.)?visual\..*|(language_model\.)?lm_head\.weight|.*\brotary_emb\.inv_freq")
+"""Keys of one layer, behind "layers.N.". Kernels are transposed: PyTorch stores [outputs,
+inputs]."""
+LEFT_ASIDE = re.compile(
+    r"(model\.)?visual\..*|(language_model\.)?lm_head\.weight|.*\brotary_emb\.inv_freq"
+)
 DTYPES = ("float32", "bfloat16", "float16")
 _LISTED = 20
 
@@ -69,29 +75,40 @@ class Slot:
 
 
 def load_qwen2(
-    folder: str | os.PathLike, options: Qwen2Options | None = None, *,
-    system_text_file: str | os.PathLike | None = None, mesh: Mesh | None = None,
-) -> Qwen2TextEncoder:  # fmt: skip
+    folder: str | os.PathLike,
+    options: Qwen2Options | None = None,
+    *,
+    system_text_file: str | os.PathLike | None = None,
+    mesh: Mesh | None = None,
+) -> Qwen2TextEncoder:
     """The text encoder in a local Hugging Face folder of Qwen2 or Qwen2-VL.
 
     Args:
-        system_text_file: read `options.system_text` from this UTF-8 file, as it stands: each blank and line end counts.
+        system_text_file: read `options.system_text` from this UTF-8 file, as it stands: each blank
+            and line end counts.
         mesh: split parameters and captions over these devices, all of this process.
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or of another model; tensors are missing, unknown or of wrong shape (all named).
+        ValueError: a file is damaged, or of another model; tensors are missing, unknown or of wrong
+            shape (all named).
     """
     folder, options = Path(os.path.abspath(os.path.expanduser(folder))), options or Qwen2Options()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: give the local folder of a Hugging Face Qwen2 model")
+        raise FileNotFoundError(
+            f"{folder} is no folder: give the local folder of a Hugging Face Qwen2 model"
+        )
     if system_text_file is not None:
         options = dataclasses.replace(options, system_text=_read_text(Path(system_text_file)))
     config = read_config(folder, options.dtype)
     tokenizer, pad_id = read_tokenizer(folder, config.vocab_size, options.padding_side)
     return Qwen2TextEncoder(
-        model=load_model(folder, config, mesh), tokenizer=tokenizer, pad_id=pad_id, options=options, mesh=mesh,
+        model=load_model(folder, config, mesh),
+        tokenizer=tokenizer,
+        pad_id=pad_id,
+        options=options,
+        mesh=mesh,
         source=Source(folder=str(folder), fingerprint=fingerprint(folder)),
-    )  # fmt: skip
+    )
 
 
 @base.register
@@ -102,11 +119,16 @@ class SavedQwen2:
     version: ClassVar[int] = Qwen2TextEncoder.version
 
     @classmethod
-    def from_files(cls, settings: Mapping[str, Any], directory: str | os.PathLike) -> Qwen2TextEncoder:
-        """Raises FileNotFoundError where the folder is gone, ValueError where it holds another model by now."""
+    def from_files(
+        cls, settings: Mapping[str, Any], directory: str | os.PathLike
+    ) -> Qwen2TextEncoder:
+        """Raises FileNotFoundError where the folder is gone, ValueError where it holds another
+        model by now."""
         names = [field.name for field in dataclasses.fields(Source)]
         source = Source(**{name: settings[name] for name in names if name in settings})
-        options = Qwen2Options(**{name: value for name, value in settings.items() if name not in names})
+        options = Qwen2Options(
+            **{name: value for name, value in settings.items() if name not in names}
+        )
         header = Path(directory) / base.HEADER_FILE
         if not Path(source.folder).is_dir():
             raise FileNotFoundError(
@@ -127,9 +149,16 @@ def load_model(folder: Path, config: Qwen2Config, mesh: Mesh | None = None) -> Q
     shapes = dict(nnx.to_flat_state(abstract))
     with open_tensors(weights_path(folder)) as tensors:
         slots = plan({path: leaf.shape for path, leaf in shapes.items()}, config, tensors)
-        arrays = {path: _fill(slot, tensors, _placement(slot, mesh)) for path, slot in slots.items()}
-    logging.info("read %d tensors of %s", sum(len(slot.names) for slot in slots.values()), tensors.path)
-    return nnx.merge(graph, nnx.from_flat_state({path: leaf.replace(arrays[path]) for path, leaf in shapes.items()}))
+        arrays = {
+            path: _fill(slot, tensors, _placement(slot, mesh)) for path, slot in slots.items()
+        }
+    logging.info(
+        "read %d tensors of %s", sum(len(slot.names) for slot in slots.values()), tensors.path
+    )
+    return nnx.merge(
+        graph,
+        nnx.from_flat_state({path: leaf.replace(arrays[path]) for path, leaf in shapes.items()}),
+    )
 
 
 def plan(
@@ -139,7 +168,9 @@ def plan(
     prefixes = [prefix for prefix in PREFIXES if f"{prefix}embed_tokens.weight" in tensors]
     if len(prefixes) != 1:
         tried = ", ".join(f"{prefix}embed_tokens.weight" for prefix in PREFIXES)
-        raise ValueError(f"{tensors.path} must hold one language model, found {len(prefixes)} (looked for {tried})")
+        raise ValueError(
+            f"{tensors.path} must hold one language model, found {len(prefixes)} (looked for {tried})"
+        )
     keys = {ours: theirs for table in (TOP, LAYER) for theirs, ours in table.items()}
     slots = {}
     for path, shape in shapes.items():
@@ -171,7 +202,8 @@ def _check(slots: Mapping[tuple[str, ...], Slot], tensors: TensorFile) -> None:
     faults = {"missing": missing, "unknown": unknown, "of wrong shape or type": misfit}
     if any(faults.values()):
         raise ValueError(
-            f"{tensors.path} does not fit its config.json" + "".join(map(_listing, faults, faults.values()))
+            f"{tensors.path} does not fit its config.json"
+            + "".join(map(_listing, faults, faults.values()))
         )
 
 
@@ -179,14 +211,21 @@ def _listing(title: str, names: list[str]) -> str:
     if not names:
         return ""
     more = [f"... and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-    return "".join(f"\n  {line}" for line in [f"{len(names)} tensors {title}:", *names[:_LISTED], *more])
+    return "".join(
+        f"\n  {line}" for line in [f"{len(names)} tensors {title}:", *names[:_LISTED], *more]
+    )
 
 
 def _placement(slot: Slot, mesh: Mesh | None) -> Sharding | None:
-    """Splits the longest axis that the devices divide, never the axis of layers; copies the parameter otherwise."""
+    """Splits the longest axis that the devices divide, never the axis of layers; copies the
+    parameter otherwise."""
     if mesh is None:
         return None
-    axes = [i for i, size in enumerate(slot.shape) if size % mesh.size == 0 and not (slot.stacked and i == 0)]
+    axes = [
+        i
+        for i, size in enumerate(slot.shape)
+        if size % mesh.size == 0 and not (slot.stacked and i == 0)
+    ]
     spec = [None] * len(slot.shape)
     if axes:
         spec[max(axes, key=lambda i: slot.shape[i])] = mesh.axis_names

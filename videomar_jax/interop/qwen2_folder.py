@@ -1,4 +1,5 @@
-"""A Hugging Face folder of Qwen2 or Qwen2-VL: its sizes, tokenizer and tensors, and a fingerprint of all of it."""
+"""A Hugging Face folder of Qwen2 or Qwen2-VL: its sizes, tokenizer and tensors, and a fingerprint
+of all of it."""
 
 import hashlib
 import json
@@ -15,15 +16,22 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPES = ("qwen2", "qwen2_vl", "qwen2_vl_text")
 DEFAULT_PAD_TOKEN = "<|endoftext|>"
 _SIZES = {
-    "vocab_size": "vocab_size", "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads", "intermediate_size": "mlp_width", "rms_norm_eps": "norm_epsilon",
-}  # fmt: skip
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "intermediate_size": "mlp_width",
+    "rms_norm_eps": "norm_epsilon",
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises FileNotFoundError, or ValueError where the file is no JSON object."""
     if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}: expected the folder of a Hugging Face Qwen2 model")
+        raise FileNotFoundError(
+            f"no {path.name} in {path.parent}: expected the folder of a Hugging Face Qwen2 model"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -37,8 +45,8 @@ def read_config(folder: Path, dtype: str) -> Qwen2Config:
     """Sizes from config.json, of the text part if there are several.
 
     Raises:
-        ValueError: another architecture, a missing or impossible size, or a variant that this decoder does not compute
-            (scaled rotary positions, another activation).
+        ValueError: another architecture, a missing or impossible size, or a variant that this
+            decoder does not compute (scaled rotary positions, another activation).
     """
     path = folder / CONFIG
     root = read_json(path)
@@ -51,23 +59,32 @@ def read_config(folder: Path, dtype: str) -> Qwen2Config:
     if missing := [name for name in _SIZES if name not in values]:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     sizes = {ours: values[theirs] for theirs, ours in _SIZES.items()}
-    if wrong := [f"{name} = {value!r}" for name, value in sizes.items() if not isinstance(value, int | float)]:
+    if wrong := [
+        f"{name} = {value!r}" for name, value in sizes.items() if not isinstance(value, int | float)
+    ]:
         raise ValueError(f"{path} has sizes that are no numbers: {', '.join(wrong)}")
     head_width = values.get("head_dim") or sizes["width"] // max(sizes["heads"], 1)
     try:
         return Qwen2Config(
-            **sizes, head_width=head_width, rope_theta=_rope_theta(values, path), window=_window(values), dtype=dtype
+            **sizes,
+            head_width=head_width,
+            rope_theta=_rope_theta(values, path),
+            window=_window(values),
+            dtype=dtype,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def _rope_theta(values: dict[str, Any], path: Path) -> float:
-    """The base of the rotary frequencies. Multimodal rotation ("mrope") equals the plain one on text."""
+    """The base of the rotary frequencies. Multimodal rotation ("mrope") equals the plain one on
+    text."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(f"rotary positions of type {kind!r} are not computed here, only 'default' and 'mrope'")
+        raise ValueError(
+            f"rotary positions of type {kind!r} are not computed here, only 'default' and 'mrope'"
+        )
     theta = scaling.get("rope_theta", values.get("rope_theta"))
     if not isinstance(theta, int | float):
         raise ValueError(f"rope_theta is {theta!r}, no number")
@@ -84,10 +101,12 @@ def _window(values: dict[str, Any]) -> int | None:
 
 
 def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[Tokenizer, int]:
-    """The tokenizer and the number of its pad token: tokenizer_config.json's, else tokenizer.json's, else
-    `DEFAULT_PAD_TOKEN`. A folder that names the other padding side gets a warning, no obedience.
+    """The tokenizer and the number of its pad token: tokenizer_config.json's, else
+    tokenizer.json's, else `DEFAULT_PAD_TOKEN`. A folder that names the other padding side gets a
+    warning, no obedience.
 
-    Raises FileNotFoundError, or ValueError where the file is damaged or numbers tokens that the model does not have.
+    Raises FileNotFoundError, or ValueError where the file is damaged or numbers tokens that the
+    model does not have.
     """
     path = folder / TOKENIZER
     if not path.is_file():
@@ -101,15 +120,23 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
         raise ValueError(f"{path} is damaged: {error}") from error
     hints = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     if hints.get("padding_side", padding_side) != padding_side:
-        logging.warning("%s pads on the %s by default; captions are padded on the %s", folder, hints["padding_side"],
-                        padding_side)  # fmt: skip
+        logging.warning(
+            "%s pads on the %s by default; captions are padded on the %s",
+            folder,
+            hints["padding_side"],
+            padding_side,
+        )
     pad = hints.get("pad_token") or (tokenizer.padding or {}).get("pad_token") or DEFAULT_PAD_TOKEN
     pad = pad.get("content") if isinstance(pad, dict) else pad
     pad_id = tokenizer.token_to_id(str(pad))
     if pad_id is None:
-        raise ValueError(f"{path} has no token {pad!r} to pad with: set pad_token in {TOKENIZER_CONFIG}")
+        raise ValueError(
+            f"{path} has no token {pad!r} to pad with: set pad_token in {TOKENIZER_CONFIG}"
+        )
     if (largest := max(tokenizer.get_vocab().values())) >= vocab_size:
-        raise ValueError(f"{path} numbers tokens up to {largest}, but the model has {vocab_size}: not its tokenizer")
+        raise ValueError(
+            f"{path} numbers tokens up to {largest}, but the model has {vocab_size}: not its tokenizer"
+        )
     return tokenizer, pad_id
 
 
@@ -133,8 +160,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest that changes with the model: all of the small files; of each weight file the size, the first 256 KiB
-    (the header) and 64 samples of 4 KiB. It tells models apart; it is no seal against forgery."""
+    """A digest that changes with the model: all of the small files; of each weight file the size,
+    the first 256 KiB (the header) and 64 samples of 4 KiB. It tells models apart; it is no seal
+    against forgery."""
     digest = hashlib.sha256()
     for name in (CONFIG, TOKENIZER, TOKENIZER_CONFIG):
         if (folder / name).is_file():

@@ -1,9 +1,13 @@
 """A table that says where each tensor of a foreign file goes, read in both directions.
 
-One `Rule` is a kind of key: the foreign name, our parameter's path, and how the array is turned. "{}" in the foreign
-name is the number of a layer; such tensors are stacked along the leading axis of our parameter. From the table and the
-shapes of our parameters follows everything else: which tensors a file must hold and of what shape (`expected`), what
-is wrong with the one at hand (`faults`), our parameters (`assemble`), and the tensors of an export (`exported`).
+One `Rule` is a kind of key: the foreign name, our parameter's path, and how the array is turned.
+    "{}" in the foreign
+name is the number of a layer; such tensors are stacked along the leading axis of our parameter.
+From the table and the
+shapes of our parameters follows everything else: which tensors a file must hold and of what shape
+    (`expected`), what
+is wrong with the one at hand (`faults`), our parameters (`assemble`), and the tensors of an export
+(`exported`).
 """
 
 import dataclasses
@@ -27,7 +31,9 @@ class Transform:
 
 
 PLAIN = Transform(lambda x: x, lambda x: x)
-TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)  # PyTorch's linear weight [out, in], our kernel [in, out]
+TRANSPOSE = Transform(
+    lambda x: x.T, lambda x: x.T
+)  # PyTorch's linear weight [out, in], our kernel [in, out]
 ONE_AXIS = Transform(lambda x: x[0], lambda x: x[None])  # drops a leading axis of length 1
 TWO_AXES = Transform(lambda x: x[0, 0], lambda x: x[None, None])
 
@@ -83,17 +89,23 @@ def uncovered(rules: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]) -> l
     return sorted(set(shapes) - {rule.ours for rule in rules})
 
 
-def faults(slots: Mapping[str, Slot], found: Mapping[str, Sequence[TensorSpec]], *, shapes: bool = True) -> list[str]:
-    """What is wrong with a file, one line for each sort of fault; `found` has several entries for a repeated name.
+def faults(
+    slots: Mapping[str, Slot], found: Mapping[str, Sequence[TensorSpec]], *, shapes: bool = True
+) -> list[str]:
+    """What is wrong with a file, one line for each sort of fault; `found` has several entries for a
+    repeated name.
 
     `shapes=False` when the sizes are not known: names and types only.
     """
     shared = [name for name in slots if name in found]
     wrong = [
         f"{name} {list(found[name][0].shape)} instead of {list(slots[name].shape)}"
-        for name in shared if shapes and found[name][0].shape != slots[name].shape
-    ]  # fmt: skip
-    not_real = [f"{name} ({found[name][0].dtype})" for name in shared if not _is_real(found[name][0].dtype)]
+        for name in shared
+        if shapes and found[name][0].shape != slots[name].shape
+    ]
+    not_real = [
+        f"{name} ({found[name][0].dtype})" for name in shared if not _is_real(found[name][0].dtype)
+    ]
     sorts = {
         "missing": [name for name in slots if name not in found],
         "unknown": [name for name in found if name not in slots],
@@ -115,16 +127,20 @@ def _is_real(dtype: np.dtype) -> bool:
 
 
 def assemble(
-    slots: Mapping[str, Slot], shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray],
-    dtypes: Mapping[str, np.dtype], place: Callable[[str, np.ndarray], Any],
-) -> dict[str, Any]:  # fmt: skip
-    """Our parameters, each allocated once and filled layer by layer, the largest first: then the moment at which a
-    parameter exists here and on the device comes while little else is in memory.
+    slots: Mapping[str, Slot],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    dtypes: Mapping[str, np.dtype],
+    place: Callable[[str, np.ndarray], Any],
+) -> dict[str, Any]:
+    """Our parameters, each allocated once and filled layer by layer, the largest first: then the
+    moment at which a parameter exists here and on the device comes while little else is in memory.
 
     Args:
         read: reads a foreign tensor by its name in `slots`.
         dtypes: the type of each parameter, by flat path.
-        place: takes a path and the finished array, returns what the tree holds (the array, or its copy on a device).
+        place: takes a path and the finished array, returns what the tree holds (the array, or its
+            copy on a device).
     """
     names: dict[str, list[str]] = {}
     for name, slot in slots.items():
@@ -142,12 +158,18 @@ def assemble(
 def exported(
     slots: Mapping[str, Slot], params: Mapping[str, Any]
 ) -> tuple[dict[str, TensorSpec], Callable[[str], np.ndarray]]:
-    """(shape and type of every foreign tensor, a function that makes one of them) from flat parameters."""
-    specs = {name: TensorSpec(slot.shape, np.dtype(params[slot.rule.ours].dtype)) for name, slot in slots.items()}
+    """(shape and type of every foreign tensor, a function that makes one of them) from flat
+    parameters."""
+    specs = {
+        name: TensorSpec(slot.shape, np.dtype(params[slot.rule.ours].dtype))
+        for name, slot in slots.items()
+    }
 
     def make(name: str) -> np.ndarray:
         slot = slots[name]
         value = params[slot.rule.ours]
-        return slot.rule.transform.theirs(np.asarray(value if slot.layer is None else value[slot.layer]))
+        return slot.rule.transform.theirs(
+            np.asarray(value if slot.layer is None else value[slot.layer])
+        )
 
     return specs, make

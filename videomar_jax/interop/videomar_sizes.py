@@ -1,8 +1,9 @@
-"""What kind of VideoMAR a file of weights holds: sizes from shapes, the rest from the file's header.
+"""What kind of VideoMAR a file of weights holds: sizes from shapes, the rest from the file's
+header.
 
-Shapes tell all sizes, and the head by its last layer (2P rows: noise and variance, P rows: velocity). They do not tell
-the fields in `HEADER_FIELDS`; our exports carry them as JSON in the header, published files are taken to have the
-published values.
+Shapes tell all sizes, and the head by its last layer (2P rows: noise and variance, P rows:
+velocity). They do not tell the fields in `HEADER_FIELDS`; our exports carry them as JSON in the
+header, published files are taken to have the published values.
 """
 
 import dataclasses
@@ -17,55 +18,91 @@ from videomar_jax.models.config import ModelConfig
 
 HEADER_KEY = "videomar_jax"
 HEADER_FIELDS = (
-    "patch_size", "rope_split", "rope_base", "rope_frame_origin", "text_mask", "null_text_mask", "flow_time",
-)  # fmt: skip
+    "patch_size",
+    "rope_split",
+    "rope_base",
+    "rope_frame_origin",
+    "text_mask",
+    "null_text_mask",
+    "flow_time",
+)
 """Fields of the model that change its output and show in no shape."""
 
 _LARGEST = 2**24
 _MANY_LAYERS = 1000
 _FIRST, _NET = "decoder_blocks.0", "diffloss.net"
 _SOURCES: dict[str, tuple[tuple[str, int], ...]] = {
-    "width": (("z_proj.weight", 0), ("z_proj.bias", 0), ("decoder_norm.weight", 0), ("mask_token", 2)),
+    "width": (
+        ("z_proj.weight", 0),
+        ("z_proj.bias", 0),
+        ("decoder_norm.weight", 0),
+        ("mask_token", 2),
+    ),
     "token": (("z_proj.weight", 1), (f"{_NET}.input_proj.weight", 1)),
     "text_tokens": (("fake_latent", 1),),
     "text_width": (("context_embed.weight", 1),),
-    "head_dim": tuple((f"{_FIRST}.{part}_norm.weight", 0) for part in ("attn1.q", "attn1.k", "attn2.q", "attn2.k")),
+    "head_dim": tuple(
+        (f"{_FIRST}.{part}_norm.weight", 0) for part in ("attn1.q", "attn1.k", "attn2.q", "attn2.k")
+    ),
     "hidden": ((f"{_FIRST}.ff.net.0.proj.weight", 0), (f"{_FIRST}.ff.net.2.weight", 1)),
-    "head_width": ((f"{_NET}.input_proj.weight", 0), (f"{_NET}.input_proj.bias", 0), (f"{_NET}.cond_embed.bias", 0)),
+    "head_width": (
+        (f"{_NET}.input_proj.weight", 0),
+        (f"{_NET}.input_proj.bias", 0),
+        (f"{_NET}.cond_embed.bias", 0),
+    ),
     "outputs": ((f"{_NET}.final_layer.linear.weight", 0), (f"{_NET}.final_layer.linear.bias", 0)),
-}  # fmt: skip
-"""Where each size stands, (tensor, axis); where they disagree the most frequent value is believed."""
+}
+"""Where each size stands, (tensor, axis); where they disagree the most frequent value is
+believed."""
 
 
 def layers(names: Mapping[str, Any], prefix: str) -> int:
-    """How many layers `prefix.N.` there are, at least 1: up to the highest number, unless that makes no sense."""
+    """How many layers `prefix.N.` there are, at least 1: up to the highest number, unless that
+    makes no sense."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
     numbers = {int(match[1]) for name in names if (match := pattern.match(name))}
     highest = max(numbers, default=0) + 1
     return highest if highest <= _MANY_LAYERS else max(len(numbers), 1)
 
 
-def infer_sizes(shapes: Mapping[str, tuple[int, ...]], patch_size: int) -> tuple[dict[str, Any], list[str]]:
-    """(model fields, problems) from the shapes under their official names; `depth` and `head_depth` never miss."""
+def infer_sizes(
+    shapes: Mapping[str, tuple[int, ...]], patch_size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """(model fields, problems) from the shapes under their official names; `depth` and `head_depth`
+    never miss."""
     sizes, problems = {}, []
     for size, sources in _SOURCES.items():
-        values = [shapes[key][axis] for key, axis in sources if key in shapes and axis < len(shapes[key])]
+        values = [
+            shapes[key][axis] for key, axis in sources if key in shapes and axis < len(shapes[key])
+        ]
         if not values or not 0 < (value := Counter(values).most_common(1)[0][0]) <= _LARGEST:
-            problems.append(f"the {size} cannot be inferred: it stands in {', '.join(key for key, _ in sources)}")
+            problems.append(
+                f"the {size} cannot be inferred: it stands in {', '.join(key for key, _ in sources)}"
+            )
         else:
             sizes[size] = value
-    fields = {"depth": layers(shapes, "decoder_blocks"), "head_depth": layers(shapes, f"{_NET}.res_blocks")}
+    fields = {
+        "depth": layers(shapes, "decoder_blocks"),
+        "head_depth": layers(shapes, f"{_NET}.res_blocks"),
+    }
     if problems:
         return fields, problems
-    fields |= {field: sizes[field] for field in ("width", "text_tokens", "text_width", "head_width")}
+    fields |= {
+        field: sizes[field] for field in ("width", "text_tokens", "text_width", "head_width")
+    }
     for field, (whole, part) in {
-        "num_heads": ("width", "head_dim"), "mlp_ratio": ("hidden", "width"),
-    }.items():  # fmt: skip
+        "num_heads": ("width", "head_dim"),
+        "mlp_ratio": ("hidden", "width"),
+    }.items():
         if sizes[whole] % sizes[part]:
-            problems.append(f"the {whole} {sizes[whole]} is not a multiple of the {part} {sizes[part]}")
+            problems.append(
+                f"the {whole} {sizes[whole]} is not a multiple of the {part} {sizes[part]}"
+            )
         fields[field] = sizes[whole] // sizes[part]
     if patch_size < 1 or sizes["token"] % patch_size**2:
-        problems.append(f"tokens of {sizes['token']} values cannot be patches of {patch_size}x{patch_size}")
+        problems.append(
+            f"tokens of {sizes['token']} values cannot be patches of {patch_size}x{patch_size}"
+        )
     else:
         fields["latent_channels"] = sizes["token"] // patch_size**2
     heads = {2 * sizes["token"]: "ddpm", sizes["token"]: "flow"}
@@ -98,7 +135,9 @@ def header_fields(metadata: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(fields, dict) or not set(fields) <= set(HEADER_FIELDS):
         raise ValueError(f"its header's entry {HEADER_KEY!r} does not describe a model.")
     if wrong := [field for field, value in fields.items() if not _fits(field, value)]:
-        raise ValueError(f"its header's entry {HEADER_KEY!r} has a strange value for {', '.join(wrong)}.")
+        raise ValueError(
+            f"its header's entry {HEADER_KEY!r} has a strange value for {', '.join(wrong)}."
+        )
     return fields
 
 
@@ -108,7 +147,9 @@ def _fits(field: str, value: Any) -> bool:
         case "patch_size":
             return type(value) is int
         case "rope_split":
-            return value is None or (isinstance(value, list) and all(type(channels) is int for channels in value))
+            return value is None or (
+                isinstance(value, list) and all(type(channels) is int for channels in value)
+            )
         case "rope_base":
             return type(value) in (int, float) and 0 < value < math.inf
         case "text_mask":

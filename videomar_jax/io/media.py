@@ -1,8 +1,9 @@
 """Videos and pictures as files: MP4, WebM, GIF, PNG, contact sheets and raw arrays.
 
-Arrays are uint8 RGB, channels last. Every writer creates the folders above its file, writes under a temporary name
-beside it and renames at the end, so an interrupted write leaves nothing that looks finished. An existing file is
-kept (FileExistsError) unless `overwrite=True`. Paths are local: a bucket address is refused.
+Arrays are uint8 RGB, channels last. Every writer creates the folders above its file, writes under a
+temporary name beside it and renames at the end, so an interrupted write leaves nothing that looks
+finished. An existing file is kept (FileExistsError) unless `overwrite=True`. Paths are local: a
+bucket address is refused.
 """
 
 import contextlib
@@ -21,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from videomar_jax.types import UInt8
 
-# H.264: quality near visually lossless; BT.709 colour, written into the stream so that players do not guess.
+# H.264: quality near visually lossless; BT.709 colour, written into the stream so that players do
+# not guess.
 _H264 = {"crf": "12", "preset": "medium"}
 _VP9 = {"crf": "18", "b:v": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
 _BT709 = 1
@@ -41,8 +43,10 @@ def write_mp4(
 ) -> None:
     """Writes H.264 in yuv420p, which plays everywhere, at high quality.
 
-    Frames whose short side is under `min_side` are enlarged by the smallest whole factor that reaches it, by pixel
-    repetition: players blur tiny videos, and 4:2:0 halves their colour resolution. Odd sides gain one repeated row
+    Frames whose short side is under `min_side` are enlarged by the smallest whole factor that
+    reaches it, by pixel
+    repetition: players blur tiny videos, and 4:2:0 halves their colour resolution. Odd sides gain
+        one repeated row
     or column, since the format wants even ones.
     """
     _write_yuv420(path, video, fps, min_side, overwrite, "mp4", "libx264", _H264, _FASTSTART)
@@ -56,11 +60,14 @@ def write_webm(
     min_side: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Writes VP9, which browsers play without a licence; sizes as `write_mp4`. Times are rounded to milliseconds."""
+    """Writes VP9, which browsers play without a licence; sizes as `write_mp4`. Times are rounded to
+    milliseconds."""
     _write_yuv420(path, video, fps, min_side, overwrite, "webm", "libvpx-vp9", _VP9, {})
 
 
-def _write_yuv420(path, video, fps, min_side, overwrite, kind, codec, codec_options, container_options):
+def _write_yuv420(
+    path, video, fps, min_side, overwrite, kind, codec, codec_options, container_options
+):
     _check_video(video)
     rate = _frame_rate(fps)
     video = _enlarge(video, max(1, math.ceil(min_side / min(video.shape[1:3]))))
@@ -92,9 +99,12 @@ def write_gif(
 ) -> None:
     """Writes an endless GIF, enlarged `scale` times by pixel repetition.
 
-    Up to 256 colours in the whole video are kept exactly; more become one palette for all frames, dithered.
-    GIF counts time in hundredths of a second: durations are rounded so that the sum stays right (24 fps: 4, 4, 4, 5).
-    Rates over 50 fps play at 50, the fastest that browsers honour. Equal frames in a row are stored as one long frame.
+    Up to 256 colours in the whole video are kept exactly; more become one palette for all frames,
+    dithered.
+    GIF counts time in hundredths of a second: durations are rounded so that the sum stays right (24
+        fps: 4, 4, 4, 5).
+    Rates over 50 fps play at 50, the fastest that browsers honour. Equal frames in a row are stored
+    as one long frame.
     """
     _check_video(video)
     rate = min(_frame_rate(fps), Fraction(50))
@@ -105,11 +115,19 @@ def write_gif(
     with finished_file(path, overwrite) as partial:
         frames = [_repeat(frame, scale) for frame in _palette_images(video)]
         frames[0].save(
-            partial, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
+            partial,
+            format="GIF",
+            save_all=True,
+            append_images=frames[1:],
+            duration=durations,
+            loop=0,
+            optimize=False,
         )
 
 
-def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "Hp Wp 3"], *, overwrite: bool = False) -> None:
+def write_png(
+    path: str | os.PathLike, image: UInt8[np.ndarray, "Hp Wp 3"], *, overwrite: bool = False
+) -> None:
     """Writes one picture without loss."""
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(f"An image must be uint8 [Hp, Wp, 3], got {image.dtype} {image.shape}.")
@@ -117,7 +135,9 @@ def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "Hp Wp 3"], *, o
         Image.fromarray(image).save(partial, format="PNG")
 
 
-def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, overwrite: bool = False) -> None:
+def write_arrays(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, overwrite: bool = False
+) -> None:
     """Writes named arrays as a NumPy archive (.npz)."""
     with finished_file(path, overwrite) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays)
@@ -137,9 +157,10 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "Hs Ws 3"]:
     """One picture of several videos: a labelled row for each, its frames from left to right.
 
-    Each video is [F, Hp, Wp, 3]; rows may differ in length and size. `columns` shows that many evenly spaced frames,
-    first and last among them, in place of all. `scale` is a whole number, or under 1 to shrink; by default the short
-    side of the smallest frame comes out at 64 pixels or a little more, and at no more than 256.
+    Each video is [F, Hp, Wp, 3]; rows may differ in length and size. `columns` shows that many
+    evenly spaced frames, first and last among them, in place of all. `scale` is a whole number, or
+    under 1 to shrink; by default the short side of the smallest frame comes out at 64 pixels or a
+    little more, and at no more than 256.
     """
     if not videos:
         raise ValueError("A contact sheet needs at least one (label, video).")
@@ -156,12 +177,17 @@ def contact_sheet(
 
 @contextlib.contextmanager
 def finished_file(path: str | os.PathLike, overwrite: bool) -> Iterator[str]:
-    """Gives a temporary name beside `path`; renames it to `path` on success and removes it on failure."""
+    """Gives a temporary name beside `path`; renames it to `path` on success and removes it on
+    failure."""
     if "://" in os.fspath(path):
-        raise ValueError(f"{path} is not a local path: write to a local folder and copy the file from there.")
+        raise ValueError(
+            f"{path} is not a local path: write to a local folder and copy the file from there."
+        )
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
-        raise FileExistsError(f"{path} exists already: choose another name, or pass overwrite=True for a file.")
+        raise FileExistsError(
+            f"{path} exists already: choose another name, or pass overwrite=True for a file."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -173,7 +199,9 @@ def finished_file(path: str | os.PathLike, overwrite: bool) -> Iterator[str]:
 
 def _check_video(video: np.ndarray, name: str = "a video") -> None:
     if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or 0 in video.shape:
-        raise ValueError(f"{name} must be uint8 [F, Hp, Wp, 3] with F at least 1, got {video.dtype} {video.shape}.")
+        raise ValueError(
+            f"{name} must be uint8 [F, Hp, Wp, 3] with F at least 1, got {video.dtype} {video.shape}."
+        )
 
 
 def _frame_rate(fps: float | int | Fraction) -> Fraction:
@@ -191,7 +219,8 @@ def _repeat(picture: Image.Image, scale: int) -> Image.Image:
 
 
 def _palette_images(video) -> list[Image.Image]:
-    """The frames as palette images that share one palette: exact if 256 colours are enough, else by median cut."""
+    """The frames as palette images that share one palette: exact if 256 colours are enough, else by
+    median cut."""
     red, green, blue = np.moveaxis(video.astype(np.uint32), -1, 0)
     packed = red << 16 | green << 8 | blue
     table = np.zeros(1 << 24, np.uint8)
@@ -199,15 +228,22 @@ def _palette_images(video) -> list[Image.Image]:
     colours = np.flatnonzero(table)
     if colours.size <= 256:
         table[colours] = np.arange(colours.size)
-        palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1).astype(np.uint8)
+        palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1).astype(
+            np.uint8
+        )
         frames = [Image.fromarray(frame) for frame in table[packed]]
         for frame in frames:
             frame.putpalette(palette.tobytes())
         return frames
     pixels = video.reshape(1, -1, 3)
-    sample = Image.fromarray(np.ascontiguousarray(pixels[:, :: 1 + pixels.shape[1] // 50_021]))  # k-means is slow
+    sample = Image.fromarray(
+        np.ascontiguousarray(pixels[:, :: 1 + pixels.shape[1] // 50_021])
+    )  # k-means is slow
     palette = sample.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
-    return [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in video]
+    return [
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+        for frame in video
+    ]
 
 
 def _default_scale(videos):
@@ -227,7 +263,9 @@ def _strip(video, scale):
         video = _enlarge(video, int(scale))
     else:
         size = [max(1, round(side * scale)) for side in video.shape[2:0:-1]]
-        video = np.stack([np.array(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in video])
+        video = np.stack(
+            [np.array(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in video]
+        )
     framed = np.full((*video.shape[:2], video.shape[2] + _GAP, 3), _PAGE, np.uint8)
     framed[:, :, :-_GAP] = video
     return np.concatenate(list(framed), axis=1)[:, :-_GAP]
@@ -240,7 +278,9 @@ def _compose(labels, strips):
     texts = ["\n".join(textwrap.wrap(label, letters)) for label in labels]
     line = _FONT_SIZE + 5
     heights = [line * len(text.splitlines()) for text in texts]
-    total = _MARGIN + sum(h + strip.shape[0] + _MARGIN for h, strip in zip(heights, strips, strict=True))
+    total = _MARGIN + sum(
+        h + strip.shape[0] + _MARGIN for h, strip in zip(heights, strips, strict=True)
+    )
     sheet = Image.new("RGB", (inner + 2 * _MARGIN, total), _PAGE)
     draw, y = ImageDraw.Draw(sheet), _MARGIN
     for text, height, strip in zip(texts, heights, strips, strict=True):

@@ -1,9 +1,12 @@
-"""The head: a small residual MLP that denoises one token, told by AdaLN the time and the transformer's output z (MAR).
+"""The head: a small residual MLP that denoises one token, told by AdaLN the time and the
+transformer's output z (MAR).
 
     y = SiLU( time_mlp(t) + cond_embed(z) ),   u = input_proj(x)
-    u = u + gate * linear2( SiLU( linear1( LN(u) * (1 + scale) + shift ) ) )        for each residual block,
+    u = u + gate * linear2( SiLU( linear1( LN(u) * (1 + scale) + shift ) ) )        for each
+    residual block,
                                                                                     (shift, scale, gate) = linear(y)
-    out = linear( LN(u) * (1 + scale) + shift ),                                    (shift, scale) = linear(y)
+    out = linear( LN(u) * (1 + scale) + shift ),                                    (shift, scale) =
+    linear(y)
 
 Tokens do not see each other here: all of them, of all samples, are rows.
 """
@@ -15,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from videomar_jax.models.config import ModelConfig
 from videomar_jax.diffusion.base import output_values
+from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.layers import Linear, layer_norm, linear
 from videomar_jax.types import Array, Float
 
@@ -25,8 +28,9 @@ FEATURES = 256
 
 
 def time_features(t: Array, table_steps: int = 1000) -> Float[Array, "... 256"]:
-    """[cos(t f), sin(t f)] with f_i = 10000^(-i/128). Integer steps are read from a float64 table (float32 powers of
-    a frequency, times 999, would be off by 1e-4); the flow head's t in [0, 1] stands for the step 1000 t."""
+    """[cos(t f), sin(t f)] with f_i = 10000^(-i/128). Integer steps are read from a float64 table
+    (float32 powers of a frequency, times 999, would be off by 1e-4); the flow head's t in [0, 1]
+    stands for the step 1000 t."""
     frequency = np.exp(-math.log(10000) * np.arange(FEATURES // 2) / (FEATURES // 2))
     if jnp.issubdtype(t.dtype, jnp.integer):
         angle = np.arange(table_steps)[:, None] * frequency
@@ -35,7 +39,9 @@ def time_features(t: Array, table_steps: int = 1000) -> Float[Array, "... 256"]:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def dense(inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, std: float | None = None) -> Linear:
+def dense(
+    inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, std: float | None = None
+) -> Linear:
     """The head's linear layers have a bias."""
     return linear(inputs, outputs, config, rngs, use_bias=True, std=std)
 
@@ -71,10 +77,14 @@ class DiffusionHead(nnx.Module):
         self.time2 = dense(width, width, config, rngs, 0.02)
         self.cond_embed = dense(config.width, width, config, rngs)
         self.input_proj = dense(config.token_dim, width, config, rngs)
-        self.blocks = jax.vmap(lambda keys: ResidualBlock(config, rngs=keys))(rngs.split(config.head_depth))
+        self.blocks = jax.vmap(lambda keys: ResidualBlock(config, rngs=keys))(
+            rngs.split(config.head_depth)
+        )
         self.final_norm = layer_norm(width, 1e-6, rngs, affine=False)
         self.final_modulation = dense(width, 2 * width, config, rngs, modulation_std(config))
-        self.final = dense(width, output_values(config), config, rngs, 0.0 if config.head_zero_init else 0.02)
+        self.final = dense(
+            width, output_values(config), config, rngs, 0.0 if config.head_zero_init else 0.02
+        )
 
     def condition(self, z: Float[Array, "... D"]) -> Float[Array, "... W"]:
         """The part of the condition that stays the same over the sampling steps."""
@@ -84,13 +94,20 @@ class DiffusionHead(nnx.Module):
         """Time features through the two-layer MLP."""
         return self.time2(jax.nn.silu(self.time1(time_features(t))))
 
-    def denoise(self, x: Float[Array, "... P"], t: Array, condition: Float[Array, "... W"]) -> Float[Array, "... O"]:
-        """The output for noisy rows `x` at times `t` (integer steps, or [0, 1] for flow), broadcast over rows."""
+    def denoise(
+        self, x: Float[Array, "... P"], t: Array, condition: Float[Array, "... W"]
+    ) -> Float[Array, "... O"]:
+        """The output for noisy rows `x` at times `t` (integer steps, or [0, 1] for flow), broadcast
+        over rows."""
         y = jax.nn.silu(self.time_embedding(t) + condition)
         start = self.input_proj(x)
-        u, _ = jax.lax.scan(lambda u, block: (block(u, y), None), start, self.blocks, unroll=self.unroll)
+        u, _ = jax.lax.scan(
+            lambda u, block: (block(u, y), None), start, self.blocks, unroll=self.unroll
+        )
         shift, scale = jnp.split(self.final_modulation(y), 2, axis=-1)
         return self.final(self.final_norm(u) * (1 + scale) + shift)
 
-    def __call__(self, x: Float[Array, "... P"], t: Array, z: Float[Array, "... D"]) -> Float[Array, "... O"]:
+    def __call__(
+        self, x: Float[Array, "... P"], t: Array, z: Float[Array, "... D"]
+    ) -> Float[Array, "... O"]:
         return self.denoise(x, t, self.condition(z))

@@ -9,9 +9,9 @@ from videomar_jax.types import Array
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear`; on CPU the rows are flattened first, because XLA's CPU backend copies and transposes its operands
-    around a product that contracts several axes (a quarter of the quick start's step). Elsewhere axes stay apart, so
-    that each of them may be sharded."""
+    """`nnx.Linear`; on CPU the rows are flattened first, because XLA's CPU backend copies and
+    transposes its operands around a product that contracts several axes (a quarter of the quick
+    start's step). Elsewhere axes stay apart, so that each of them may be sharded."""
 
     def __call__(self, x: Array, out_sharding=None) -> Array:
         if jax.default_backend() != "cpu":
@@ -20,15 +20,30 @@ class Linear(nnx.Linear):
 
 
 def linear(
-    inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, *, use_bias: bool = False, std: float | None = None
+    inputs: int,
+    outputs: int,
+    config: ModelConfig,
+    rngs: nnx.Rngs,
+    *,
+    use_bias: bool = False,
+    std: float | None = None,
 ) -> Linear:
-    """A linear layer in the compute dtype: Xavier uniform, or normal with standard deviation `std` (0 for zeros)."""
+    """A linear layer in the compute dtype: Xavier uniform, or normal with standard deviation `std`
+    (0 for zeros)."""
     init = nnx.initializers.xavier_uniform() if std is None else nnx.initializers.normal(std)
-    return Linear(inputs, outputs, use_bias=use_bias, dtype=config.dtype, kernel_init=init, rngs=rngs)
+    return Linear(
+        inputs, outputs, use_bias=use_bias, dtype=config.dtype, kernel_init=init, rngs=rngs
+    )
 
 
 def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs, *, affine: bool = True) -> nnx.LayerNorm:
     """Layer norm in float32 with the exact (two-pass) variance."""
     return nnx.LayerNorm(
-        width, epsilon=epsilon, dtype=jnp.float32, use_bias=affine, use_scale=affine, use_fast_variance=False, rngs=rngs
+        width,
+        epsilon=epsilon,
+        dtype=jnp.float32,
+        use_bias=affine,
+        use_scale=affine,
+        use_fast_variance=False,
+        rngs=rngs,
     )

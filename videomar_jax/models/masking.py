@@ -17,7 +17,8 @@ RATE_STD = 0.25
 
 
 def mask_rate(u: Float[Array, "..."], minimum: float = 0.7) -> Float[Array, "..."]:
-    """The mask rate at the uniform variates `u` in [0, 1): inverse distribution function of the cut normal law."""
+    """The mask rate at the uniform variates `u` in [0, 1): inverse distribution function of the cut
+    normal law."""
     lowest = ndtr((minimum - 1.0) / RATE_STD)
     return 1.0 + RATE_STD * ndtri(lowest + u * (0.5 - lowest))
 
@@ -43,8 +44,11 @@ def num_masked(num_tokens: int, rate: Float[Array, "..."]) -> Int[Array, "..."]:
     return jnp.clip(jnp.ceil(num_tokens * rate), 1, num_tokens).astype(jnp.int32)
 
 
-def one_frame_counts(current: Int[Array, "B"], in_current: Int[Array, "B"], frames: int, tokens: int):
-    """Hidden tokens of each frame when frame `current` is generated: none before it, all after it; [B, T]."""
+def one_frame_counts(
+    current: Int[Array, "B"], in_current: Int[Array, "B"], frames: int, tokens: int
+):
+    """Hidden tokens of each frame when frame `current` is generated: none before it, all after it;
+    [B, T]."""
     frame = jnp.arange(frames)[None, :]
     counts = jnp.where(frame == current[:, None], in_current[:, None], 0)
     return jnp.where(frame > current[:, None], tokens, counts)

@@ -1,13 +1,15 @@
 """The block and the stack.
 
-With the rows (shift1, scale1, gate1, shift2, scale2, gate2) of a block's learned table, the same for all tokens:
+With the rows (shift1, scale1, gate1, shift2, scale2, gate2) of a block's learned table, the same
+for all tokens:
 
     x = x + gate1 * SelfAttention( LN1(x) * (1 + scale1) + shift1 )
     x = x + CrossAttention( x, text )
     x = x + gate2 * FF( LN2(x) * (1 + scale2) + shift2 ),     FF: D → 4D, GELU (tanh), 4D → D
 
-The layers' parameters are stacked on a leading axis and applied with `jax.lax.scan`: one block is traced and compiled
-whatever the depth. The residual stream and all statistics are float32; matmuls run in the compute dtype.
+The layers' parameters are stacked on a leading axis and applied with `jax.lax.scan`: one block is
+traced and compiled whatever the depth. The residual stream and all statistics are float32; matmuls
+run in the compute dtype.
 """
 
 import functools
@@ -19,8 +21,8 @@ from flax import nnx
 
 from videomar_jax.models.attention import CrossAttention, KVCache, Mix, SelfAttention, TextKV
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.partitioning import laid_out
 from videomar_jax.models.layers import layer_norm, linear
+from videomar_jax.models.partitioning import laid_out
 from videomar_jax.models.rope import Rotation
 from videomar_jax.types import Array, Bool, Float, Int, Key
 
@@ -59,11 +61,16 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs=rngs)
 
     def __call__(
-        self, x: Stream, text: TextKV, text_mask: Bool[Array, "B K"] | None, rotation: Rotation, mix: Mix,
+        self,
+        x: Stream,
+        text: TextKV,
+        text_mask: Bool[Array, "B K"] | None,
+        rotation: Rotation,
+        mix: Mix,
         rows: Rows | None = None,
-    ) -> tuple[SomeRows, KVCache]:  # fmt: skip
-        """Returns the stream and this layer's keys and values of the frames in `x`. With `rows` the stream of these
-        tokens only; then `mix` is to give no others either."""
+    ) -> tuple[SomeRows, KVCache]:
+        """Returns the stream and this layer's keys and values of the frames in `x`. With `rows` the
+        stream of these tokens only; then `mix` is to give no others either."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.scale_shift_table[...]
         with jax.named_scope("self_attention"):
             attended, kv = self.self_attention(self.norm1(x) * (1 + scale1) + shift1, rotation, mix)
@@ -103,19 +110,30 @@ class Transformer(nnx.Module):
         return jax.vmap(lambda block: block.cross_attention.keys_values(context))(self.blocks)
 
     def __call__(
-        self, x: Stream, text: Float[Array, "B K D"] | TextKV, text_mask: Bool[Array, "B K"] | None, rotation: Rotation,
-        mix: functools.partial, *, cache: KVCache | None = None, keep_kv: bool = False, rows: Rows | None = None,
+        self,
+        x: Stream,
+        text: Float[Array, "B K D"] | TextKV,
+        text_mask: Bool[Array, "B K"] | None,
+        rotation: Rotation,
+        mix: functools.partial,
+        *,
+        cache: KVCache | None = None,
+        keep_kv: bool = False,
+        rows: Rows | None = None,
         layers: Sequence[Layer] | None = None,
-    ) -> tuple[SomeRows, KVCache | None]:  # fmt: skip
+    ) -> tuple[SomeRows, KVCache | None]:
         """Runs all layers and the final norm.
 
         Args:
-            text: the projected context, or its keys and values for every layer (`text_keys_values`).
-            mix: which frames see which; with `cache` it takes this layer's slice as the argument `cache`.
+            text: the projected context, or its keys and values for every layer
+                (`text_keys_values`).
+            mix: which frames see which; with `cache` it takes this layer's slice as the argument
+                `cache`.
             cache: [depth, B, T, S, n, d] of finished frames.
             keep_kv: also return the keys and values of the frames in `x`, [depth, B, T, S, n, d].
             rows: tokens whose outcome is wanted, [B, T, R, D]; the last layer works on no others.
-            layers: blocks, text and cache cut apart (`apart`), which spares copying each out of the stack in a pass.
+            layers: blocks, text and cache cut apart (`apart`), which spares copying each out of the
+                stack in a pass.
         """
 
         def body(x, layer, rows=None):
@@ -132,7 +150,9 @@ class Transformer(nnx.Module):
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
         x = x.astype(jnp.float32)
         if rows is None and layers is None:
-            x, kv = jax.lax.scan(body, x, self._stack(text, cache), unroll=min(self.config.unroll, self.config.depth))
+            x, kv = jax.lax.scan(
+                body, x, self._stack(text, cache), unroll=min(self.config.unroll, self.config.depth)
+            )
         else:
             x, kv = self._in_turn(body, x, layers or self._stack(text, cache), rows), None
         return self.norm(laid_out("stream", x)), kv
@@ -145,11 +165,15 @@ class Transformer(nnx.Module):
         """All layers, each on its own: more to compile, for a stack that is applied many times."""
         return tuple(_layer(self._stack(text, cache), i) for i in range(self.config.depth))
 
-    def _in_turn(self, body, x: Stream, layers: Layer | Sequence[Layer], rows: Rows | None) -> SomeRows:
+    def _in_turn(
+        self, body, x: Stream, layers: Layer | Sequence[Layer], rows: Rows | None
+    ) -> SomeRows:
         """Applies the layers one after the other, the last one to `rows` only."""
         last = self.config.depth - 1
         if isinstance(layers[0], Block):  # a stack
-            x, _ = jax.lax.scan(lambda x, i: (body(x, _layer(layers, i))[0], None), x, jnp.arange(last))
+            x, _ = jax.lax.scan(
+                lambda x, i: (body(x, _layer(layers, i))[0], None), x, jnp.arange(last)
+            )
             return body(x, _layer(layers, last), rows)[0]
         for layer in layers[:last]:
             x, _ = body(x, layer)

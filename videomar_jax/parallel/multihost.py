@@ -2,12 +2,14 @@
 
 There is something to join when
 
-1. flags say so: --coordinator=HOST:PORT --num_processes=N --process_id=I, N and I also from SLURM or Open MPI;
+1. flags say so: --coordinator=HOST:PORT --num_processes=N --process_id=I, N and I also from SLURM
+    or Open MPI;
 2. SLURM or Open MPI started more than one process (`srun`, `mpirun`), whose variables say the rest;
 3. the machine is a TPU host: its environment or metadata server names the hosts of the pod.
 
-A laptop, a single GPU machine and an allocation of one task start nothing. Where several processes share a machine,
-each takes its part of the GPUs; a process alone on its machine takes them all (JAX by itself would take one).
+A laptop, a single GPU machine and an allocation of one task start nothing. Where several processes
+share a machine, each takes its part of the GPUs; a process alone on its machine takes them all (JAX
+by itself would take one).
 """
 
 import dataclasses
@@ -40,12 +42,18 @@ class Launcher:
 
 
 def start(
-    coordinator: str = "", num_processes: int | None = None, process_id: int | None = None, *, timeout: float = 300.0
+    coordinator: str = "",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: float = 300.0,
 ) -> None:
-    """Joins the other processes of the run, if there are any; call it before anything is computed with JAX.
+    """Joins the other processes of the run, if there are any; call it before anything is computed
+    with JAX.
 
     Args:
-        coordinator: "host:port" of process 0. With "" and no numbers the machine is asked, as the module says.
+        coordinator: "host:port" of process 0. With "" and no numbers the machine is asked, as the
+            module says.
         num_processes: how many processes there are.
         process_id: the number of this one, 0 .. num_processes - 1.
         timeout: seconds to wait for the others.
@@ -67,9 +75,16 @@ def start(
         count, number = _numbers(coordinator, num_processes, process_id, launcher)
         _skip_proxy(rendezvous.split(coordinator)[0])
         rendezvous.meet(coordinator, count, number, timeout)
-        arguments = {"coordinator_address": coordinator, "num_processes": count, "process_id": number}
+        arguments = {
+            "coordinator_address": coordinator,
+            "num_processes": count,
+            "process_id": number,
+        }
         # Complete as it is: JAX need not look at the machine.
-        arguments |= {"cluster_detection_method": "deactivate", "local_device_ids": _share_of_gpus(launcher)}
+        arguments |= {
+            "cluster_detection_method": "deactivate",
+            "local_device_ids": _share_of_gpus(launcher),
+        }
     elif launcher is not None:
         if launcher.num_processes == 1:
             return
@@ -78,7 +93,12 @@ def start(
                 f"{launcher.name} started {launcher.num_processes} processes but does not say where process 0 is "
                 f"(Open MPI 5 does not): add --coordinator=HOST:PORT with the host of rank 0 and a free port."
             )
-        _log.info("joining as process %d of %d (%s)", launcher.process_id, launcher.num_processes, launcher.name)
+        _log.info(
+            "joining as process %d of %d (%s)",
+            launcher.process_id,
+            launcher.num_processes,
+            launcher.name,
+        )
         arguments = {"local_device_ids": _share_of_gpus(launcher)}
     elif on_tpu(jax.config.jax_platforms, os.environ):
         arguments = {}
@@ -90,8 +110,8 @@ def start(
 
 
 def leave(code: int) -> NoReturn:
-    """Exits with `code`. One of several processes goes at once: the usual farewell waits for the others, and they may
-    be waiting for this one in the middle of a step."""
+    """Exits with `code`. One of several processes goes at once: the usual farewell waits for the
+    others, and they may be waiting for this one in the middle of a step."""
     sys.stdout.flush()
     sys.stderr.flush()
     if _joined and code:
@@ -102,37 +122,49 @@ def leave(code: int) -> NoReturn:
 def launched_by(environ: Mapping[str, str]) -> Launcher | None:
     """The launcher that started this process, None where none did.
 
-    A SLURM allocation alone (`salloc`, the body of an `sbatch` script) is no launcher: only `srun` makes tasks.
+    A SLURM allocation alone (`salloc`, the body of an `sbatch` script) is no launcher: only `srun`
+    makes tasks.
     """
     if all(name in environ for name in _SLURM):
         per_node = _expand(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
         node = int(environ.get("SLURM_NODEID", 0))
         return Launcher(
-            name="SLURM", num_processes=int(environ["SLURM_NTASKS"]), process_id=int(environ["SLURM_PROCID"]),
-            local_id=int(environ["SLURM_LOCALID"]), local_size=per_node[node] if node < len(per_node) else 0,
-            names_coordinator=True, gpus_on_machine=int(environ.get("SLURM_GPUS_ON_NODE", 0)),
-        )  # fmt: skip
+            name="SLURM",
+            num_processes=int(environ["SLURM_NTASKS"]),
+            process_id=int(environ["SLURM_PROCID"]),
+            local_id=int(environ["SLURM_LOCALID"]),
+            local_size=per_node[node] if node < len(per_node) else 0,
+            names_coordinator=True,
+            gpus_on_machine=int(environ.get("SLURM_GPUS_ON_NODE", 0)),
+        )
     if "OMPI_COMM_WORLD_SIZE" in environ:
         return Launcher(
-            name="Open MPI", num_processes=int(environ["OMPI_COMM_WORLD_SIZE"]),
-            process_id=int(environ["OMPI_COMM_WORLD_RANK"]), local_id=int(environ["OMPI_COMM_WORLD_LOCAL_RANK"]),
+            name="Open MPI",
+            num_processes=int(environ["OMPI_COMM_WORLD_SIZE"]),
+            process_id=int(environ["OMPI_COMM_WORLD_RANK"]),
+            local_id=int(environ["OMPI_COMM_WORLD_LOCAL_RANK"]),
             local_size=int(environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", 0)),
             names_coordinator="OMPI_MCA_orte_hnp_uri" in environ,
-        )  # fmt: skip
+        )
     return None
 
 
 def on_tpu(platforms: str | None, environ: Mapping[str, str]) -> bool:
-    """Whether JAX runs on a TPU host that may belong to a pod; importing JAX names the platform on such a host.
+    """Whether JAX runs on a TPU host that may belong to a pod; importing JAX names the platform on
+    such a host.
 
-    TPU_SKIP_MDS_QUERY says that there is no metadata server to ask, TPU_WORKER_HOSTNAMES that there is no need to.
+    TPU_SKIP_MDS_QUERY says that there is no metadata server to ask, TPU_WORKER_HOSTNAMES that there
+    is no need to.
     """
     told = environ.get("TPU_WORKER_HOSTNAMES") or environ.get("TPU_PROCESS_ADDRESSES")
-    return "tpu" in (platforms or "").split(",") and bool(told or not environ.get("TPU_SKIP_MDS_QUERY"))
+    return "tpu" in (platforms or "").split(",") and bool(
+        told or not environ.get("TPU_SKIP_MDS_QUERY")
+    )
 
 
 def gpu_share(launcher: Launcher | None, visible: int) -> list[int] | None:
-    """Which of the `visible` GPUs this process takes, by their numbers among them; None leaves it to JAX.
+    """Which of the `visible` GPUs this process takes, by their numbers among them; None leaves it
+    to JAX.
 
     Raises:
         ValueError: the processes of a machine cannot share its GPUs evenly.
@@ -160,7 +192,9 @@ def _share_of_gpus(launcher: Launcher | None) -> list[int] | None:
     return gpu_share(launcher, len([device for device in shown.split(",") if device.strip()]))
 
 
-def _numbers(coordinator: str, count: int | None, number: int | None, launcher: Launcher | None) -> tuple[int, int]:
+def _numbers(
+    coordinator: str, count: int | None, number: int | None, launcher: Launcher | None
+) -> tuple[int, int]:
     """How many processes there are, and which this one is."""
     if launcher is not None and count is None and number is None:
         count, number = launcher.num_processes, launcher.process_id
@@ -172,17 +206,23 @@ def _numbers(coordinator: str, count: int | None, number: int | None, launcher: 
             f"--num_processes=N and --process_id=0..N-1; a run of one process none of them."
         )
     if count < 1 or not 0 <= number < count:
-        raise ValueError(f"--process_id={number} must lie in 0..{count - 1} of --num_processes={count}.")
+        raise ValueError(
+            f"--process_id={number} must lie in 0..{count - 1} of --num_processes={count}."
+        )
     return count, number
 
 
 def _initialize(jax, arguments: dict, timeout: float) -> None:
-    # SIGTERM is Python's business here: JAX's own notice of it would swallow one that comes before the first step.
+    # SIGTERM is Python's business here: JAX's own notice of it would swallow one that comes before
+    # the first step.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        # Who is done waits for process 0, which may be scoring; should that one die, the wait ends at once.
+        # Who is done waits for process 0, which may be scoring; should that one die, the wait ends
+        # at once.
         jax.distributed.initialize(
-            **arguments, initialization_timeout=max(1, round(timeout)), shutdown_timeout_seconds=_A_DAY
+            **arguments,
+            initialization_timeout=max(1, round(timeout)),
+            shutdown_timeout_seconds=_A_DAY,
         )
     except (OSError, KeyError) as error:  # the metadata server of a TPU host
         raise OSError(
@@ -192,7 +232,8 @@ def _initialize(jax, arguments: dict, timeout: float) -> None:
 
 
 def _after(jax) -> None:
-    """Quiet logs but on process 0, and an end that waits for nobody where one process meets an unexpected error."""
+    """Quiet logs but on process 0, and an end that waits for nobody where one process meets an
+    unexpected error."""
     if jax.process_index():
         logging.getLogger("videomar_jax").setLevel(logging.WARNING)
     _log.info("process 0 of %d, %d devices in all", jax.process_count(), jax.device_count())

@@ -1,12 +1,14 @@
 """A roll-call before JAX's own start of several processes.
 
-`jax.distributed.initialize` ends the program from C++, with a stack trace, when a process is missing or comes twice.
-Here the processes meet first, over a plain socket at the same address, and each of them gets the same Python error that
-says what is wrong:
+`jax.distributed.initialize` ends the program from C++, with a stack trace, when a process is
+missing or comes twice. Here the processes meet first, over a plain socket at the same address, and
+each of them gets the same Python error that says what is wrong:
 
-1. Process 0 listens at the coordinator's port. Every process, 0 included, connects and says who it is:
+1. Process 0 listens at the coordinator's port. Every process, 0 included, connects and says who it
+    is:
    {"id": 3, "of": 8, "who": "host (pid 4711)"} and a newline.
-2. Process 0 answers all of them as soon as all are there, or as soon as two do not agree: {"error": ""} or the fault.
+2. Process 0 answers all of them as soon as all are there, or as soon as two do not agree: {"error":
+    ""} or the fault.
 3. Everybody hangs up, which leaves the port to JAX.
 """
 
@@ -29,7 +31,8 @@ def meet(coordinator: str, num_processes: int, process_id: int, timeout: float) 
         coordinator: "host:port"; the host must be the one of process 0, the port free there.
         timeout: seconds until those that have come give up.
     Raises:
-        TimeoutError: nobody answers at `coordinator`, or some processes did not come (their numbers are named).
+        TimeoutError: nobody answers at `coordinator`, or some processes did not come (their numbers
+            are named).
         ValueError: two processes have one number, or were told different numbers of processes.
         OSError: process 0 cannot listen at the port.
     """
@@ -60,7 +63,8 @@ def _listen(coordinator: str) -> socket.socket:
 
 
 def _serve(listener: socket.socket, num_processes: int, deadline: float, timeout: float) -> None:
-    """Takes calls until the answer is known, then gives it to everyone; a fault also to those who come later."""
+    """Takes calls until the answer is known, then gives it to everyone; a fault also to those who
+    come later."""
     callers: _Callers = {}
     waiting: list[socket.socket] = []
     fault = ""
@@ -95,7 +99,8 @@ def _answer(connections: list[socket.socket], fault: str) -> None:
 
 
 def _hear(connection: socket.socket) -> tuple[int, int, str] | None:
-    """What a caller says: its number, how many it was told of, who it is; None where it says nothing sensible."""
+    """What a caller says: its number, how many it was told of, who it is; None where it says
+    nothing sensible."""
     try:
         with connection.makefile("rb") as lines:
             said = json.loads(lines.readline(1000))
@@ -106,7 +111,9 @@ def _hear(connection: socket.socket) -> tuple[int, int, str] | None:
 
 def _absent(callers: _Callers, num_processes: int, timeout: float) -> str:
     missing = [number for number in range(num_processes) if number not in callers]
-    listed = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+    listed = ", ".join(map(str, missing[:10])) + (
+        f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+    )
     return (
         f"After {timeout:.0f} s {len(callers)} of {num_processes} processes are there; not come: number {listed}. "
         f"See what they printed, and whether every number from 0 to {num_processes - 1} was started."
@@ -126,7 +133,9 @@ def _take(connection: socket.socket, callers: _Callers, num_processes: int) -> s
     return ""
 
 
-def _call(coordinator: str, num_processes: int, process_id: int, deadline: float, timeout: float) -> str:
+def _call(
+    coordinator: str, num_processes: int, process_id: int, deadline: float, timeout: float
+) -> str:
     """Says who we are until somebody answers; returns the answer."""
     who = f"{socket.gethostname()} (pid {os.getpid()})"
     hello = json.dumps({"id": process_id, "of": num_processes, "who": who}).encode() + b"\n"
@@ -140,7 +149,11 @@ def _call(coordinator: str, num_processes: int, process_id: int, deadline: float
                     return str(json.loads(lines.readline())["error"])
         except (OSError, ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
             # Not there yet, its name not known yet, or a former run that still holds the port.
-            reason = error if isinstance(error, OSError) else "something else than this run answers there"
+            reason = (
+                error
+                if isinstance(error, OSError)
+                else "something else than this run answers there"
+            )
         time.sleep(_PAUSE)
     raise TimeoutError(
         f"Process {process_id} could not reach process 0 at the coordinator {coordinator} within {timeout:.0f} s "
@@ -156,5 +169,7 @@ def split(coordinator: str) -> tuple[str, int]:
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"The coordinator is written host:port, for instance 10.0.0.1:1234, not {coordinator!r}.")
+        raise ValueError(
+            f"The coordinator is written host:port, for instance 10.0.0.1:1234, not {coordinator!r}."
+        )
     return host.removeprefix("[").removesuffix("]"), int(port)

@@ -1,11 +1,12 @@
-"""The same shards by an Apache Beam pipeline: for corpora that one machine, or a handful, cannot prepare in time.
+"""The same shards by an Apache Beam pipeline: for corpora that one machine, or a handful, cannot
+prepare in time.
 
     Create(numbers of the shards to make) | Reshuffle | Map(make_shard)
 
-The launcher plans and writes the manifest; a worker opens the plan, the tokenizer and the text encoder from the output
-folder once, and makes one shard for each element as `run.prepare` does. Videos and output must be on a file system that
-launcher and workers share under the same paths. A bundle that Beam tries again finds its shard complete or makes it
-again, with the same bytes.
+The launcher plans and writes the manifest; a worker opens the plan, the tokenizer and the text
+encoder from the output folder once, and makes one shard for each element as `run.prepare` does.
+Videos and output must be on a file system that launcher and workers share under the same paths. A
+bundle that Beam tries again finds its shard complete or makes it again, with the same bytes.
 
 Needs `pip install "videomar_jax[beam]"`, on the workers too.
 """
@@ -38,7 +39,8 @@ class Work:
 
 
 def make_shard(number: int, work: Work) -> str:
-    """Makes shard number `number` of OUTPUT/plan.json, unless it is complete, and returns its file's name."""
+    """Makes shard number `number` of OUTPUT/plan.json, unless it is complete, and returns its
+    file's name."""
     plan, encoder = _open(work)
     shard, output = plan.shards[number], Path(work.output)
     if receipt_of(output, shard) is None:
@@ -47,15 +49,20 @@ def make_shard(number: int, work: Work) -> str:
 
 
 def prepare_with_beam(task: Task, options: Sequence[str] = ()) -> dict[str, Any] | None:
-    """As `run.prepare`, the shards made by a pipeline with these options (`--runner=...` and the runner's own).
+    """As `run.prepare`, the shards made by a pipeline with these options (`--runner=...` and the
+    runner's own).
 
     Raises ValueError where Apache Beam is not installed, and what `run.prepare` does.
     """
     beam, pipeline_options = import_beam()
     check(task)
     plan = planned(task)
-    numbers = [number for number, shard in enumerate(plan.shards) if receipt_of(task.output, shard) is None]
-    work = Work(str(task.videos.resolve()), str(task.output.resolve()), task.batch_size, task.threads)
+    numbers = [
+        number for number, shard in enumerate(plan.shards) if receipt_of(task.output, shard) is None
+    ]
+    work = Work(
+        str(task.videos.resolve()), str(task.output.resolve()), task.batch_size, task.threads
+    )
     if numbers:
         with beam.Pipeline(options=pipeline_options(list(options))) as pipeline:
             shards = pipeline | "Shards" >> beam.Create(numbers) | "Spread" >> beam.Reshuffle()
@@ -80,5 +87,10 @@ def _open(work: Work) -> tuple[Plan, ShardEncoder]:
     text = None if plan.parts["text_encoder"] is None else load_text_encoder(model / "text_encoder")
     tokenizer = load_tokenizer(model / "tokenizer")
     return plan, ShardEncoder(
-        Path(work.videos), plan.settings, tokenizer, text, batch_size=work.batch_size, threads=work.threads
+        Path(work.videos),
+        plan.settings,
+        tokenizer,
+        text,
+        batch_size=work.batch_size,
+        threads=work.threads,
     )

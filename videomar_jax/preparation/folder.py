@@ -1,12 +1,14 @@
-"""The output folder: which shards are complete, the manifest, the rejected clips, the same files for TFDS.
+"""The output folder: which shards are complete, the manifest, the rejected clips, the same files
+for TFDS.
 
     NAME                the clips of a shard, moved here when complete
-    NAME.json           its receipt: clips, bytes, SHA-256, rejected windows; written after the shard itself
+    NAME.json           its receipt: clips, bytes, SHA-256, rejected windows; written after the
+        shard itself
     rejected.jsonl      all rejected videos and windows with reasons, when every shard is complete
     manifest.json       last of all; where it stands the folder is complete
 
-A shard counts as complete when its receipt stands and its file has the size that the receipt says. So whatever was
-interrupted is made again, and comes out the same.
+A shard counts as complete when its receipt stands and its file has the size that the receipt says.
+So whatever was interrupted is made again, and comes out the same.
 """
 
 import json
@@ -60,9 +62,11 @@ def missing(output: Path, plan: Plan) -> list[ShardPlan]:
 
 
 def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
-    """Writes the manifest and what belongs to it, and returns it; None while shards or OUTPUT/model are missing.
+    """Writes the manifest and what belongs to it, and returns it; None while shards or OUTPUT/model
+    are missing.
 
-    Any process may call it at any time: the same plan and shards give the same files. Raises ValueError where every
+    Any process may call it at any time: the same plan and shards give the same files. Raises
+        ValueError where every
     clip was rejected.
     """
     receipts = [receipt_of(output, shard) for shard in plan.shards]
@@ -72,7 +76,9 @@ def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
     write_text(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
     if not any(receipt["clips"] for receipt in receipts):
         reasons = [f"  {entry['reason']}" for entry in rejected[:10]]
-        raise ValueError("\n".join([f"Every clip was rejected; see {output / REJECTED}:", *reasons]))
+        raise ValueError(
+            "\n".join([f"Every clip was rejected; see {output / REJECTED}:", *reasons])
+        )
     manifest = _manifest(plan, receipts, len(rejected))
     write_tfds_info(output, plan, receipts)
     write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -96,22 +102,59 @@ def _receipt_path(output: Path, shard: ShardPlan) -> Path:
 def _manifest(plan: Plan, receipts: Sequence[Receipt], rejected: int) -> dict[str, Any]:
     tokenizer, cutting = plan.parts["tokenizer"], plan.settings.cutting
     shards = [
-        {"file": shard.name, "split": shard.split, "num_frames": shard.shape.num_frames, "height": shard.shape.height,
-         "width": shard.shape.width, **{name: receipt[name] for name in ("clips", "bytes", "sha256")}}
+        {
+            "file": shard.name,
+            "split": shard.split,
+            "num_frames": shard.shape.num_frames,
+            "height": shard.shape.height,
+            "width": shard.shape.width,
+            **{name: receipt[name] for name in ("clips", "bytes", "sha256")},
+        }
         for shard, receipt in zip(plan.shards, receipts, strict=True)
-    ]  # fmt: skip
+    ]
     shapes = []
-    for frames, height, width in dict.fromkeys((s["num_frames"], s["height"], s["width"]) for s in shards):
-        mine = [s for s in shards if (s["num_frames"], s["height"], s["width"]) == (frames, height, width)]
-        grid = grid_shape(frames, height, width, temporal_stride=tokenizer["temporal_stride"],
-                          spatial_stride=tokenizer["spatial_stride"])  # fmt: skip
-        clips = {split: sum(s["clips"] for s in mine if s["split"] == split) for split in ("train", "test")}
-        shapes.append({"num_frames": frames, "height": height, "width": width,
-                       "latents": [*grid, tokenizer["channels"]], "clips": clips})  # fmt: skip
+    for frames, height, width in dict.fromkeys(
+        (s["num_frames"], s["height"], s["width"]) for s in shards
+    ):
+        mine = [
+            s
+            for s in shards
+            if (s["num_frames"], s["height"], s["width"]) == (frames, height, width)
+        ]
+        grid = grid_shape(
+            frames,
+            height,
+            width,
+            temporal_stride=tokenizer["temporal_stride"],
+            spatial_stride=tokenizer["spatial_stride"],
+        )
+        clips = {
+            split: sum(s["clips"] for s in mine if s["split"] == split)
+            for split in ("train", "test")
+        }
+        shapes.append(
+            {
+                "num_frames": frames,
+                "height": height,
+                "width": width,
+                "latents": [*grid, tokenizer["channels"]],
+                "clips": clips,
+            }
+        )
     return {
-        "format": FORMAT, "version": VERSION, "clips": sum(s["clips"] for s in shards), "rejected": rejected,
-        "bytes": sum(s["bytes"] for s in shards), "fps": cutting.fps, "dtype": plan.settings.dtype, **plan.parts,
-        "settings": {"windows_per_clip": cutting.windows_per_clip, "holdout": plan.settings.holdout,
-                     "clips_per_shard": plan.settings.clips_per_shard},
-        "shapes": shapes, "shards": shards,
-    }  # fmt: skip
+        "format": FORMAT,
+        "version": VERSION,
+        "clips": sum(s["clips"] for s in shards),
+        "rejected": rejected,
+        "bytes": sum(s["bytes"] for s in shards),
+        "fps": cutting.fps,
+        "dtype": plan.settings.dtype,
+        **plan.parts,
+        "settings": {
+            "windows_per_clip": cutting.windows_per_clip,
+            "holdout": plan.settings.holdout,
+            "clips_per_shard": plan.settings.clips_per_shard,
+        },
+        "shapes": shapes,
+        "shards": shards,
+    }

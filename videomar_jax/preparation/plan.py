@@ -1,8 +1,8 @@
 """Which windows of which videos make which shard, fixed before the first clip is encoded.
 
-Windows are sorted by split, shape, video and time, and each run of one split and shape is cut into shards of
-`clips_per_shard`. A shard's content follows from the plan alone, so that any process can make it at any time, again
-after a kill, and the same clips come out.
+Windows are sorted by split, shape, video and time, and each run of one split and shape is cut into
+shards of `clips_per_shard`. A shard's content follows from the plan alone, so that any process can
+make it at any time, again after a kill, and the same clips come out.
 """
 
 import dataclasses
@@ -23,7 +23,8 @@ class Settings:
     """What decides the content of a prepared folder, besides tokenizer, text encoder and videos.
 
     dtype: of latents and text features on disk.
-    holdout: share of the windows that go to the split "test": of every shape as many, of a video its last ones.
+    holdout: share of the windows that go to the split "test": of every shape as many, of a video
+        its last ones.
     """
 
     cutting: Cutting
@@ -42,7 +43,8 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """One file to be: number `number` of the `count` of its split. `first_clip` numbers its first window."""
+    """One file to be: number `number` of the `count` of its split. `first_clip` numbers its first
+    window."""
 
     split: str
     number: int
@@ -84,9 +86,14 @@ def list_videos(folder: Path, captions: Path | None) -> dict[str, tuple[int, str
 
 
 def make_plan(
-    folder: Path, videos: Mapping[str, tuple[int, str]], settings: Settings, parts: Mapping[str, Any], threads: int
+    folder: Path,
+    videos: Mapping[str, tuple[int, str]],
+    settings: Settings,
+    parts: Mapping[str, Any],
+    threads: int,
 ) -> Plan:
-    """Looks at every video (packets, and the first frame). Raises ValueError where none is usable."""
+    """Looks at every video (packets, and the first frame). Raises ValueError where none is
+    usable."""
     windows, rejected = [], []
     progress = Progress("videos looked at", len(videos))
 
@@ -96,7 +103,9 @@ def make_plan(
         except (ValueError, OSError) as error:
             return str(error)
 
-    for name, found in zip(videos, read_ahead(look, videos, threads=threads, ahead=4 * threads), strict=True):
+    for name, found in zip(
+        videos, read_ahead(look, videos, threads=threads, ahead=4 * threads), strict=True
+    ):
         progress.add(failed=isinstance(found, str))
         if isinstance(found, str):
             rejected.append({"file": name, "reason": found})
@@ -104,7 +113,9 @@ def make_plan(
             windows += found
     if not windows:
         reasons = [f"  {entry['reason']}" for entry in rejected[:10]]
-        raise ValueError("\n".join([f"None of the {len(videos)} videos under {folder} can be used:", *reasons]))
+        raise ValueError(
+            "\n".join([f"None of the {len(videos)} videos under {folder} can be used:", *reasons])
+        )
     shards = tuple(plan_shards(windows, settings))
     return Plan(settings=settings, parts=parts, videos=videos, rejected=rejected, shards=shards)
 
@@ -112,24 +123,37 @@ def make_plan(
 def plan_shards(windows: Sequence[Window], settings: Settings) -> Iterator[ShardPlan]:
     """Windows, in the order of videos and time, as shards."""
     cutting = settings.cutting
-    shapes = [ClipShape(num_frames=n, height=h, width=w) for n in cutting.lengths for h, w in cutting.sizes]
+    shapes = [
+        ClipShape(num_frames=n, height=h, width=w)
+        for n in cutting.lengths
+        for h, w in cutting.sizes
+    ]
     of_shape = [[window for window in windows if window.shape == shape] for shape in shapes]
     held_out = [_held_out(found, settings.holdout) for found in of_shape]
     first_clip = 0
     for split in ("train", "test"):
         groups: list[tuple[ClipShape, list[Window]]] = []
         for shape, found, flags in zip(shapes, of_shape, held_out, strict=True):
-            mine = [window for window, out in zip(found, flags, strict=True) if out == (split == "test")]
+            mine = [
+                window for window, out in zip(found, flags, strict=True) if out == (split == "test")
+            ]
             step = settings.clips_per_shard
             groups += [(shape, mine[start : start + step]) for start in range(0, len(mine), step)]
         for number, (shape, group) in enumerate(groups):
-            yield ShardPlan(split=split, number=number, count=len(groups), shape=shape, first_clip=first_clip,
-                            windows=tuple(group))  # fmt: skip
+            yield ShardPlan(
+                split=split,
+                number=number,
+                count=len(groups),
+                shape=shape,
+                first_clip=first_clip,
+                windows=tuple(group),
+            )
             first_clip += len(group)
 
 
 def _held_out(windows: Sequence[Window], share: float) -> list[bool]:
-    """Which of the windows are for "test": the share, at least one but never all, spread evenly over the videos."""
+    """Which of the windows are for "test": the share, at least one but never all, spread evenly
+    over the videos."""
     total = len(windows)
     count = min(max(round(total * share), 1), total - 1) if share and total else 0
     flags: list[bool] = []

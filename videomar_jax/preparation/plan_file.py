@@ -1,7 +1,7 @@
 """The plan as a file, and what has changed since it was made.
 
-A later start of the same command goes by plan.json; it is refused where its settings, tokenizer, text encoder or
-videos are not those of the plan, so that a folder never holds clips of two kinds.
+A later start of the same command goes by plan.json; it is refused where its settings, tokenizer,
+text encoder or videos are not those of the plan, so that a folder never holds clips of two kinds.
 """
 
 import dataclasses
@@ -23,15 +23,28 @@ def save_plan(plan: Plan, output: Path) -> None:
     """Writes OUTPUT/plan.json in one move."""
     numbers = {name: number for number, name in enumerate(plan.videos)}
     firsts = {window.video: window.first for shard in plan.shards for window in shard.windows}
-    videos = [[name, size, caption, firsts.get(name)] for name, (size, caption) in plan.videos.items()]
+    videos = [
+        [name, size, caption, firsts.get(name)] for name, (size, caption) in plan.videos.items()
+    ]
     shards = [
-        {"split": shard.split, "number": shard.number, "count": shard.count, "first_clip": shard.first_clip,
-         "shape": dataclasses.astuple(shard.shape), "windows": [[numbers[w.video], w.start, w.stop] for w in
-                                                                shard.windows]}
+        {
+            "split": shard.split,
+            "number": shard.number,
+            "count": shard.count,
+            "first_clip": shard.first_clip,
+            "shape": dataclasses.astuple(shard.shape),
+            "windows": [[numbers[w.video], w.start, w.stop] for w in shard.windows],
+        }
         for shard in plan.shards
-    ]  # fmt: skip
-    values = {"version": VERSION, "settings": dataclasses.asdict(plan.settings), "parts": plan.parts, "videos": videos,
-              "rejected": list(plan.rejected), "shards": shards}  # fmt: skip
+    ]
+    values = {
+        "version": VERSION,
+        "settings": dataclasses.asdict(plan.settings),
+        "parts": plan.parts,
+        "videos": videos,
+        "rejected": list(plan.rejected),
+        "shards": shards,
+    }
     write_text(output / PLAN, json.dumps(values) + "\n")
 
 
@@ -45,15 +58,23 @@ def load_plan(output: Path) -> Plan:
         settings = _settings(values["settings"])
         shards = tuple(_shard(entry, values["videos"]) for entry in values["shards"])
         videos = {name: (size, caption) for name, size, caption, _ in values["videos"]}
-        return Plan(settings=settings, parts=values["parts"], videos=videos, rejected=values["rejected"],
-                    shards=shards)  # fmt: skip
+        return Plan(
+            settings=settings,
+            parts=values["parts"],
+            videos=videos,
+            rejected=values["rejected"],
+            shards=shards,
+        )
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): choose another --output") from error
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
     cutting = dict(values["cutting"])
-    cutting |= {"lengths": tuple(cutting["lengths"]), "sizes": tuple(tuple(size) for size in cutting["sizes"])}
+    cutting |= {
+        "lengths": tuple(cutting["lengths"]),
+        "sizes": tuple(tuple(size) for size in cutting["sizes"]),
+    }
     return Settings(**{**values, "cutting": Cutting(**cutting)})
 
 
@@ -61,12 +82,24 @@ def _shard(entry: Mapping[str, Any], videos: Sequence[Sequence[Any]]) -> ShardPl
     num_frames, height, width = entry["shape"]
     shape = ClipShape(num_frames=num_frames, height=height, width=width)
     windows = tuple(
-        Window(video=videos[number][0], first=videos[number][3], start=start, stop=stop, shape=shape,
-               caption=videos[number][2])
+        Window(
+            video=videos[number][0],
+            first=videos[number][3],
+            start=start,
+            stop=stop,
+            shape=shape,
+            caption=videos[number][2],
+        )
         for number, start, stop in entry["windows"]
-    )  # fmt: skip
-    return ShardPlan(split=entry["split"], number=entry["number"], count=entry["count"], shape=shape,
-                     first_clip=entry["first_clip"], windows=windows)  # fmt: skip
+    )
+    return ShardPlan(
+        split=entry["split"],
+        number=entry["number"],
+        count=entry["count"],
+        shape=shape,
+        first_clip=entry["first_clip"],
+        windows=windows,
+    )
 
 
 def differences(plan: Plan, settings: Settings, parts: Mapping[str, Any]) -> list[str]:
@@ -85,13 +118,17 @@ def changed_videos(plan: Plan, videos: Mapping[str, tuple[int, str]]) -> list[st
         if name in plan.videos:
             old_size, old_caption = plan.videos[name]
             faults += [f"{name} had {old_size} bytes and has {size}"] * (size != old_size)
-            faults += [f"the caption of {name} was {old_caption!r} and is {caption!r}"] * (caption != old_caption)
+            faults += [f"the caption of {name} was {old_caption!r} and is {caption!r}"] * (
+                caption != old_caption
+            )
     return faults
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as {"a.b": value}; sequences as lists."""
     if isinstance(values, Mapping):
-        parts = (_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items())
+        parts = (
+            _flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()
+        )
         return {key: value for part in parts for key, value in part.items()}
     return {prefix: json.loads(json.dumps(values))}

@@ -1,4 +1,5 @@
-"""Long work over many items: threads that work ahead of it, and how far it has come, a line every few seconds."""
+"""Long work over many items: threads that work ahead of it, and how far it has come, a line every
+few seconds."""
 
 import logging
 import time
@@ -12,7 +13,8 @@ _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
 class Progress:
-    """Counts up to `total`, of which `done` are there from the beginning; says so every `every` seconds."""
+    """Counts up to `total`, of which `done` are there from the beginning; says so every `every`
+    seconds."""
 
     def __init__(self, what: str, total: int, *, done: int = 0, every: float = 5.0):
         self.what, self.total, self.done, self.failed = what, total, done, 0
@@ -30,7 +32,11 @@ class Progress:
     def line(self) -> str:
         """Done of total, rate, time left."""
         rate = (self.done - self._from) / max(time.monotonic() - self._started, 1e-9)
-        left = f", {duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        left = (
+            f", {duration((self.total - self.done) / rate)} left"
+            if rate and self.done < self.total
+            else ""
+        )
         failed = f", {self.failed} rejected" if self.failed else ""
         return f"{self.done} of {self.total} {self.what}, {rate:.3g}/s{left}{failed}"
 
@@ -45,7 +51,8 @@ def duration(seconds: float) -> str:
 def read_ahead(
     call: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int, ahead: int
 ) -> Iterator[_Result]:
-    """`call` of every item, in order; threads are at most `ahead` items in front of what was taken."""
+    """`call` of every item, in order; threads are at most `ahead` items in front of what was
+    taken."""
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(max_workers=threads) as pool:
         try:

@@ -1,8 +1,10 @@
-"""A complete folder as a TFDS dataset: its shards are record files of TFDS's own kind, named as TFDS names them.
+"""A complete folder as a TFDS dataset: its shards are record files of TFDS's own kind, named as
+TFDS names them.
 
     tfds.builder_from_directory(DIR).as_data_source("train")[0]["latents"]
 
-needs no TensorFlow. For latents in bfloat16, import ml_dtypes (or jax) first, so that NumPy knows the type.
+needs no TensorFlow. For latents in bfloat16, import ml_dtypes (or jax) first, so that NumPy knows
+the type.
 """
 
 import os
@@ -25,16 +27,29 @@ def write_tfds_info(output: Path, plan: Plan, receipts: Sequence[Mapping[str, An
         name="clips", version=tfds.core.Version("1.0.0"), data_dir=str(output), module_name=""
     )
     info = tfds.core.DatasetInfo(
-        builder=identity, features=_features(plan), description="Latents of video clips, and their captions."
+        builder=identity,
+        features=_features(plan),
+        description="Latents of video clips, and their captions.",
     )
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-    template = tfds.core.ShardedFileTemplate(data_dir=output, dataset_name="clips", filetype_suffix="array_record")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=output, dataset_name="clips", filetype_suffix="array_record"
+    )
     splits = []
     for split in dict.fromkeys(shard.split for shard in plan.shards):
-        mine = [receipt for shard, receipt in zip(plan.shards, receipts, strict=True) if shard.split == split]
-        splits.append(tfds.core.SplitInfo(name=split, shard_lengths=[receipt["clips"] for receipt in mine],
-                                          num_bytes=sum(receipt["bytes"] for receipt in mine),
-                                          filename_template=template))  # fmt: skip
+        mine = [
+            receipt
+            for shard, receipt in zip(plan.shards, receipts, strict=True)
+            if shard.split == split
+        ]
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[receipt["clips"] for receipt in mine],
+                num_bytes=sum(receipt["bytes"] for receipt in mine),
+                filename_template=template,
+            )
+        )
     info.set_splits(tfds.core.splits.SplitDict(splits))
     with tempfile.TemporaryDirectory(prefix=".tfds.", suffix=".part", dir=output) as folder:
         info.write_to_directory(folder)
@@ -50,12 +65,20 @@ def _features(plan: Plan) -> Any:
     shape = (None, None, None, plan.parts["tokenizer"]["channels"])
     features = {
         "latents": tfds.features.Tensor(shape=shape, dtype=dtype, **bytes_of),
-        "caption": tfds.features.Text(), "file": tfds.features.Text(),
-        "start": tfds.features.Scalar(np.float32), "fps": tfds.features.Scalar(np.float32),
-        "num_frames": tfds.features.Scalar(np.int64), "height": tfds.features.Scalar(np.int64),
-        "width": tfds.features.Scalar(np.int64), "clip": tfds.features.Scalar(np.int64),
-    }  # fmt: skip
+        "caption": tfds.features.Text(),
+        "file": tfds.features.Text(),
+        "start": tfds.features.Scalar(np.float32),
+        "fps": tfds.features.Scalar(np.float32),
+        "num_frames": tfds.features.Scalar(np.int64),
+        "height": tfds.features.Scalar(np.int64),
+        "width": tfds.features.Scalar(np.int64),
+        "clip": tfds.features.Scalar(np.int64),
+    }
     if text is not None:
-        features["text"] = tfds.features.Tensor(shape=(None, text["width"]), dtype=dtype, **bytes_of)
-        features["text_mask"] = tfds.features.Tensor(shape=(text["max_tokens"],), dtype=np.bool_, **bytes_of)
+        features["text"] = tfds.features.Tensor(
+            shape=(None, text["width"]), dtype=dtype, **bytes_of
+        )
+        features["text_mask"] = tfds.features.Tensor(
+            shape=(text["max_tokens"],), dtype=np.bool_, **bytes_of
+        )
     return tfds.features.FeaturesDict(features)

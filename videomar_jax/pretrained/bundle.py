@@ -1,10 +1,12 @@
 """A trained model as a folder: what it needs besides its parameters, and how all of it is read.
 
-    DIR/model/model.json     the model's config, how it samples by default, and the clips it was trained on
+    DIR/model/model.json     the model's config, how it samples by default, and the clips it was
+    trained on
     DIR/model/tokenizer/     the tokenizer           DIR/model/text_encoder/   the text encoder
     DIR/checkpoints/STEP/    parameters and their average (`training.checkpoint`)
 
-DIR is a run's workdir or a converted checkpoint; `load_pretrained` takes it, or one of its checkpoints/STEP.
+DIR is a run's workdir or a converted checkpoint; `load_pretrained` takes it, or one of its
+checkpoints/STEP.
 """
 
 import dataclasses
@@ -21,22 +23,23 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text encoder is known)
+from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.checkpoints.streamed import stored_types
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
-from videomar_jax.checkpoints.manager import Checkpoints
-from videomar_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
 from videomar_jax.training.state import Params, abstract_model
-from videomar_jax.checkpoints.streamed import stored_types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelCard:
+class ModelBundle:
     """What belongs to a model besides its parameters.
 
-    num_frames, height and width are the pixel sizes of the last stage it was trained on, fps its frame rate.
+    num_frames, height and width are the pixel sizes of the last stage it was trained on, fps its
+    frame rate.
     """
 
     config: ModelConfig
@@ -54,14 +57,14 @@ class Pretrained:
     """A model with its parameters, ready to sample."""
 
     model: VideoMAR
-    card: ModelCard
+    card: ModelBundle
     step: int
 
 
 _PLAIN = ("num_frames", "height", "width", "fps")
 
 
-def save_card(card: ModelCard, directory: str | os.PathLike) -> None:
+def save_bundle(card: ModelBundle, directory: str | os.PathLike) -> None:
     """Writes DIR/model; model.json comes last, so that where it stands the folder is complete."""
     folder = Path(directory) / "model"
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,19 +73,21 @@ def save_card(card: ModelCard, directory: str | os.PathLike) -> None:
     save_settings(card, directory)
 
 
-def save_settings(card: ModelCard, directory: str | os.PathLike) -> None:
-    """Writes DIR/model/model.json alone, in one move: the tokenizer and the text encoder stay as they are."""
+def save_settings(card: ModelBundle, directory: str | os.PathLike) -> None:
+    """Writes DIR/model/model.json alone, in one move: the tokenizer and the text encoder stay as
+    they are."""
     folder = Path(directory) / "model"
     plain = {name: getattr(card, name) for name in _PLAIN}
     text = json.dumps(
-        {"model": card.config.to_dict(), "sampling": dataclasses.asdict(card.sampling), **plain}, indent=2
+        {"model": card.config.to_dict(), "sampling": dataclasses.asdict(card.sampling), **plain},
+        indent=2,
     )
     part = folder / "model.json.part"
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, folder / "model.json")
 
 
-def load_card(directory: str | os.PathLike) -> ModelCard:
+def load_bundle(directory: str | os.PathLike) -> ModelBundle:
     """Reads DIR/model.
 
     Raises:
@@ -90,14 +95,15 @@ def load_card(directory: str | os.PathLike) -> ModelCard:
         ValueError: its files are broken.
     """
     folder = Path(directory) / "model"
-    return ModelCard(
-        **_read_json(directory), tokenizer=load_tokenizer(folder / "tokenizer"),
+    return ModelBundle(
+        **_read_json(directory),
+        tokenizer=load_tokenizer(folder / "tokenizer"),
         text_encoder=load_text_encoder(folder / "text_encoder"),
-    )  # fmt: skip
+    )
 
 
 def load_config(directory: str | os.PathLike) -> ModelConfig:
-    """The model's config alone; errors as `load_card`."""
+    """The model's config alone; errors as `load_bundle`."""
     return _read_json(directory)["config"]
 
 
@@ -112,46 +118,66 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         plain = {name: values[name] for name in _PLAIN}
         return plain | {
-            "config": ModelConfig.from_dict(values["model"]), "sampling": SamplingConfig(**values["sampling"])
-        }  # fmt: skip
+            "config": ModelConfig.from_dict(values["model"]),
+            "sampling": SamplingConfig(**values["sampling"]),
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is broken: {error!r}.") from error
 
 
 def load_pretrained(
-    path: str | os.PathLike, *, weights: str = "ema", card: ModelCard | None = None, mesh: MeshConfig | None = None
+    path: str | os.PathLike,
+    *,
+    weights: str = "ema",
+    card: ModelBundle | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Pretrained:
-    """Reads a model from a run's folder (its newest checkpoint) or from one of its checkpoints/STEP.
+    """Reads a model from a run's folder (its newest checkpoint) or from one of its
+    checkpoints/STEP.
 
-    Its parameters have the types of `for_running`: a bfloat16 checkpoint takes half the memory of a float32 one.
+    Its parameters have the types of `for_running`: a bfloat16 checkpoint takes half the memory of a
+        float32 one.
 
     Args:
         weights: "ema", the averaged parameters, or "params", those of the last step.
-        card: what `load_card` gave for this folder, where it is loaded already.
-        mesh: the devices over which parameters are spread, none of which then holds all of those that are cut.
+        card: what `load_bundle` gave for this folder, where it is loaded already.
+        mesh: the devices over which parameters are spread, none of which then holds all of those
+            that are cut.
     Raises:
         FileNotFoundError, ValueError: what is missing or does not fit, and where.
     """
     if mesh is not None:
         make_mesh(mesh)  # what is wrong with it is told first
     folder, params, step = load_params(path, weights, dtype=None)
-    card = load_card(folder) if card is None else card
+    card = load_bundle(folder) if card is None else card
     graph, _ = abstract_model(card.config)
-    return Pretrained(model=nnx.merge(graph, for_running(params, card.config.dtype, mesh)), card=card, step=step)
+    return Pretrained(
+        model=nnx.merge(graph, for_running(params, card.config.dtype, mesh)), card=card, step=step
+    )
 
 
 def for_running(params: Params, dtype: str, mesh: MeshConfig | None = None) -> Params:
-    """Parameters as a model that computes in `dtype` wants them: kernels of linear layers, which it casts to `dtype` at
-    every use, stay in 16 bits where they are of that type; all else takes part in float32 arithmetic and is float32.
+    """Parameters as a model that computes in `dtype` wants them: kernels of linear layers, which it
+    casts to `dtype` at every use, stay in 16 bits where they are of that type; all else takes part
+    in float32 arithmetic and is float32.
 
-    What the model computes is the same as with float32 throughout. `params` is used up, so that there need not be
-    memory for both. With a mesh each parameter goes from the host to where it belongs.
+    What the model computes is the same as with float32 throughout. `params` is used up, so that
+    there need not be memory for both. With a mesh each parameter goes from the host to where it
+    belongs.
     """
-    spread = {} if mesh is None else flatten_dict(param_shardings(params, make_mesh(mesh), mesh), sep="/")
+    spread = (
+        {}
+        if mesh is None
+        else flatten_dict(param_shardings(params, make_mesh(mesh), mesh), sep="/")
+    )
 
     def running(path: str, leaf: Any) -> jax.Array:
         wanted = jnp.promote_types(leaf.dtype, dtype) if path.endswith("/kernel") else jnp.float32
-        return jax.device_put(np.asarray(leaf).astype(wanted), spread[path]) if spread else jnp.asarray(leaf, wanted)
+        return (
+            jax.device_put(np.asarray(leaf).astype(wanted), spread[path])
+            if spread
+            else jnp.asarray(leaf, wanted)
+        )
 
     return _each(params, running)
 
@@ -173,10 +199,16 @@ def load_params(
         if step is None:
             raise FileNotFoundError(f"{folder / 'checkpoints'} holds no complete checkpoint yet.")
         types = stored_types(folder / "checkpoints", step, weights)
-        like = {path: np.empty(leaf.shape, types.get(path, leaf.dtype)) for path, leaf in shapes.items()}
+        like = {
+            path: np.empty(leaf.shape, types.get(path, leaf.dtype)) for path, leaf in shapes.items()
+        }
         state, _ = checkpoints.restore(step, {weights: unflatten_dict(like, sep="/")})
     params = state.pop(weights)
-    return folder, params if dtype is None else _each(params, lambda _, leaf: np.asarray(leaf, dtype)), step
+    return (
+        folder,
+        params if dtype is None else _each(params, lambda _, leaf: np.asarray(leaf, dtype)),
+        step,
+    )
 
 
 def _each(params: Params, change: Callable[[str, Any], Any]) -> Params:

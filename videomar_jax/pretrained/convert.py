@@ -1,6 +1,8 @@
-"""Published VideoMAR weights to a folder that `sample` and `main` take, and a trained model back to published names.
+"""Published VideoMAR weights to a folder that `sample` and `main` take, and a trained model back to
+published names.
 
-Both ways tensors pass through one parameter at a time, in the type in which they are stored: memory stays near the size
+Both ways tensors pass through one parameter at a time, in the type in which they are stored: memory
+    stays near the size
 of the file or below it, and export after import gives the file's tensors back bit by bit.
 """
 
@@ -15,34 +17,47 @@ from typing import Any
 
 import numpy as np
 
+from videomar_jax.checkpoints.streamed import StreamedCheckpoint
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
+from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
-from videomar_jax.pretrained.bundle import ModelCard, load_card, load_params, save_card
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.training.recipe import check_fit
-from videomar_jax.checkpoints.streamed import StreamedCheckpoint
 
 _log = logging.getLogger(__name__)
 
 
 def import_official(
-    file: str | os.PathLike, output: Path, *, tokenizer: str, text_encoder: str, weights: str = "ema",
-    scale: float = 0.5, tokenizer_dtype: str = "float32", text_options: Mapping[str, Any] | None = None,
-    config_overrides: Mapping[str, Any] | None = None, shape: tuple[int, int, int] = (49, 480, 768), fps: float = 12.0,
+    file: str | os.PathLike,
+    output: Path,
+    *,
+    tokenizer: str,
+    text_encoder: str,
+    weights: str = "ema",
+    scale: float = 0.5,
+    tokenizer_dtype: str = "float32",
+    text_options: Mapping[str, Any] | None = None,
+    config_overrides: Mapping[str, Any] | None = None,
+    shape: tuple[int, int, int] = (49, 480, 768),
+    fps: float = 12.0,
     param_dtype: str | None = None,
-) -> None:  # fmt: skip
-    """Writes `output` (model/ and checkpoints/0) from an official checkpoint; says what it read, inferred and wrote.
+) -> None:
+    """Writes `output` (model/ and checkpoints/0) from an official checkpoint; says what it read,
+    inferred and wrote.
 
     Args:
         tokenizer, text_encoder: as `parts.open_tokenizer` and `open_text_encoder` take them.
         weights: "ema" or "model", where the file holds both.
         shape: pixel frames, rows and columns that `sample` makes unless told otherwise.
-        param_dtype: type in which parameters are written; None keeps the file's (float64 and 8 bits become float32).
+        param_dtype: type in which parameters are written; None keeps the file's (float64 and 8 bits
+            become float32).
     Raises:
         ValueError, OSError: nothing is left in `output` then.
     """
     if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; choose a new folder for the converted model.")
+        raise FileExistsError(
+            f"{output} is not empty; choose a new folder for the converted model."
+        )
     start = time.monotonic()
     report = inspect_checkpoint(file, weights=weights, config_overrides=config_overrides)
     _log.info("reading %s", report)
@@ -50,18 +65,29 @@ def import_official(
     encoder = open_text_encoder(text_encoder, **(text_options or {}))
     check_fit(report.config, opened, encoder)
     frames, height, width = shape
-    card = ModelCard(config=report.config, tokenizer=opened, text_encoder=encoder, sampling=SamplingConfig(),
-                     num_frames=frames, height=height, width=width, fps=fps)  # fmt: skip
+    card = ModelBundle(
+        config=report.config,
+        tokenizer=opened,
+        text_encoder=encoder,
+        sampling=SamplingConfig(),
+        num_frames=frames,
+        height=height,
+        width=width,
+        fps=fps,
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        save_card(card, part)
+        save_bundle(card, part)
         del opened, encoder, card  # a language model may be larger than ours
         checkpoint = StreamedCheckpoint(part / "checkpoints", "ema")
         read_checkpoint(
-            file, weights=weights, config_overrides=config_overrides, dtype=param_dtype,
+            file,
+            weights=weights,
+            config_overrides=config_overrides,
+            dtype=param_dtype,
             place=lambda path, array: checkpoint.put(path, _kept(array)),
-        )  # fmt: skip
+        )
         checkpoint.commit({"step": 0, "seconds": {}, "source": str(file)})
         part.chmod(0o755)
         os.replace(part, output)
@@ -74,14 +100,24 @@ def import_official(
 
 def _kept(array: np.ndarray) -> np.ndarray:
     """The array in a type that models run in."""
-    return array if array.dtype.name in ("float32", "bfloat16", "float16") else array.astype(np.float32)
+    return (
+        array
+        if array.dtype.name in ("float32", "bfloat16", "float16")
+        else array.astype(np.float32)
+    )
 
 
 def export_official(
-    checkpoint: str | os.PathLike, file: Path, *, weights: str = "ema", container: str = "bare",
-    drop_regression: bool = False, overwrite: bool = False,
-) -> None:  # fmt: skip
-    """Writes the model of a run (or one of its checkpoints) under the published names; the ending chooses the format.
+    checkpoint: str | os.PathLike,
+    file: Path,
+    *,
+    weights: str = "ema",
+    container: str = "bare",
+    drop_regression: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Writes the model of a run (or one of its checkpoints) under the published names; the ending
+    chooses the format.
 
     Tensors have the type in which the checkpoint holds them.
 
@@ -89,6 +125,18 @@ def export_official(
         ValueError, OSError: the model has parts that the published one lacks, or `file` exists.
     """
     folder, params, step = load_params(checkpoint, weights, dtype=None)
-    write_checkpoint(params, load_card(folder).config, file, container=container, drop_regression=drop_regression,
-                     overwrite=overwrite)  # fmt: skip
-    _log.info("wrote the %s weights of step %d to %s (%.2f GB)", weights, step, file, file.stat().st_size / 1e9)
+    write_checkpoint(
+        params,
+        load_bundle(folder).config,
+        file,
+        container=container,
+        drop_regression=drop_regression,
+        overwrite=overwrite,
+    )
+    _log.info(
+        "wrote the %s weights of step %d to %s (%.2f GB)",
+        weights,
+        step,
+        file,
+        file.stat().st_size / 1e9,
+    )

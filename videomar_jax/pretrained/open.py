@@ -1,7 +1,9 @@
-"""Tokenizers and text encoders by name: "kind:place", where place is a file, a folder or a Hugging Face repo id.
+"""Tokenizers and text encoders by name: "kind:place", where place is a file, a folder or a Hugging
+Face repo id.
 
     pca:DIR            a saved tokenizer (WORKDIR/model/tokenizer)
-    cosmos:PLACE       a Cosmos tokenizer; cosmos:RELEASE@PLACE where PLACE does not name its release
+    cosmos:PLACE       a Cosmos tokenizer; cosmos:RELEASE@PLACE where PLACE does not name its
+    release
     hashed:64x256      hashed words, 64 tokens of 256 values
     qwen2:PLACE        a Qwen2 or Qwen2-VL folder
 
@@ -33,12 +35,20 @@ def open_tokenizer(spec: str, *, scale: float = 0.5, dtype: str = "float32") -> 
     release, _, place = place.rpartition("@")
     folder = local_folder(place, ["*.jit", "*.safetensors"])
     # A downloaded folder is named by a hash, so the release is looked for in what was asked for.
-    named = release or next((r for r in ("CV8x16x16", "CV8x8x8", "CV4x8x8-LowRes", "CV4x8x8") if r in place), None)
+    named = release or next(
+        (r for r in ("CV8x16x16", "CV8x8x8", "CV4x8x8-LowRes", "CV4x8x8") if r in place), None
+    )
     return load_cosmos(folder, release=named, scale=scale, dtype=dtype)
 
 
-def open_text_encoder(spec: str, *, tokens: int = 300, padding_side: str = "right", system_text_file: str | None = None,
-                      dtype: str = "float32") -> TextEncoder:  # fmt: skip
+def open_text_encoder(
+    spec: str,
+    *,
+    tokens: int = 300,
+    padding_side: str = "right",
+    system_text_file: str | None = None,
+    dtype: str = "float32",
+) -> TextEncoder:
     """The text encoder that `spec` names; the keywords are Qwen2's.
 
     Raises:
@@ -50,7 +60,9 @@ def open_text_encoder(spec: str, *, tokens: int = 300, padding_side: str = "righ
             return HashedTextEncoder(int(sizes[1]), int(sizes[2]))
         if Path(place).is_dir():
             return load_text_encoder(place)
-        raise ValueError(f"{spec!r} is not understood: write hashed:TOKENSxWIDTH, such as hashed:64x256.")
+        raise ValueError(
+            f"{spec!r} is not understood: write hashed:TOKENSxWIDTH, such as hashed:64x256."
+        )
     folder = local_folder(place, ["*.json", "*.safetensors", "*.txt"])
     options = Qwen2Options(max_tokens=tokens, padding_side=padding_side, dtype=dtype)
     return load_qwen2(folder, options, system_text_file=system_text_file)
@@ -78,11 +90,15 @@ def local_folder(place: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(place, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"{place} could not be downloaded ({error}). When offline, {by_hand}") from error
+        raise FileNotFoundError(
+            f"{place} could not be downloaded ({error}). When offline, {by_hand}"
+        ) from error
 
 
 def _split(spec: str, what: str, kinds: tuple[str, ...]) -> tuple[str, str]:
     kind, colon, place = spec.partition(":")
     if not colon or not place or kind not in kinds:
-        raise ValueError(f"The {what} {spec!r} is not understood: write {' or '.join(f'{k}:PLACE' for k in kinds)}.")
+        raise ValueError(
+            f"The {what} {spec!r} is not understood: write {' or '.join(f'{k}:PLACE' for k in kinds)}."
+        )
     return kind, place

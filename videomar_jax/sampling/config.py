@@ -1,4 +1,5 @@
-"""How a video is drawn: one frozen dataclass that checks itself, and presets as named changes of it."""
+"""How a video is drawn: one frozen dataclass that checks itself, and presets as named changes of
+it."""
 
 import dataclasses
 import math
@@ -31,40 +32,65 @@ class SamplingConfig:
     # Reveal steps and the head's diffusion
     steps: int = 64  # reveal steps of a frame
     head_steps: str = "100"  # of the head: "N", for ddpm also "ddimN" or "N,N,…"; "A-B": from A to B as tokens appear
-    head_solver: Literal["euler", "heun"] = "euler"  # of the flow head; heun evaluates it twice a step
+    head_solver: Literal["euler", "heun"] = (
+        "euler"  # of the flow head; heun evaluates it twice a step
+    )
     guidance: float = 3.0
     guidance_schedule: Literal["linear", "constant"] = "linear"
-    guidance_interval: Sequence[float] = (0.0, 1.0)  # share of the reveal steps, from and to, that are guided
+    guidance_interval: Sequence[float] = (
+        0.0,
+        1.0,
+    )  # share of the reveal steps, from and to, that are guided
     temperature: float = 1.0
     temperature_law: Literal["constant", "paper", "linear"] = "constant"
-    clip: float = 2.0  # largest latent value, from the second generated frame on; 0 leaves tokens as drawn
+    clip: float = (
+        2.0  # largest latent value, from the second generated frame on; 0 leaves tokens as drawn
+    )
     clip_first: bool = False  # clip the first generated frame as well
     # Precision
-    token_dtype: Literal["float32", "bfloat16"] = "float32"  # drawn tokens are rounded to it; published: bfloat16
+    token_dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # drawn tokens are rounded to it; published: bfloat16
+    )
     dtype: Literal["model", "float32", "bfloat16"] = "model"  # matmuls of the transformer
-    head_dtype: Literal["model", "float32", "bfloat16"] = "float32"  # matmuls of the head; diffusion is float32 anyway
+    head_dtype: Literal["model", "float32", "bfloat16"] = (
+        "float32"  # matmuls of the head; diffusion is float32 anyway
+    )
     # Longer and larger than training
     window: int | None = None  # finished frames that are kept and seen; None: all
     keep_first: bool = True  # with a window: frame 0 is one of them, for good
-    positions: Literal["absolute", "shifted"] = "shifted"  # of a kept frame 0: as it is, or next to the window
-    position_scaling: Literal["none", "interpolate", "ntk"] = "none"  # of rows and columns beyond the trained grid
-    frame_scaling: Literal["none", "interpolate", "ntk"] = "none"  # of frames beyond the trained length
+    positions: Literal["absolute", "shifted"] = (
+        "shifted"  # of a kept frame 0: as it is, or next to the window
+    )
+    position_scaling: Literal["none", "interpolate", "ntk"] = (
+        "none"  # of rows and columns beyond the trained grid
+    )
+    frame_scaling: Literal["none", "interpolate", "ntk"] = (
+        "none"  # of frames beyond the trained length
+    )
 
     def __post_init__(self):
-        object.__setattr__(self, "guidance_interval", tuple(float(x) for x in self.guidance_interval))
+        object.__setattr__(
+            self, "guidance_interval", tuple(float(x) for x in self.guidance_interval)
+        )
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
-                raise ValueError(f"sampling.{field} is {getattr(self, field)!r}; it may be one of {choices}.")
+                raise ValueError(
+                    f"sampling.{field} is {getattr(self, field)!r}; it may be one of {choices}."
+                )
         if self.steps < 1:
             raise ValueError(f"sampling.steps must be at least 1, not {self.steps}.")
         self._check_head_steps()
         for field, off in (("guidance", 1), ("temperature", 0), ("clip", 0)):
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"sampling.{field} must not be negative, but is {value}; {off} turns it off.")
+                raise ValueError(
+                    f"sampling.{field} must not be negative, but is {value}; {off} turns it off."
+                )
         interval = self.guidance_interval
         if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-            raise ValueError(f"sampling.guidance_interval must rise within 0..1, such as (0.1, 0.8), not {interval}.")
+            raise ValueError(
+                f"sampling.guidance_interval must rise within 0..1, such as (0.1, 0.8), not {interval}."
+            )
         if self.window is not None and self.window < 1 + self.keep_first:
             raise ValueError(
                 f"sampling.window must be at least {1 + self.keep_first}"
@@ -109,8 +135,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def with_preset(config: SamplingConfig, name: str, head: str) -> SamplingConfig:
-    """The config with the preset's changes for a head of this kind, "ddpm" or "flow". Where "balanced" and "fast" ask
-    for more steps than the model samples with by itself, its own number stays.
+    """The config with the preset's changes for a head of this kind, "ddpm" or "flow". Where
+    "balanced" and "fast" ask for more steps than the model samples with by itself, its own number
+    stays.
 
     Raises:
         ValueError: there is no preset of this name.

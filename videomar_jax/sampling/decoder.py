@@ -4,9 +4,9 @@
         remember frame t - 1: one pass, its keys and values join the cache
         draw frame t                                    (`sampling.frame`)
 
-`generate_frames` yields each frame as soon as it is begun to be computed; `generate` is all of them. Schedules are
-arrays, so another guidance, temperature or clip value runs the same program; so do another seed, image or prompt, and
-every frame that sees as much of the cache.
+`generate_frames` yields each frame as soon as it is begun to be computed; `generate` is all of
+them. Schedules are arrays, so another guidance, temperature or clip value runs the same program; so
+do another seed, image or prompt, and every frame that sees as much of the cache.
 """
 
 import dataclasses
@@ -18,19 +18,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.models.attention import KVCache
 from videomar_jax.diffusion.base import make_process, needs_step_noise
+from videomar_jax.diffusion.solver import HeadPlan, evaluations, head_plan
+from videomar_jax.models.attention import KVCache
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import Context, VideoMAR
 from videomar_jax.sampling.draws import FrameDraws, draw_frame
-from videomar_jax.sampling.rope_scaling import cache_length, held, place_of, position_scale, shift_first
-from videomar_jax.sampling.reveal import FrameProgram, FrameSettings, FrameTrace, Levers, Seen, generate_frame
 from videomar_jax.sampling.fused_head import FastHead, draw_tokens, fast_head
-from videomar_jax.diffusion.solver import HeadPlan, evaluations, head_plan
 from videomar_jax.sampling.memory import check_memory, free_bytes
-from videomar_jax.sampling.sharding import Placement, placed, placement, ways
 from videomar_jax.sampling.precision import for_sampling
+from videomar_jax.sampling.reveal import (
+    FrameProgram,
+    FrameSettings,
+    FrameTrace,
+    Seen,
+    SpeedOptions,
+    generate_frame,
+)
+from videomar_jax.sampling.rope_scaling import (
+    cache_length,
+    frames_in_slots,
+    position_scale,
+    shift_first,
+    slot_of,
+)
 from videomar_jax.sampling.schedules import (
     RevealPlan,
     SamplingConfig,
@@ -40,9 +52,18 @@ from videomar_jax.sampling.schedules import (
     reveal_plan,
     temperatures,
 )
+from videomar_jax.sampling.sharding import Placement, placed, placement, ways
 from videomar_jax.types import Array, Float, Latents, TextFeatures, TextMask
 
-__all__ = ["FrameDraws", "FrameTrace", "Levers", "draw_frame", "draw_tokens", "generate", "generate_frames"]
+__all__ = [
+    "FrameDraws",
+    "FrameTrace",
+    "SpeedOptions",
+    "draw_frame",
+    "draw_tokens",
+    "generate",
+    "generate_frames",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,18 +98,27 @@ class Decoder(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("guided", "program"))
 def start_decoding(
-    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, plan: HeadPlan,
-    scale: PositionScale | None, *, guided: bool, program: Program,
-) -> tuple[Context, FastHead, HeadPlan, DecodeState]:  # fmt: skip
-    """What is computed once for a video: the text's keys and values, the head's weights and times, and a cache that
-    holds all given frames but the last (which the first step remembers)."""
+    model: VideoMAR,
+    given: Float[Array, "B G h w C"],
+    text: TextFeatures,
+    text_mask: TextMask,
+    plan: HeadPlan,
+    scale: PositionScale | None,
+    *,
+    guided: bool,
+    program: Program,
+) -> tuple[Context, FastHead, HeadPlan, DecodeState]:
+    """What is computed once for a video: the text's keys and values, the head's weights and times,
+    and a cache that holds all given frames but the last (which the first step remembers)."""
     given = patchify(given, model.config.patch_size)
     batch, num_given, tokens, _ = given.shape
     if guided:
         text, text_mask = jnp.tile(text, (2, 1, 1)), jnp.tile(text_mask, (2, 1))
     rows = len(text)
     context = model.with_keys_values(model.context(text, text_mask, jnp.arange(rows) >= batch))
-    cache, last = placed(program.placement, model.empty_cache(rows, program.length, tokens), given[:, -1])
+    cache, last = placed(
+        program.placement, model.empty_cache(rows, program.length, tokens), given[:, -1]
+    )
 
     def remember(number, cache):
         frame = jax.lax.dynamic_index_in_dim(given, number, axis=1, keepdims=False)
@@ -111,29 +141,51 @@ def _view(model, cache, number, scale, program) -> KVCache:
 def _remember(model, context, cache, tokens, number, scale, program) -> KVCache:
     """The cache with finished frame `number` in its place."""
     tokens = jnp.tile(tokens, (cache.keys.shape[1] // len(tokens), 1, 1))
-    seen = held(number, program.length, program.keep_first)[: program.prefix] >= 0
+    seen = frames_in_slots(number, program.length, program.keep_first)[: program.prefix] >= 0
     view = _view(model, cache, number, scale, program)
     kv = model.finished(tokens, number, context, view, program.frame.grid, scale, seen=seen)
-    place = place_of(number, program.length, program.keep_first)
+    place = slot_of(number, program.length, program.keep_first)
     put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=place, axis=2)
     return KVCache(*(put(old, new.astype(old.dtype)) for old, new in zip(cache, kv, strict=True)))
 
 
-def next_frame(model: VideoMAR, decoder: Decoder, state: DecodeState, settings: FrameSettings,
-               draws: FrameDraws | None, scale: PositionScale | None, program: Program):  # fmt: skip
-    """Remembers the last frame, then draws the next one; returns it as latents too, and the trace."""
+def next_frame(
+    model: VideoMAR,
+    decoder: Decoder,
+    state: DecodeState,
+    settings: FrameSettings,
+    draws: FrameDraws | None,
+    scale: PositionScale | None,
+    program: Program,
+):
+    """Remembers the last frame, then draws the next one; returns it as latents too, and the
+    trace."""
     _, tokens, width = state.last.shape
     number = settings.number
     cache = _remember(model, decoder.context, state.cache, state.last, number - 1, scale, program)
     if draws is None:
-        noisy = evaluations(decoder.head_plan) if needs_step_noise(make_process(model.config)) else 0
+        noisy = (
+            evaluations(decoder.head_plan) if needs_step_noise(make_process(model.config)) else 0
+        )
         draws = draw_frame(decoder.keys, number, tokens, width, noisy)
-    places = "all" if program.full else held(number, program.length, program.keep_first)[: program.prefix] >= 0
+    places = (
+        "all"
+        if program.full
+        else frames_in_slots(number, program.length, program.keep_first)[: program.prefix] >= 0
+    )
     seen = Seen(_view(model, cache, number, scale, program), places)
     new, steps = generate_frame(
-        model, decoder.head, decoder.context, seen, settings, draws, decoder.plan, decoder.head_plan, program.frame,
+        model,
+        decoder.head,
+        decoder.context,
+        seen,
+        settings,
+        draws,
+        decoder.plan,
+        decoder.head_plan,
+        program.frame,
         scale,
-    )  # fmt: skip
+    )
     state = DecodeState(*placed(program.placement, cache, new))
     return state, unpatchify(new[:, None], program.frame.grid, model.config.patch_size)[:, 0], steps
 
@@ -152,8 +204,8 @@ class Video(NamedTuple):
     program: Program
 
     def program_of(self, number: int) -> Program:
-        """The program of frame `number`, which looks at the filled part of the cache; lengths are rounded up so that
-        there are no more of them than the levers say."""
+        """The program of frame `number`, which looks at the filled part of the cache; lengths are
+        rounded up so that there are no more of them than the levers say."""
         length, levels = self.program.length, self.program.frame.levers.prefixes
         if levels == 1:
             return self.program
@@ -163,61 +215,121 @@ class Video(NamedTuple):
 
 
 def prepare(
-    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
-    config: SamplingConfig, keys: Array | None = None, scale: PositionScale | None = None,
-    trained: tuple[int, int, int] | None = None, levers: Levers | None = None, trace: bool = False,
-) -> Video:  # fmt: skip
-    """Checks the request and builds everything that does not change from frame to frame; arguments as in `generate`."""
+    model: VideoMAR,
+    given: Float[Array, "B G h w C"],
+    text: TextFeatures,
+    text_mask: TextMask,
+    *,
+    num_frames: int,
+    config: SamplingConfig,
+    keys: Array | None = None,
+    scale: PositionScale | None = None,
+    trained: tuple[int, int, int] | None = None,
+    levers: SpeedOptions | None = None,
+    trace: bool = False,
+) -> Video:
+    """Checks the request and builds everything that does not change from frame to frame; arguments
+    as in `generate`."""
     model = for_sampling(model, config)
     num_given, size = given.shape[1], model.config.patch_size
     if not 1 <= num_given < num_frames:
-        raise ValueError(f"Cannot make {num_frames} latent frames from {num_given} given ones; ask for more.")
+        raise ValueError(
+            f"Cannot make {num_frames} latent frames from {num_given} given ones; ask for more."
+        )
     if given.shape[2] % size or given.shape[3] % size:
-        raise ValueError(f"Latents of {given.shape[2]}x{given.shape[3]} cannot be cut into patches of {size}x{size}.")
+        raise ValueError(
+            f"Latents of {given.shape[2]}x{given.shape[3]} cannot be cut into patches of {size}x{size}."
+        )
     grid = (given.shape[2] // size, given.shape[3] // size)
     tokens = grid[0] * grid[1]
     plan = reveal_plan(tokens, config)
     heads = head_plan(model.config, config, head_step_names(config.head_steps, len(plan.count)))
     scale = position_scale(config, (num_frames, *grid), trained) if scale is None else scale
     length = cache_length(config, num_frames - 1)
-    levers = Levers.for_work(model.config, tokens, len(plan.count), length) if levers is None else levers
+    levers = (
+        SpeedOptions.for_work(model.config, tokens, len(plan.count), length)
+        if levers is None
+        else levers
+    )
     place = placement(model, model.config, given, tokens)
-    check_memory(model.config, config, batch=len(given), frames=num_frames, grid=grid, free=free_bytes(),
-                 ways=ways(place))  # fmt: skip
+    check_memory(
+        model.config,
+        config,
+        batch=len(given),
+        frames=num_frames,
+        grid=grid,
+        free=free_bytes(),
+        ways=ways(place),
+    )
     frame = FrameProgram(
-        grid=grid, sizes=count_sizes(plan.count, levers.sizes), token_dtype=config.token_dtype, trace=trace,
-        branches=tuple(sorted({bool(g) for g in plan.guided}, reverse=True)), levers=levers,
-    )  # fmt: skip
+        grid=grid,
+        sizes=count_sizes(plan.count, levers.sizes),
+        token_dtype=config.token_dtype,
+        trace=trace,
+        branches=tuple(sorted({bool(g) for g in plan.guided}, reverse=True)),
+        levers=levers,
+    )
     keep_first = config.keep_first and config.window is not None
-    shifted = config.positions == "shifted" and keep_first and model.config.rope_frame_origin == "absolute"
-    program = Program(frame=frame, length=length, prefix=length, full=False, keep_first=keep_first, shifted=shifted,
-                      placement=place)  # fmt: skip
-    context, head, heads, state = start_decoding(model, given, text, text_mask, heads, scale, guided=config.guided,
-                                                 program=program)  # fmt: skip
+    shifted = (
+        config.positions == "shifted"
+        and keep_first
+        and model.config.rope_frame_origin == "absolute"
+    )
+    program = Program(
+        frame=frame,
+        length=length,
+        prefix=length,
+        full=False,
+        keep_first=keep_first,
+        shifted=shifted,
+        placement=place,
+    )
+    context, head, heads, state = start_decoding(
+        model, given, text, text_mask, heads, scale, guided=config.guided, program=program
+    )
     generated = num_frames - num_given
     numbers = np.arange(num_given, num_frames, dtype=np.int32)
-    settings = FrameSettings(numbers, temperatures(generated, config), clip_bounds(generated, config))
+    settings = FrameSettings(
+        numbers, temperatures(generated, config), clip_bounds(generated, config)
+    )
     return Video(model, Decoder(context, head, keys, plan, heads), state, settings, scale, program)
 
 
-def _drawn(video: Video, draws: FrameDraws | None = None) -> Iterator[tuple[Array, FrameTrace | None]]:
+def _drawn(
+    video: Video, draws: FrameDraws | None = None
+) -> Iterator[tuple[Array, FrameTrace | None]]:
     """Latents and trace of each new frame."""
     state = video.state
     video = video._replace(state=None)  # donated, and not to be held twice
     for i, number in enumerate(video.settings.number):
         settings, now = jax.tree.map(lambda x, i=i: x[i], (video.settings, draws))
         state, latents, steps = one_frame(
-            video.model, video.decoder, state, settings, now, video.scale, video.program_of(int(number))
+            video.model,
+            video.decoder,
+            state,
+            settings,
+            now,
+            video.scale,
+            video.program_of(int(number)),
         )
         yield latents, steps
 
 
 def generate(
-    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
-    config: SamplingConfig, keys: Array | None = None, draws: FrameDraws | None = None,
-    scale: PositionScale | None = None, trained: tuple[int, int, int] | None = None, levers: Levers | None = None,
+    model: VideoMAR,
+    given: Float[Array, "B G h w C"],
+    text: TextFeatures,
+    text_mask: TextMask,
+    *,
+    num_frames: int,
+    config: SamplingConfig,
+    keys: Array | None = None,
+    draws: FrameDraws | None = None,
+    scale: PositionScale | None = None,
+    trained: tuple[int, int, int] | None = None,
+    levers: SpeedOptions | None = None,
     trace: bool = False,
-) -> Latents | tuple[Latents, FrameTrace]:  # fmt: skip
+) -> Latents | tuple[Latents, FrameTrace]:
     """Continues videos: `given` latent frames come back untouched, the rest is drawn.
 
     Where the model's parameters or `given` are spread over a mesh of devices, so is the work.
@@ -226,33 +338,71 @@ def generate(
         given: [B, G, h, w, C] scaled latents of the conditioning frames; G = 1 is image to video.
         text, text_mask: [B, K, E] and [B, K] from the text encoder.
         num_frames: latent frames in all, more than G.
-        keys: one random key for each sample, `jax.random.split(key, B)`; sample i depends on keys[i] only.
+        keys: one random key for each sample, `jax.random.split(key, B)`; sample i depends on
+            keys[i] only.
         draws: recorded draws instead of keys, each with a leading axis of generated frames.
-        scale: how positions beyond the training grid are folded back; None: as the config says, given `trained`.
-        trained: (frames, rows, columns) in tokens that the model was trained on, for the config's scaling.
+        scale: how positions beyond the training grid are folded back; None: as the config says,
+            given `trained`.
+        trained: (frames, rows, columns) in tokens that the model was trained on, for the config's
+            scaling.
         levers: what is done for speed; None: what pays. The result is the same up to rounding.
         trace: also return what happened at every reveal step.
     Returns:
         [B, num_frames, h, w, C].
     Raises:
-        ValueError: a request that cannot be met, or that memory does not hold; told before anything is drawn.
+        ValueError: a request that cannot be met, or that memory does not hold; told before anything
+            is drawn.
     """
     if (keys is None) == (draws is None):
         raise ValueError("Give either keys or recorded draws.")
-    video = prepare(model, given, text, text_mask, num_frames=num_frames, config=config, keys=keys, scale=scale,
-                    trained=trained, levers=levers, trace=trace)  # fmt: skip
+    video = prepare(
+        model,
+        given,
+        text,
+        text_mask,
+        num_frames=num_frames,
+        config=config,
+        keys=keys,
+        scale=scale,
+        trained=trained,
+        levers=levers,
+        trace=trace,
+    )
     frames = list(_drawn(video, draws))
     latents = jnp.concatenate([given, jnp.stack([new for new, _ in frames], axis=1)], axis=1)
-    return (latents, jax.tree.map(lambda *x: jnp.stack(x), *(steps for _, steps in frames))) if trace else latents
+    return (
+        (latents, jax.tree.map(lambda *x: jnp.stack(x), *(steps for _, steps in frames)))
+        if trace
+        else latents
+    )
 
 
 def generate_frames(
-    model: VideoMAR, given: Float[Array, "B G h w C"], text: TextFeatures, text_mask: TextMask, *, num_frames: int,
-    config: SamplingConfig, keys: Array, scale: PositionScale | None = None,
-    trained: tuple[int, int, int] | None = None, levers: Levers | None = None,
-) -> Iterator[Float[Array, "B h w C"]]:  # fmt: skip
-    """Like `generate`, but yields each new latent frame as soon as its computation is under way; the frames are the
-    same. Arguments and errors as there; errors are told at once, not when the first frame is asked for."""
-    video = prepare(model, given, text, text_mask, num_frames=num_frames, config=config, keys=keys, scale=scale,
-                    trained=trained, levers=levers)  # fmt: skip
+    model: VideoMAR,
+    given: Float[Array, "B G h w C"],
+    text: TextFeatures,
+    text_mask: TextMask,
+    *,
+    num_frames: int,
+    config: SamplingConfig,
+    keys: Array,
+    scale: PositionScale | None = None,
+    trained: tuple[int, int, int] | None = None,
+    levers: SpeedOptions | None = None,
+) -> Iterator[Float[Array, "B h w C"]]:
+    """Like `generate`, but yields each new latent frame as soon as its computation is under way;
+    the frames are the same. Arguments and errors as there; errors are told at once, not when the
+    first frame is asked for."""
+    video = prepare(
+        model,
+        given,
+        text,
+        text_mask,
+        num_frames=num_frames,
+        config=config,
+        keys=keys,
+        scale=scale,
+        trained=trained,
+        levers=levers,
+    )
     return (latents for latents, _ in _drawn(video))

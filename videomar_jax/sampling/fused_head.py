@@ -1,12 +1,14 @@
 """Drawing tokens: the head's diffusion run backwards, given z.
 
-`draw_tokens` is the method as it is told. `draw_tokens_fast` gives the same numbers in fewer and larger products. In
-the head (`models.diffusion_head`) the modulations depend on the time and z alone, never on the noisy token:
+`draw_tokens` is the method as it is told. `draw_tokens_fast` gives the same numbers in fewer and
+larger products. In the head (`models.diffusion_head`) the modulations depend on the time and z
+alone, never on the noisy token:
 
     y_j = SiLU(time_mlp(t_j) + cond_embed(z)),    (shift, scale, gate)_j = linear(y_j)
 
-so they are computed for `chunk` steps at once, outside the sequential loop, with one product for all layers. What stays
-inside are two products a layer. Kernels lie transposed, which XLA multiplies faster when there are few rows.
+so they are computed for `chunk` steps at once, outside the sequential loop, with one product for
+all layers. What stays inside are two products a layer. Kernels lie transposed, which XLA multiplies
+faster when there are few rows.
 """
 
 from typing import NamedTuple
@@ -15,17 +17,24 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.diffusion.base import Plan, Process, guide, make_process, needs_step_noise
+from videomar_jax.diffusion.solver import HeadPlan, evaluations, with_length
 from videomar_jax.models.diffusion_head import DiffusionHead
 from videomar_jax.models.layers import Linear
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.diffusion.solver import HeadPlan, evaluations, with_length
 from videomar_jax.types import Array, Float, Int
 
 
-def draw_tokens(model: VideoMAR, z: Float[Array, "G k D"], noise: Float[Array, "B k P"],
-                step_noise: Float[Array, "N B k P"], head_plan: Plan, guidance: Array, temperature: Array,
-                ) -> Float[Array, "B k P"]:  # fmt: skip
-    """Draws tokens given z by running the head's diffusion backwards; with guidance z has 2B rows, text first.
+def draw_tokens(
+    model: VideoMAR,
+    z: Float[Array, "G k D"],
+    noise: Float[Array, "B k P"],
+    step_noise: Float[Array, "N B k P"],
+    head_plan: Plan,
+    guidance: Array,
+    temperature: Array,
+) -> Float[Array, "B k P"]:
+    """Draws tokens given z by running the head's diffusion backwards; with guidance z has 2B rows,
+    text first.
 
     `head_plan` holds one row of a `HeadPlan`, [N] each.
     """
@@ -41,7 +50,9 @@ def draw_tokens(model: VideoMAR, z: Float[Array, "G k D"], noise: Float[Array, "
 
     injected = step_noise if needs_step_noise(process) else None
     with jax.named_scope("diffusion_head"):
-        return jax.lax.scan(head_step, _start(process, noise, temperature), (head_plan, injected))[0].x
+        return jax.lax.scan(head_step, _start(process, noise, temperature), (head_plan, injected))[
+            0
+        ].x
 
 
 class _Carry(NamedTuple):
@@ -55,18 +66,30 @@ def _start(process: Process, noise: Array, temperature: Array) -> _Carry:
     return _Carry(process.start(noise, temperature), jnp.zeros_like(noise))
 
 
-def _advance(process: Process, carry: _Carry, output: Array, plan: Plan, injected: Array | None, guidance: Array,
-             temperature: Array) -> _Carry:  # fmt: skip
-    """The tokens after one evaluation, whose output has the rows with text, then perhaps those without."""
+def _advance(
+    process: Process,
+    carry: _Carry,
+    output: Array,
+    plan: Plan,
+    injected: Array | None,
+    guidance: Array,
+    temperature: Array,
+) -> _Carry:
+    """The tokens after one evaluation, whose output has the rows with text, then perhaps those
+    without."""
     batch = len(carry.x)
     null = output[batch:] if len(output) > batch else None
     x = process.advance(carry.x, output[:batch], null, plan, injected, guidance, temperature)
     velocity = carry.velocity
     if "back" in plan:
         x = x + plan["back"] * velocity
-        velocity = guide(output[:batch].astype(x.dtype), None if null is None else null.astype(x.dtype), guidance)
+        velocity = guide(
+            output[:batch].astype(x.dtype), None if null is None else null.astype(x.dtype), guidance
+        )
     if "active" in plan:
-        x, velocity = (jnp.where(plan["active"], a, b) for a, b in ((x, carry.x), (velocity, carry.velocity)))
+        x, velocity = (
+            jnp.where(plan["active"], a, b) for a, b in ((x, carry.x), (velocity, carry.velocity))
+        )
     return _Carry(x, velocity)
 
 
@@ -107,21 +130,30 @@ class FastHead(NamedTuple):
 
 def fast_head(head: DiffusionHead) -> FastHead:
     """Prepares the head once for a whole video."""
-    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], head.blocks) for i in range(head.blocks.norm.scale.shape[0])]
+    layers = [
+        jax.tree.map(lambda leaf, i=i: leaf[i], head.blocks)
+        for i in range(head.blocks.norm.scale.shape[0])
+    ]
     parts = [layer.modulation for layer in layers] + [head.final_modulation]
     dtype = head.input_proj.dtype
 
     def dense(*linears: Linear) -> Dense:
         kernel = jnp.concatenate([linear.kernel[...].T for linear in linears])
-        return Dense(kernel.astype(dtype), jnp.concatenate([linear.bias[...] for linear in linears]).astype(dtype))
+        return Dense(
+            kernel.astype(dtype),
+            jnp.concatenate([linear.bias[...] for linear in linears]).astype(dtype),
+        )
 
     return FastHead(
-        condition=dense(head.cond_embed), modulation=dense(*parts), inputs=dense(head.input_proj),
+        condition=dense(head.cond_embed),
+        modulation=dense(*parts),
+        inputs=dense(head.input_proj),
         layers=tuple(
-            HeadLayer(b.norm.scale[...], b.norm.bias[...], dense(b.linear1), dense(b.linear2)) for b in layers
+            HeadLayer(b.norm.scale[...], b.norm.bias[...], dense(b.linear1), dense(b.linear2))
+            for b in layers
         ),
         output=dense(head.final),
-    )  # fmt: skip
+    )
 
 
 def _normalised(u: Float[Array, "R W"]) -> Float[Array, "R W"]:
@@ -131,8 +163,11 @@ def _normalised(u: Float[Array, "R W"]) -> Float[Array, "R W"]:
     return u * jax.lax.rsqrt(jnp.mean(u**2, axis=-1, keepdims=True) + 1e-6)
 
 
-def denoise(head: FastHead, x: Float[Array, "R P"], modulation: Float[Array, "V M"]) -> Float[Array, "V O"]:
-    """The head's output given its modulations; V is R, or 2R for the rows without text behind those with it."""
+def denoise(
+    head: FastHead, x: Float[Array, "R P"], modulation: Float[Array, "V M"]
+) -> Float[Array, "V O"]:
+    """The head's output given its modulations; V is R, or 2R for the rows without text behind those
+    with it."""
     width = head.condition.bias.shape[0]
     parts = jnp.split(modulation, modulation.shape[-1] // width, axis=-1)
     u = jnp.tile(head.inputs(x), (len(modulation) // len(x), 1))
@@ -145,16 +180,25 @@ def denoise(head: FastHead, x: Float[Array, "R P"], modulation: Float[Array, "V 
 
 
 def draw_tokens_fast(
-    head: FastHead, process: Process, z: Float[Array, "G k D"], noise: Float[Array, "B k P"],
-    step_noise: Float[Array, "N B k P"], plan: HeadPlan, which: Int[Array, ""], guidance: Array, temperature: Array,
+    head: FastHead,
+    process: Process,
+    z: Float[Array, "G k D"],
+    noise: Float[Array, "B k P"],
+    step_noise: Float[Array, "N B k P"],
+    plan: HeadPlan,
+    which: Int[Array, ""],
+    guidance: Array,
+    temperature: Array,
     chunk: int,
-) -> Float[Array, "B k P"]:  # fmt: skip
-    """`draw_tokens` with row `which` of the plan, whose steps hold the "embedding" of every time as well; `chunk` of
-    them are modulated at once, and a chunk that is padding only is left out."""
+) -> Float[Array, "B k P"]:
+    """`draw_tokens` with row `which` of the plan, whose steps hold the "embedding" of every time as
+    well; `chunk` of them are modulated at once, and a chunk that is padding only is left out."""
     rows = noise.reshape(-1, noise.shape[-1])
     condition = head.condition(z.reshape(-1, z.shape[-1]))
     length = -(-evaluations(plan) // chunk) * chunk
-    steps = jax.tree.map(lambda x: x[which].reshape(-1, chunk, *x.shape[2:]), with_length(plan, length).steps)
+    steps = jax.tree.map(
+        lambda x: x[which].reshape(-1, chunk, *x.shape[2:]), with_length(plan, length).steps
+    )
     injected = None
     if needs_step_noise(process):
         step_noise = jnp.pad(step_noise, ((0, length - len(step_noise)), *[(0, 0)] * 3))
@@ -162,7 +206,15 @@ def draw_tokens_fast(
 
     def step(carry, now):
         plan, injected, modulation = now
-        return _advance(process, carry, denoise(head, carry.x, modulation), plan, injected, guidance, temperature), None
+        return _advance(
+            process,
+            carry,
+            denoise(head, carry.x, modulation),
+            plan,
+            injected,
+            guidance,
+            temperature,
+        ), None
 
     def advance(carry, now):
         plan, injected = now
@@ -174,13 +226,15 @@ def draw_tokens_fast(
         if len(plan.count) == 1:
             carry = jax.lax.scan(lambda carry, now: (advance(carry, now), None), start, chunks)[0]
         else:
-            body = lambda i, carry: advance(carry, jax.tree.map(lambda x: x[i], chunks))  # noqa: E731
+            # noqa: E731
+            body = lambda i, carry: advance(carry, jax.tree.map(lambda x: x[i], chunks))
             carry = jax.lax.fori_loop(0, -(-plan.count[which] // chunk), body, start)
     return carry.x.reshape(noise.shape)
 
 
 def chunk_size(evaluations: int, rows: int, varying: bool) -> int:
-    """How many steps to modulate at once: about 512 rows in a product; fewer where steps may be left out."""
+    """How many steps to modulate at once: about 512 rows in a product; fewer where steps may be
+    left out."""
     most = min(evaluations, max(1, 512 // rows))
     if varying:
         most = min(most, max(4, evaluations // 8))

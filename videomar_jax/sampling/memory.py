@@ -1,7 +1,9 @@
 """How much memory a video takes, told before it is begun.
 
-The cache is exact: keys and values of every layer for the finished frames that are kept, for the rows with and without
-text. The rest is an estimate of what XLA holds at the same time: a view of the cache in the order that attention wants,
+The cache is exact: keys and values of every layer for the finished frames that are kept, for the
+    rows with and without
+text. The rest is an estimate of what XLA holds at the same time: a view of the cache in the order
+    that attention wants,
 the widest layer, the scores where attention is not fused, noise, and the head's modulations.
 """
 
@@ -21,16 +23,25 @@ from videomar_jax.sampling.schedules import head_step_names
 GIB = 2**30
 
 
-def cache_bytes(model: ModelConfig, *, batch: int, frames: int, grid: tuple[int, int], guided: bool) -> int:
+def cache_bytes(
+    model: ModelConfig, *, batch: int, frames: int, grid: tuple[int, int], guided: bool
+) -> int:
     """Bytes of the keys and values of `frames` finished frames."""
     rows, size = batch * (2 if guided else 1), jnp.dtype(model.dtype).itemsize
     return 2 * model.depth * rows * frames * math.prod(grid) * model.width * size
 
 
 def request_bytes(
-    model: ModelConfig, config: SamplingConfig, *, batch: int, frames: int, grid: tuple[int, int], fused: bool = False
+    model: ModelConfig,
+    config: SamplingConfig,
+    *,
+    batch: int,
+    frames: int,
+    grid: tuple[int, int],
+    fused: bool = False,
 ) -> dict[str, int]:
-    """Bytes that a video of `frames` latent frames needs at its peak beside the parameters, by purpose.
+    """Bytes that a video of `frames` latent frames needs at its peak beside the parameters, by
+    purpose.
 
     Args:
         fused: attention does not hold its scores (cuDNN).
@@ -61,7 +72,8 @@ def _steps(name: str) -> int:
 
 
 def free_bytes(device: jax.Device | None = None) -> int | None:
-    """Bytes that may still be taken on the device, on CPU of the machine's memory; None where nobody tells."""
+    """Bytes that may still be taken on the device, on CPU of the machine's memory; None where
+    nobody tells."""
     device = device or jax.local_devices()[0]
     stats: dict[str, Any] = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -84,9 +96,15 @@ def _available_pages() -> int | None:
 
 
 def check_memory(
-    model: ModelConfig, config: SamplingConfig, *, batch: int, frames: int, grid: tuple[int, int],
-    free: int | None, ways: int = 1,
-) -> None:  # fmt: skip
+    model: ModelConfig,
+    config: SamplingConfig,
+    *,
+    batch: int,
+    frames: int,
+    grid: tuple[int, int],
+    free: int | None,
+    ways: int = 1,
+) -> None:
     """Raises before a video is begun that memory cannot hold.
 
     Args:
@@ -97,7 +115,9 @@ def check_memory(
     """
     if free is None:
         return
-    fused = jax.default_backend() == "gpu" and model.dtype == "bfloat16" and model.attention != "xla"
+    fused = (
+        jax.default_backend() == "gpu" and model.dtype == "bfloat16" and model.attention != "xla"
+    )
 
     def needed(frames: int) -> int:
         parts = request_bytes(model, config, batch=batch, frames=frames, grid=grid, fused=fused)
@@ -105,7 +125,9 @@ def check_memory(
 
     if needed(frames) <= free:
         return
-    fit = bisect.bisect_right(range(frames), free, lo=2, key=needed) - 1  # what is needed never falls with frames
+    fit = (
+        bisect.bisect_right(range(frames), free, lo=2, key=needed) - 1
+    )  # what is needed never falls with frames
     hope = f"{fit} frames would fit" if fit > 1 else "not even two frames fit"
     raise ValueError(
         f"{batch} x {frames} latent frames of {grid[0]}x{grid[1]} tokens need about {needed(frames) / GIB:.1f} GiB "

@@ -14,10 +14,12 @@ from videomar_jax.sampling.config import SamplingConfig
 
 
 def for_sampling(model: VideoMAR, config: SamplingConfig) -> VideoMAR:
-    """The model with the products of the transformer in `config.dtype` and those of the head in `config.head_dtype`.
+    """The model with the products of the transformer in `config.dtype` and those of the head in
+    `config.head_dtype`.
 
-    Kernels that are stored wider than they are used are converted once, here, rather than at every use. A model that is
-    so already comes back as it is; for many videos convert it once and keep it.
+    Kernels that are stored wider than they are used are converted once, here, rather than at every
+    use. A model that is so already comes back as it is; for many videos convert it once and keep
+    it.
     """
     dtype, head_dtype = _wanted(model, config)
     narrow = jnp.dtype(dtype).itemsize >= model.z_proj.kernel.dtype.itemsize
@@ -25,7 +27,9 @@ def for_sampling(model: VideoMAR, config: SamplingConfig) -> VideoMAR:
         return model
     params = nnx.to_pure_dict(nnx.state(model))
     if not narrow:
-        params = {name: part if name == "head" else _cast(part, dtype) for name, part in params.items()}
+        params = {
+            name: part if name == "head" else _cast(part, dtype) for name, part in params.items()
+        }
     return nnx.merge(_graph(dataclasses.replace(model.config, dtype=dtype), head_dtype), params)
 
 
@@ -52,8 +56,12 @@ def _graph(config: ModelConfig, head_dtype: str) -> nnx.GraphDef:
 
 
 def _cast(params: Any, dtype: str) -> Any:
-    """Kernels of linear layers, and the biases beside them, in `dtype`; everything else as it is."""
+    """Kernels of linear layers, and the biases beside them, in `dtype`; everything else as it
+    is."""
     if not isinstance(params, dict):
         return params
     linear = {name for name in ("kernel", "bias") if "kernel" in params}
-    return {name: jnp.asarray(v, dtype) if name in linear else _cast(v, dtype) for name, v in params.items()}
+    return {
+        name: jnp.asarray(v, dtype) if name in linear else _cast(v, dtype)
+        for name, v in params.items()
+    }

@@ -1,14 +1,17 @@
-"""Longer and larger than training: a window over finished frames, and positions folded back into the trained range.
+"""Longer and larger than training: a window over finished frames, and positions folded back into
+the trained range.
 
-The window is a ring of L places. Frame f is written to place f mod L, or with `keep_first` frame 0 to place 0 and the
-others to 1 + (f - 1) mod (L - 1), over the frame that left the window. A frame then sees the L frames before it (or
-frame 0 and the L - 1 before it), as it would in one pass over all frames with a mask of that shape: what a kept frame
-has taken over from frames that have left stays in its keys and values. Memory and time are the same for frame 10 and
+The window is a ring of L places. Frame f is written to place f mod L, or with `keep_first` frame 0
+to place 0 and the others to 1 + (f - 1) mod (L - 1), over the frame that left the window. A frame
+then sees the L frames before it (or frame 0 and the L - 1 before it), as it would in one pass over
+all frames with a mask of that shape: what a kept frame has taken over from frames that have left
+    stays in its keys and values. Memory and time are the same for frame 10 and
 frame 1000.
 
-Keys keep the rotation of their frame number. Scores depend on differences of numbers, so a moving window never goes
-beyond the distances it began with; only a kept frame 0 falls further behind. `positions="shifted"` turns its keys
-forward as time goes on, so that it stands right behind the window.
+Keys keep the rotation of their frame number. Scores depend on differences of numbers, so a moving
+window never goes beyond the distances it began with; only a kept frame 0 falls further behind.
+`positions="shifted"` turns its keys forward as time goes on, so that it stands right behind the
+window.
 """
 
 import jax.numpy as jnp
@@ -25,14 +28,14 @@ def cache_length(config: SamplingConfig, frames: int) -> int:
     return frames if config.window is None else min(config.window, frames)
 
 
-def place_of(number: Array, length: int, keep_first: bool) -> Array:
+def slot_of(number: Array, length: int, keep_first: bool) -> Array:
     """The place in the ring that finished frame `number` is written to."""
     first = int(keep_first)
     place = first + (number - first) % max(length - first, 1)
     return jnp.where(number == 0, 0, place) if keep_first else place
 
 
-def held(number: Array, length: int, keep_first: bool) -> Int[Array, "L"]:
+def frames_in_slots(number: Array, length: int, keep_first: bool) -> Int[Array, "L"]:
     """Which frame lies at each place when frames 0..number-1 are finished; -1 where none does."""
     first, last = int(keep_first), number - 1
     place = jnp.arange(length)
@@ -42,9 +45,13 @@ def held(number: Array, length: int, keep_first: bool) -> Int[Array, "L"]:
     return jnp.where(frame >= jnp.minimum(place, first), frame, -1)
 
 
-def shift_first(cache: KVCache, shift: Array, config: ModelConfig, scale: PositionScale | None) -> KVCache:
+def shift_first(
+    cache: KVCache, shift: Array, config: ModelConfig, scale: PositionScale | None
+) -> KVCache:
     """The cache with the frame at place 0 turned `shift` frames towards the present."""
-    turns = rotation(jnp.stack([shift, 0, 0])[None, None], config.rope_channels, config.rope_base, scale)
+    turns = rotation(
+        jnp.stack([shift, 0, 0])[None, None], config.rope_channels, config.rope_base, scale
+    )
     first = cache.keys[:, :, 0]  # layers and samples in front, then one frame
     turned = rotate(first, turns, config.rope_channels)
     return cache._replace(keys=cache.keys.at[:, :, 0].set(turned.astype(first.dtype)))
@@ -53,8 +60,8 @@ def shift_first(cache: KVCache, shift: Array, config: ModelConfig, scale: Positi
 def position_scale(
     config: SamplingConfig, size: tuple[int, int, int], trained: tuple[int, int, int] | None
 ) -> PositionScale | None:
-    """What the config asks for, for videos of `size` = (frames, rows, columns) in tokens from a model trained on
-    `trained`; with a window, no frame is further away than the window is long.
+    """What the config asks for, for videos of `size` = (frames, rows, columns) in tokens from a
+    model trained on `trained`; with a window, no frame is further away than the window is long.
 
     Raises:
         ValueError: scaling is asked for and the trained size is not known.
@@ -71,6 +78,8 @@ def position_scale(
     factors = [max(1.0, now / then) for now, then in zip((reach, *size[1:]), trained, strict=True)]
 
     def chosen(wanted: str) -> tuple[float, float, float]:
-        return tuple(factor if way == wanted else 1.0 for factor, way in zip(factors, ways, strict=True))
+        return tuple(
+            factor if way == wanted else 1.0 for factor, way in zip(factors, ways, strict=True)
+        )
 
     return PositionScale(interpolate=chosen("interpolate"), ntk=chosen("ntk"))

@@ -1,11 +1,15 @@
 """The schedules of generation, as arrays: what happens at which reveal step and in which frame.
 
-A frame of S tokens is revealed in I steps along a random order. After step s = 0..I-1 there remain hidden
+A frame of S tokens is revealed in I steps along a random order. After step s = 0..I-1 there remain
+hidden
 
-    len_s = max(1, min(len_{s-1} - 1, floor(S cos(pi/2 (s+1)/I)))),   the last step reveals all that is left   (MAR)
+    len_s = max(1, min(len_{s-1} - 1, floor(S cos(pi/2 (s+1)/I)))),   the last step reveals all that
+    is left   (MAR)
 
-    guidance    linear: 1 + (g - 1)(S - len_s)/S         constant: g; only where a <= s/I < b (guidance_interval)
-    head steps  "A-B": A + (B - A) s/(I-1), rounded      (DiSA 2025: late tokens are nearly decided by their neighbours)
+    guidance    linear: 1 + (g - 1)(S - len_s)/S         constant: g; only where a <= s/I < b
+        (guidance_interval)
+    head steps  "A-B": A + (B - A) s/(I-1), rounded      (DiSA 2025: late tokens are nearly decided
+    by their neighbours)
     temperature constant: tau     paper: 0.9 + 10^-(i+1)     linear (the code's): 0.95 - 0.05 i/G
                 for the i-th of G generated frames, the two progressive laws scaled by tau
 """
@@ -18,13 +22,20 @@ import numpy as np
 from videomar_jax.sampling.config import SamplingConfig
 
 __all__ = [
-    "RevealPlan", "SamplingConfig", "clip_bounds", "count_sizes", "head_step_names", "mask_lengths", "reveal_plan",
+    "RevealPlan",
+    "SamplingConfig",
+    "clip_bounds",
+    "count_sizes",
+    "head_step_names",
+    "mask_lengths",
+    "reveal_plan",
     "temperatures",
-]  # fmt: skip
+]
 
 
 class RevealPlan(NamedTuple):
-    """One row for each reveal step that reveals something; step s reveals order[start : start + count]."""
+    """One row for each reveal step that reveals something; step s reveals order[start : start +
+    count]."""
 
     start: np.ndarray  # int32 [I]
     count: np.ndarray  # int32 [I]
@@ -34,17 +45,21 @@ class RevealPlan(NamedTuple):
 
 
 def mask_lengths(tokens: int, steps: int) -> np.ndarray:
-    """Hidden tokens after each step by the cosine schedule, int64 [steps] (computed in float64; the last entry is 1
-    although the last step reveals everything, because the linear guidance reads it)."""
+    """Hidden tokens after each step by the cosine schedule, int64 [steps] (computed in float64; the
+    last entry is 1 although the last step reveals everything, because the linear guidance reads
+    it)."""
     lengths, remaining = [], tokens
     for step in range(steps):
-        remaining = max(1, min(remaining - 1, int(np.floor(tokens * np.cos(np.pi / 2 * (step + 1) / steps)))))
+        remaining = max(
+            1, min(remaining - 1, int(np.floor(tokens * np.cos(np.pi / 2 * (step + 1) / steps))))
+        )
         lengths.append(remaining)
     return np.array(lengths)
 
 
 def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
-    """What each step reveals and how; steps that reveal nothing (more steps than tokens) are left out.
+    """What each step reveals and how; steps that reveal nothing (more steps than tokens) are left
+    out.
 
     Raises:
         ValueError: no reveal step lies in the guidance interval.
@@ -69,13 +84,17 @@ def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
     head = np.array([list(dict.fromkeys(names)).index(name) for name in names])
     guidance = np.where(guided, guidance[used], 1)
     return RevealPlan(
-        start[used].astype(np.int32), count[used].astype(np.int32), guidance.astype(np.float32), guided,
+        start[used].astype(np.int32),
+        count[used].astype(np.int32),
+        guidance.astype(np.float32),
+        guided,
         head.astype(np.int32),
-    )  # fmt: skip
+    )
 
 
 def head_step_names(head_steps: str, steps: int) -> list[str]:
-    """The head's steps in each of `steps` reveal steps: the same every time, or falling along "A-B"."""
+    """The head's steps in each of `steps` reveal steps: the same every time, or falling along
+    "A-B"."""
     if "-" not in head_steps:
         return [head_steps] * steps
     first, last = map(int, head_steps.split("-"))
@@ -83,14 +102,17 @@ def head_step_names(head_steps: str, steps: int) -> list[str]:
 
 
 def count_sizes(counts: np.ndarray, most: int = 3) -> tuple[int, ...]:
-    """At most `most` sizes, ascending, such that rounding every count up to the next size adds least in all.
+    """At most `most` sizes, ascending, such that rounding every count up to the next size adds
+    least in all.
 
-    The head runs on rows of one of these sizes, so that an early step that reveals two tokens does not work on as many
-    as the last one reveals.
+    The head runs on rows of one of these sizes, so that an early step that reveals two tokens does
+    not work on as many as the last one reveals.
     """
     values = sorted({int(count) for count in counts})
     choices = itertools.combinations(values[:-1], min(most, len(values)) - 1)
-    return min(((*choice, values[-1]) for choice in choices), key=lambda sizes: padded(counts, sizes).sum())
+    return min(
+        ((*choice, values[-1]) for choice in choices), key=lambda sizes: padded(counts, sizes).sum()
+    )
 
 
 def padded(counts: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
@@ -110,7 +132,8 @@ def temperatures(generated: int, config: SamplingConfig) -> np.ndarray:
 
 
 def clip_bounds(generated: int, config: SamplingConfig) -> np.ndarray:
-    """The largest absolute token value of each generated frame, float32 [G]; infinite where nothing is clipped."""
+    """The largest absolute token value of each generated frame, float32 [G]; infinite where nothing
+    is clipped."""
     bounds = np.full(generated, config.clip or np.inf, np.float32)
     if not config.clip_first:
         bounds[:1] = np.inf

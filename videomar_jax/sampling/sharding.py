@@ -1,7 +1,9 @@
 """Where the arrays of generation lie on many devices: read from the arrays that are handed in.
 
-The model's parameters and the given latents say what they are spread over; XLA does the same with what is computed from
-them. Only what lives from one frame to the next is laid out here, so that it stays where it is and is donated: samples
+The model's parameters and the given latents say what they are spread over; XLA does the same with
+what is computed from
+them. Only what lives from one frame to the next is laid out here, so that it stays where it is and
+    is donated: samples
 as the given latents have them, tokens along the mesh axis `context`, heads along `tensor`.
 """
 
@@ -16,7 +18,8 @@ from videomar_jax.models.config import ModelConfig
 from videomar_jax.types import Array
 
 Placement = tuple[NamedSharding, NamedSharding] | None
-"""Of the cache [layers, samples, frames, tokens, heads, d] and of a frame's tokens [samples, tokens, P]."""
+"""Of the cache [layers, samples, frames, tokens, heads, d] and of a frame's tokens [samples,
+tokens, P]."""
 
 
 def placement(model: Any, config: ModelConfig, given: Array, tokens: int) -> Placement:
@@ -39,7 +42,9 @@ def _mesh(arrays: list[Any]):
     shardings = (getattr(array, "sharding", None) for array in arrays)
     meshes = {s.mesh for s in shardings if isinstance(s, NamedSharding) and s.mesh.size > 1}
     if len(meshes) > 1:
-        raise ValueError(f"The model and the given latents lie on different meshes: {sorted(map(str, meshes))}.")
+        raise ValueError(
+            f"The model and the given latents lie on different meshes: {sorted(map(str, meshes))}."
+        )
     return meshes.pop() if meshes else None
 
 
@@ -55,5 +60,10 @@ def ways(place: Placement) -> int:
     """Over how many devices the cache is spread."""
     if place is None:
         return 1
-    names = [name for entry in place[0].spec if entry for name in ((entry,) if isinstance(entry, str) else entry)]
+    names = [
+        name
+        for entry in place[0].spec
+        if entry
+        for name in ((entry,) if isinstance(entry, str) else entry)
+    ]
     return math.prod(place[0].mesh.shape[name] for name in names)

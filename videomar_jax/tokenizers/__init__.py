@@ -1,4 +1,5 @@
-"""Video to continuous latents and back. Importing the package makes every kind known to `load_tokenizer`."""
+"""Video to continuous latents and back. Importing the package makes every kind known to
+`load_tokenizer`."""
 
 from videomar_jax.tokenizers.base import (
     Tokenizer,
@@ -10,8 +11,8 @@ from videomar_jax.tokenizers.base import (
     to_pixels,
     to_video,
 )
-from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
 from videomar_jax.tokenizers.pca import PCATokenizer
 
 __all__ = [

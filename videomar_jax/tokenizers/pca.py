@@ -1,21 +1,22 @@
 """A causal video tokenizer in closed form: principal components of space-time patches.
 
-Frame 0 is cut into patches of p x p pixels, every following group of s frames into patches of s x p x p. Each of the
-two kinds has its own mean mu, orthonormal directions V (the C leading eigenvectors of the patch covariance, eigenvalues
-sigma_c^2) and channel scales a:
+Frame 0 is cut into patches of p x p pixels, every following group of s frames into patches of s x p
+x p. Each of the two kinds has its own mean mu, orthonormal directions V (the C leading eigenvectors
+of the patch covariance, eigenvalues sigma_c^2) and channel scales a:
 
     z = V^T (x - mu) / a          x = mu + V (a z)          a_c = sigma_c^w * rms(sigma)^(1 - w)
 
-w = 0 keeps the spread of plain PCA, w = 1 whitens fully; the default 1/2 lies between: a generator then spends its
-effort on what is seen, yet does not ignore the fine channels. Among all linear codes of C numbers a patch this one has
-the least squared error on the clips it was fitted on.
+w = 0 keeps the spread of plain PCA, w = 1 whitens fully; the default 1/2 lies between: a generator
+then spends its effort on what is seen, yet does not ignore the fine channels. Among all linear
+codes of C numbers a patch this one has the least squared error on the clips it was fitted on.
 
-The fit is one pass of sums: grey levels u enter as the integers 2u - 255 = 255 x, whose sums of products are exact in
+The fit is one pass of sums: grey levels u enter as the integers 2u - 255 = 255 x, whose sums of
+    products are exact in
 float64, so neither the order of the clips nor their batching changes a bit of the result.
 
-`patches="haar"` takes the components of Haar bands (see `haar`) in place of pixels. Those being an orthogonal change of
-basis, codes and reconstructions are the same up to signs; what changes is that a direction reads as bands in the
-channel order of the Cosmos tokenizer.
+`patches="haar"` takes the components of Haar bands (see `haar`) in place of pixels. Those being an
+orthogonal change of basis, codes and reconstructions are the same up to signs; what changes is that
+a direction reads as bands in the channel order of the Cosmos tokenizer.
 """
 
 import dataclasses
@@ -43,7 +44,8 @@ Patches = Literal["plain", "haar"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchBasis:
-    """One kind of patch (P values) as C scaled coordinates. Columns of zeros in `directions` are unused channels."""
+    """One kind of patch (P values) as C scaled coordinates. Columns of zeros in `directions` are
+    unused channels."""
 
     mean: Any  # [P] float32
     directions: Any  # [P, C] float32, orthonormal columns
@@ -51,11 +53,15 @@ class PatchBasis:
 
     def encode(self, patches: Float[Array, "*grid P"]) -> Float[Array, "*grid C"]:
         # Full precision: accelerators otherwise round float32 products to about 3 digits.
-        product = jnp.matmul(patches - self.mean, self.directions, precision=jax.lax.Precision.HIGHEST)
+        product = jnp.matmul(
+            patches - self.mean, self.directions, precision=jax.lax.Precision.HIGHEST
+        )
         return product / self.scale
 
     def decode(self, codes: Float[Array, "*grid C"]) -> Float[Array, "*grid P"]:
-        return self.mean + jnp.matmul(codes * self.scale, self.directions.T, precision=jax.lax.Precision.HIGHEST)
+        return self.mean + jnp.matmul(
+            codes * self.scale, self.directions.T, precision=jax.lax.Precision.HIGHEST
+        )
 
 
 @base.register
@@ -64,8 +70,9 @@ class PatchBasis:
 class PCATokenizer:
     """The `Tokenizer` of this module; made by `PCATokenizer.fit`.
 
-    C may exceed the 3 * patch^2 values that a patch of frame 0 has: its spare channels are always zero and ignored by
-    `decode`, so that the number of channels is chosen for the later frames, which need more.
+    C may exceed the 3 * patch^2 values that a patch of frame 0 has: its spare channels are always
+    zero and ignored by `decode`, so that the number of channels is chosen for the later frames,
+    which need more.
     """
 
     kind: ClassVar[str] = "pca"
@@ -90,7 +97,8 @@ class PCATokenizer:
 
     @jax.named_scope("pca_encode")
     def encode(self, pixels: Pixels) -> Latents:
-        """Pixels [B, F, Hp, Wp, 3] in [-1, 1] to latents [B, T, h, w, C]. ValueError if the strides do not divide."""
+        """Pixels [B, F, Hp, Wp, 3] in [-1, 1] to latents [B, T, h, w, C]. ValueError if the strides
+        do not divide."""
         base.latent_shape(self, *pixels.shape[1:4])
         image, video = _cut(pixels, self.patch, self.temporal_stride, self.patches)
         return jnp.concatenate([self.image.encode(image), self.video.encode(video)], axis=1)
@@ -99,13 +107,15 @@ class PCATokenizer:
     def decode(self, latents: Latents) -> Pixels:
         """Latents [B, T, h, w, C] to pixels [B, F, Hp, Wp, 3], about in [-1, 1], not clipped."""
         if latents.shape[-1] != self.channels or latents.shape[1] < 1:
-            raise ValueError(f"latents {latents.shape} do not end in {self.channels} channels, or have no frame")
+            raise ValueError(
+                f"latents {latents.shape} do not end in {self.channels} channels, or have no frame"
+            )
         image, video = self.image.decode(latents[:, :1]), self.video.decode(latents[:, 1:])
         return _paste(image, video, self.patch, self.temporal_stride, self.patches)
 
     def decode_stream(self, latents: Iterable[Latents], *, max_frames: int) -> Iterator[Pixels]:
-        """Pixels of latents that arrive in pieces of one frame or more, of `max_frames` at most; together they make
-        `decode` of the whole: groups of frames know nothing of each other."""
+        """Pixels of latents that arrive in pieces of one frame or more, of `max_frames` at most;
+        together they make `decode` of the whole: groups of frames know nothing of each other."""
         for number, piece in enumerate(latents):
             yield _decode_first(self, piece) if number == 0 else _decode_later(self, piece)
 
@@ -120,35 +130,57 @@ class PCATokenizer:
         patches: Patches = "plain",
         whitening: float = 0.5,
     ) -> "PCATokenizer":
-        """Fit on uint8 clips [F, Hp, Wp, 3] or batches [B, F, Hp, Wp, 3]; read once, one clip in memory at a time.
+        """Fit on uint8 clips [F, Hp, Wp, 3] or batches [B, F, Hp, Wp, 3]; read once, one clip in
+        memory at a time.
 
-        Sizes may differ from clip to clip. Raises ValueError for settings that contradict each other, for clips that
-        the strides do not divide, and where the clips vary in fewer than `channels` directions.
+        Sizes may differ from clip to clip. Raises ValueError for settings that contradict each
+        other, for clips that the strides do not divide, and where the clips vary in fewer than
+        `channels` directions.
         """
         values = 3 * temporal_stride * patch**2
         _check_settings(patch, temporal_stride, patches)
         if not 1 <= channels <= values:
             shape = f"{temporal_stride} x {patch} x {patch} x 3"
-            raise ValueError(f"channels = {channels} is not in 1..{values}, the values of a {shape} patch")
+            raise ValueError(
+                f"channels = {channels} is not in 1..{values}, the values of a {shape} patch"
+            )
         if not 0 <= whitening <= 1:
-            raise ValueError(f"whitening = {whitening} is not in 0 (plain PCA) .. 1 (unit variance in every channel)")
-        image, video = _Moments("frame 0", 3 * patch**2), _Moments(f"groups of {temporal_stride} frames", values)
+            raise ValueError(
+                f"whitening = {whitening} is not in 0 (plain PCA) .. 1 (unit variance in every channel)"
+            )
+        image, video = (
+            _Moments("frame 0", 3 * patch**2),
+            _Moments(f"groups of {temporal_stride} frames", values),
+        )
         for clip in _single_clips(clips, patch, temporal_stride):
-            for moments, part in zip((image, video), _cut(clip, patch, temporal_stride, patches), strict=True):
+            for moments, part in zip(
+                (image, video), _cut(clip, patch, temporal_stride, patches), strict=True
+            ):
                 moments.add(part.reshape(-1, part.shape[-1]))
-        bases = {"image": image.basis(channels, whitening), "video": video.basis(channels, whitening)}
+        bases = {
+            "image": image.basis(channels, whitening),
+            "video": video.basis(channels, whitening),
+        }
         return cls(**bases, patch=patch, temporal_stride=temporal_stride, patches=patches)
 
     def save(self, directory: str | os.PathLike) -> None:
         base.save_tokenizer(self, directory)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        settings = {"patch": self.patch, "temporal_stride": self.temporal_stride, "patches": self.patches}
+        settings = {
+            "patch": self.patch,
+            "temporal_stride": self.temporal_stride,
+            "patches": self.patches,
+        }
         parts = {"image": vars(self.image), "video": vars(self.video)}
-        return settings, {f"{part}.{name}": np.asarray(x) for part, xs in parts.items() for name, x in xs.items()}
+        return settings, {
+            f"{part}.{name}": np.asarray(x) for part, xs in parts.items() for name, x in xs.items()
+        }
 
     @classmethod
-    def from_state(cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "PCATokenizer":
+    def from_state(
+        cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> "PCATokenizer":
         names = [field.name for field in dataclasses.fields(PatchBasis)]
         bases = {
             part: PatchBasis(**{name: jnp.asarray(arrays[f"{part}.{name}"]) for name in names})
@@ -161,7 +193,8 @@ class PCATokenizer:
 
 
 def _cut(pixels: Any, patch: int, stride: int, patches: str) -> tuple[Any, Any]:
-    """Pixels [B, F, Hp, Wp, 3] to patches of frame 0 [B, 1, h, w, 3pp] and of groups [B, T-1, h, w, 3spp]."""
+    """Pixels [B, F, Hp, Wp, 3] to patches of frame 0 [B, 1, h, w, 3pp] and of groups [B, T-1, h, w,
+    3spp]."""
     if patches == "haar":
         bands = haar_patches(pixels, patch)
         return bands[:, :1][..., still_channels(patch)], bands[:, 1:]
@@ -172,21 +205,31 @@ def _cut(pixels: Any, patch: int, stride: int, patches: str) -> tuple[Any, Any]:
 def _paste(image: Array, video: Array, patch: int, stride: int, patches: str) -> Array:
     """The inverse of `_cut`."""
     if patches == "haar":
-        first = jnp.zeros((*image.shape[:-1], video.shape[-1]), image.dtype).at[..., still_channels(patch)].set(image)
+        first = (
+            jnp.zeros((*image.shape[:-1], video.shape[-1]), image.dtype)
+            .at[..., still_channels(patch)]
+            .set(image)
+        )
         return haar_unpatch(jnp.concatenate([first, video], axis=1), patch)
-    paste = partial(rearrange, pattern="b t h w (s p q c) -> b (t s) (h p) (w q) c", p=patch, q=patch)
+    paste = partial(
+        rearrange, pattern="b t h w (s p q c) -> b (t s) (h p) (w q) c", p=patch, q=patch
+    )
     return jnp.concatenate([paste(image, s=1), paste(video, s=stride)], axis=1)
 
 
 def _check_settings(patch: int, temporal_stride: int, patches: str) -> None:
     if patch < 1 or temporal_stride < 1:
-        raise ValueError(f"patch = {patch} and temporal_stride = {temporal_stride} must be at least 1")
+        raise ValueError(
+            f"patch = {patch} and temporal_stride = {temporal_stride} must be at least 1"
+        )
     if patches not in ("plain", "haar"):
         raise ValueError(f'patches = {patches!r} is neither "plain" nor "haar"')
     if patches == "haar":
         haar_rounds(patch)  # refuses all but powers of two
         if temporal_stride != patch:
-            raise ValueError(f'patches = "haar" are cubes: temporal_stride {temporal_stride} must equal patch {patch}')
+            raise ValueError(
+                f'patches = "haar" are cubes: temporal_stride {temporal_stride} must equal patch {patch}'
+            )
 
 
 # Fitting, in float64 on the host
@@ -220,9 +263,12 @@ class _Moments:
         self.products += patches.T @ patches
 
     def basis(self, channels: int, whitening: float) -> PatchBasis:
-        """The leading directions, with signs fixed by `_signs`; zero channels beyond the size of a patch."""
+        """The leading directions, with signs fixed by `_signs`; zero channels beyond the size of a
+        patch."""
         if not self.count:
-            raise ValueError(f"no clip has {self.name}: give clips of at least 1 + temporal_stride frames")
+            raise ValueError(
+                f"no clip has {self.name}: give clips of at least 1 + temporal_stride frames"
+            )
         mean = self.total / self.count
         variance, directions = np.linalg.eigh(self.products / self.count - np.outer(mean, mean))
         variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
@@ -232,8 +278,13 @@ class _Moments:
                 f"{self.name}: the {self.count} patches of the clips vary in {rank} directions, fewer than "
                 f"{used} channels; fit on more, or more varied, clips or ask for fewer channels"
             )
-        logging.info("PCA of %s: %d channels keep %.2f %% of the variance of %d patches", self.name, used,
-                     100 * variance[:used].sum() / variance.sum(), self.count)  # fmt: skip
+        logging.info(
+            "PCA of %s: %d channels keep %.2f %% of the variance of %d patches",
+            self.name,
+            used,
+            100 * variance[:used].sum() / variance.sum(),
+            self.count,
+        )
         std = np.sqrt(variance[:used]) / 255
         scale = std**whitening * np.sqrt((std**2).mean()) ** (1 - whitening)
         directions = directions[:, :used] * _signs(directions[:, :used])
@@ -247,9 +298,11 @@ class _Moments:
 
 
 def _signs(directions: np.ndarray) -> np.ndarray:
-    """Signs that make the first large entry of each column positive ("large": more than half the largest).
+    """Signs that make the first large entry of each column positive ("large": more than half the
+    largest).
 
-    The largest entry itself would not do: antisymmetric directions have two of the same size, decided by rounding.
+    The largest entry itself would not do: antisymmetric directions have two of the same size,
+        decided by rounding.
     """
     size = np.abs(directions)
     first = np.argmax(size > 0.5 * size.max(axis=0), axis=0)

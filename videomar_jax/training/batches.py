@@ -1,7 +1,8 @@
 """What a run trains on: from clips of a source to batches of latents and text features.
 
-A source may give clips as pixels or as latents, and captions with their features or without (`data.sources`); what is
-missing is computed here, on this process's share of the batch, a few clips at a time.
+A source may give clips as pixels or as latents, and captions with their features or without
+(`data.sources`); what is missing is computed here, on this process's share of the batch, a few
+clips at a time.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.data.loader import Lane, lane_batches
+from videomar_jax.data.loader import Bucket, lane_batches
 from videomar_jax.data.sources import ClipShape, ClipSource, clips_for
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels
@@ -26,11 +27,12 @@ from videomar_jax.types import Array, Int, Latents, UInt8
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 ENCODED_AT_ONCE = 2**24
-"""Pixels (of all frames) that the tokenizer takes in one call; a batch of more is read and encoded in parts."""
+"""Pixels (of all frames) that the tokenizer takes in one call; a batch of more is read and encoded
+in parts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
+class TrainingInputs:
     """What stands around the model."""
 
     source: ClipSource
@@ -47,34 +49,54 @@ def encode(tokenizer: Tokenizer, video: UInt8[jax.Array, "B F Hp Wp 3"]) -> Late
 
 
 def training_batches(
-    seed: int, index: int, stage: Stage, parts: Parts, start: int, *, process_index: int = 0, process_count: int = 1,
+    seed: int,
+    index: int,
+    stage: Stage,
+    parts: TrainingInputs,
+    start: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
     lookahead: bool = False,
-) -> Generator[Batch, None, None]:  # fmt: skip
-    """This process's share of the batches of stage number `index`, from the stage's step `start` to its end.
+) -> Generator[Batch, None, None]:
+    """This process's share of the batches of stage number `index`, from the stage's step `start` to
+    its end.
 
-    Process i of n gets the i-th of n equal blocks of each batch; the blocks together are the same batch for any n.
+    Process i of n gets the i-th of n equal blocks of each batch; the blocks together are the same
+    batch for any n.
 
     Args:
-        lookahead: prepares a batch ahead in a thread of its own, while the caller works on the one before.
+        lookahead: prepares a batch ahead in a thread of its own, while the caller works on the one
+            before.
 
     Raises:
-        ValueError: the source has no clips for an entry of the stage, or n does not divide a batch; told at once.
+        ValueError: the source has no clips for an entry of the stage, or n does not divide a batch;
+            told at once.
     """
     check_processes(stage, process_count)
     clips = stage_clips(stage, parts.source)
     _tell_empty(stage, clips)
     choices = draw_shapes(stage, [len(own) for own in clips], seed=seed, index=index)
     lanes = {
-        number: _lane(shape, clips[number], seed=_lane_seed(seed, index, number), process_count=process_count)
+        number: _lane(
+            shape, clips[number], seed=_lane_seed(seed, index, number), process_count=process_count
+        )
         for number, shape in enumerate(stage.shapes)
         if len(clips[number])
     }
     done, rest = np.bincount(choices[:start], minlength=len(stage.shapes)), choices[start:].tolist()
     groups = lane_batches(
-        parts.source, lanes, rest, done={number: int(done[number]) for number in lanes},
-        num_threads=parts.threads, process_index=process_index, process_count=process_count,
-    )  # fmt: skip
-    pieces = {number: lane.batch_size // process_count // lane.at_once for number, lane in lanes.items()}
+        parts.source,
+        lanes,
+        rest,
+        done={number: int(done[number]) for number in lanes},
+        num_threads=parts.threads,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    pieces = {
+        number: lane.batch_size // process_count // lane.at_once for number, lane in lanes.items()
+    }
     batches = _batches(groups, [pieces[choice] for choice in rest], parts)
     return ahead(batches) if lookahead else batches
 
@@ -82,9 +104,14 @@ def training_batches(
 def stage_clips(stage: Stage, source: ClipSource) -> list[Int[np.ndarray, "clips"]]:
     """For each of `stage.shapes` the indices of the source's clips that are cut to it.
 
-    A size that no clip is nearest to has none. Raises ValueError for an entry of the mix without any clip.
+    A size that no clip is nearest to has none. Raises ValueError for an entry of the mix without
+    any clip.
     """
-    clips = [clips_for(source, clip_shape(shape), entry.sizes) for entry in stage.mix for shape in entry.shapes]
+    clips = [
+        clips_for(source, clip_shape(shape), entry.sizes)
+        for entry in stage.mix
+        for shape in entry.shapes
+    ]
     stage.shares([len(own) for own in clips])
     return clips
 
@@ -104,8 +131,11 @@ def check_processes(stage: Stage, process_count: int) -> None:
             )
 
 
-def check_data(curriculum: Curriculum, parts: Parts, process_count: int = 1, *, text_mask: bool = True) -> None:
-    """Reads one clip of every shape of the curriculum, and raises ValueError for what cannot be had or does not fit.
+def check_data(
+    curriculum: Curriculum, parts: TrainingInputs, process_count: int = 1, *, text_mask: bool = True
+) -> None:
+    """Reads one clip of every shape of the curriculum, and raises ValueError for what cannot be had
+    or does not fit.
 
     Args:
         text_mask: whether the model hides padded text; prepared text is empty there.
@@ -120,18 +150,22 @@ def check_data(curriculum: Curriculum, parts: Parts, process_count: int = 1, *, 
                     _check_padding(clip, parts.text_encoder)
 
 
-def to_batch(clips: Mapping[str, Any], parts: Parts) -> Batch:
-    """Clips and their texts as the model takes them: float32, on the host where they came as features."""
+def to_batch(clips: Mapping[str, Any], parts: TrainingInputs) -> Batch:
+    """Clips and their texts as the model takes them: float32, on the host where they came as
+    features."""
     return Batch(_latents(clips, parts.tokenizer), *_text(clips, parts.text_encoder))
 
 
-def ahead(stream: Generator[_T, None, None], place: Callable[[_T], _T] | None = None) -> Generator[_T, None, None]:
+def ahead(
+    stream: Generator[_T, None, None], place: Callable[[_T], _T] | None = None
+) -> Generator[_T, None, None]:
     """The items of `stream`, of which the next is made in a thread while the caller works on one.
 
     Args:
         place: what else the thread does with an item, such as sending it to devices.
 
-    An error of the stream comes out of `next` in its turn. `close()` waits for the item in the making.
+    An error of the stream comes out of `next` in its turn. `close()` waits for the item in the
+    making.
     """
 
     def make() -> tuple[_T] | None:
@@ -159,7 +193,9 @@ def _check_padding(clip: Mapping[str, Any], encoder: TextEncoder) -> None:
         )
 
 
-def _check_clip(place: str, clip: Mapping[str, Any], shape: BatchShape, parts: Parts) -> None:
+def _check_clip(
+    place: str, clip: Mapping[str, Any], shape: BatchShape, parts: TrainingInputs
+) -> None:
     """What is prepared must be what tokenizer and text encoder would have given."""
     grid = latent_shape(parts.tokenizer, shape.num_frames, shape.height, shape.width)
     wanted = {
@@ -178,26 +214,40 @@ def _check_clip(place: str, clip: Mapping[str, Any], shape: BatchShape, parts: P
 def _tell_empty(stage: Stage, clips: Sequence[np.ndarray]) -> None:
     empty = [shape for shape, own in zip(stage.shapes, clips, strict=True) if not len(own)]
     if empty:
-        told = ", ".join(f"{shape.num_frames} frames of {shape.height}x{shape.width}" for shape in empty)
+        told = ", ".join(
+            f"{shape.num_frames} frames of {shape.height}x{shape.width}" for shape in empty
+        )
         _log.info("stage '%s': no clip is nearest to %s", stage.name, told)
 
 
-def _lane(shape: BatchShape, clips: Int[np.ndarray, "clips"], *, seed: int, process_count: int) -> Lane:
+def _lane(
+    shape: BatchShape, clips: Int[np.ndarray, "clips"], *, seed: int, process_count: int
+) -> Bucket:
     at_once = encoded_at_once(clip_shape(shape), shape.batch_size // process_count)
-    return Lane(shape=clip_shape(shape), batch_size=shape.batch_size, seed=seed, indices=clips, at_once=at_once)
+    return Bucket(
+        shape=clip_shape(shape),
+        batch_size=shape.batch_size,
+        seed=seed,
+        indices=clips,
+        at_once=at_once,
+    )
 
 
 def encoded_at_once(shape: ClipShape, clips: int) -> int:
     """The clips of `clips` that are read and encoded at a time: a divisor."""
     most = ENCODED_AT_ONCE // (shape.num_frames * shape.height * shape.width)
-    return max(count for count in range(1, clips + 1) if clips % count == 0 and count <= max(most, 1))
+    return max(
+        count for count in range(1, clips + 1) if clips % count == 0 and count <= max(most, 1)
+    )
 
 
 def _lane_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _batches(groups: Generator, counts: Sequence[int], parts: Parts) -> Generator[Batch, None, None]:
+def _batches(
+    groups: Generator, counts: Sequence[int], parts: TrainingInputs
+) -> Generator[Batch, None, None]:
     """Batches of `counts` groups of clips each."""
     try:
         for count in counts:
@@ -219,5 +269,7 @@ def _latents(clips: Mapping[str, Any], tokenizer: Tokenizer) -> Latents | np.nda
 
 
 def _text(clips: Mapping[str, Any], encoder: TextEncoder) -> tuple[np.ndarray, np.ndarray]:
-    features, mask = (clips["text"], clips["text_mask"]) if "text" in clips else encoder.encode(clips["caption"])
+    features, mask = (
+        (clips["text"], clips["text_mask"]) if "text" in clips else encoder.encode(clips["caption"])
+    )
     return np.asarray(features, np.float32), np.asarray(mask, bool)

@@ -1,17 +1,22 @@
-"""The curriculum: from images to short clips to long and large ones, one row of data for each stage (`stages`).
+"""The curriculum: from images to short clips to long and large ones, one row of data for each stage
+(`stages`).
 
-The weights depend neither on the number of frames nor on the resolution, so a stage only changes the data and the
-learning rate; one run goes through all of them and counts its steps through, stage i covering
+The weights depend neither on the number of frames nor on the resolution, so a stage only changes
+the data and the learning rate; one run goes through all of them and counts its steps through, stage
+i covering
 
     start_i <= step < start_i + steps_i,     start_0 = 0,   start_{i+1} = start_i + steps_i.
 
-Learning rate of step s, with the peak of the stage that s lies in, W warm-up steps and N steps in all:
+Learning rate of step s, with the peak of the stage that s lies in, W warm-up steps and N steps in
+all:
 
     lr(s) = peak(s) * min(1, s / W) * decay(s)
     decay(s) = 1                                                              constant
-    decay(s) = f + (1 - f) * (1 + cos(pi * max(0, s - W) / (N - W))) / 2      cosine, f = final fraction
+    decay(s) = f + (1 - f) * (1 + cos(pi * max(0, s - W) / (N - W))) / 2      cosine, f = final
+    fraction
 
-The run warms up once: a later stage goes on with an optimizer that knows the scale of its gradients.
+The run warms up once: a later stage goes on with an optimizer that knows the scale of its
+    gradients.
 """
 
 import bisect
@@ -41,7 +46,9 @@ class Curriculum:
             raise ValueError("A curriculum needs at least one stage.")
         names = [stage.name for stage in self.stages]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"Each stage of a curriculum needs a name of its own; used more than once: {twice}.")
+            raise ValueError(
+                f"Each stage of a curriculum needs a name of its own; used more than once: {twice}."
+            )
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Curriculum":
@@ -64,13 +71,18 @@ class Curriculum:
     def start_of(self, stage_index: int) -> int:
         """The first step of a stage; ValueError where there is no such stage."""
         if not 0 <= stage_index < len(self.stages):
-            raise ValueError(f"There is no stage {stage_index}: the curriculum has {len(self.stages)}, from 0 on.")
+            raise ValueError(
+                f"There is no stage {stage_index}: the curriculum has {len(self.stages)}, from 0 on."
+            )
         return (0, *self.boundaries)[stage_index]
 
     def at(self, step: int) -> tuple[int, int]:
-        """(stage index, step within that stage) of a step; ValueError unless 0 <= step < total_steps."""
+        """(stage index, step within that stage) of a step; ValueError unless 0 <= step <
+        total_steps."""
         if not 0 <= step < self.total_steps:
-            raise ValueError(f"Step {step} lies outside the curriculum, whose steps are 0 to {self.total_steps - 1}.")
+            raise ValueError(
+                f"Step {step} lies outside the curriculum, whose steps are 0 to {self.total_steps - 1}."
+            )
         index = bisect.bisect_right(self.boundaries, step)
         return index, step - self.start_of(index)
 
@@ -78,21 +90,27 @@ class Curriculum:
 def learning_rates(
     curriculum: Curriculum, *, warmup_steps: int, schedule: str, final_fraction: float
 ) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
-    """The learning rate as a function of the step, to be used under `jit` or not; see the module for the formula.
+    """The learning rate as a function of the step, to be used under `jit` or not; see the module
+    for the formula.
 
     Args:
       warmup_steps: updates from rate 0 to the full rate, at the start of the run only; 0 for none.
       schedule: "constant" or "cosine".
-      final_fraction: what remains of a stage's peak after the last step, within [0, 1]; used by "cosine" only.
+      final_fraction: what remains of a stage's peak after the last step, within [0, 1]; used by
+          "cosine" only.
 
     Returns:
       step -> rate, float32. A step behind the last one has the rate of the end.
     """
     total = curriculum.total_steps
     if schedule not in SCHEDULES:
-        raise ValueError(f"Unknown learning-rate schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
+        raise ValueError(
+            f"Unknown learning-rate schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}."
+        )
     if not 0 <= warmup_steps < total:
-        raise ValueError(f"warmup_steps={warmup_steps} must be at least 0 and less than the {total} steps of the run.")
+        raise ValueError(
+            f"warmup_steps={warmup_steps} must be at least 0 and less than the {total} steps of the run."
+        )
     if not 0.0 <= final_fraction <= 1.0:
         raise ValueError(f"final_fraction={final_fraction} must lie between 0 and 1.")
     peaks = tuple(float(stage.learning_rate) for stage in curriculum.stages)
@@ -100,7 +118,9 @@ def learning_rates(
 
     def rate(step: int | Int[Array, ""]) -> Float[Array, ""]:
         step = jnp.asarray(step)
-        peak = jnp.asarray(peaks, jnp.float32)[jnp.sum(step >= jnp.asarray(last_steps, step.dtype), dtype=jnp.int32)]
+        peak = jnp.asarray(peaks, jnp.float32)[
+            jnp.sum(step >= jnp.asarray(last_steps, step.dtype), dtype=jnp.int32)
+        ]
         warm = jnp.minimum(1.0, step / max(warmup_steps, 1)) if warmup_steps else 1.0
         if schedule == "constant":
             return jnp.asarray(peak * warm, jnp.float32)

@@ -1,6 +1,7 @@
 """What the loss takes in: its settings, a batch, and every random choice of one step.
 
-All draws of a step are made at once, for the whole batch, from one key. A recorded run can be replayed by handing the
+All draws of a step are made at once, for the whole batch, from one key. A recorded run can be
+replayed by handing the
 draws in, and a batch can be worked on in parts: `LossDraws.split` cuts the draws like the clips.
 """
 
@@ -12,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.models import masking
 from videomar_jax.diffusion.base import make_process
+from videomar_jax.models import masking
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.types import Key
 
@@ -27,32 +28,45 @@ class LossConfig:
     """
 
     frames: Literal["one", "all"] = "one"
-    layout: Literal["full", "truncated"] = "full"  # with `one`: the whole clip, or cut after the current frame
+    layout: Literal["full", "truncated"] = (
+        "full"  # with `one`: the whole clip, or cut after the current frame
+    )
     normaliser: Literal["mask", "loss_mask"] = "mask"
     mask_rate_min: float = 0.7
     text_dropout: float = 0.1
     draws_per_token: int = 4  # (t, eps) draws for each token and step
-    history_noise: float = 0.0  # largest share of noise in the earlier frames (MAGI 2025, Lumos-1 2025)
+    history_noise: float = (
+        0.0  # largest share of noise in the earlier frames (MAGI 2025, Lumos-1 2025)
+    )
     regression_weight: float = 0.0  # ours: weight of |readout(z) - x_0|^2, needs model.regression
 
     def __post_init__(self):
-        for field, choices in (("frames", ("one", "all")), ("layout", ("full", "truncated")),
-                               ("normaliser", ("mask", "loss_mask"))):  # fmt: skip
+        for field, choices in (
+            ("frames", ("one", "all")),
+            ("layout", ("full", "truncated")),
+            ("normaliser", ("mask", "loss_mask")),
+        ):
             if getattr(self, field) not in choices:
                 known = " or ".join(map(repr, choices))
                 raise ValueError(f"loss.{field} is {getattr(self, field)!r}; it may be {known}.")
         if self.layout == "truncated" and self.frames == "all":
-            raise ValueError("loss.layout='truncated' cuts a clip after its one current frame: set loss.frames='one'.")
+            raise ValueError(
+                "loss.layout='truncated' cuts a clip after its one current frame: set loss.frames='one'."
+            )
         for field in ("mask_rate_min", "history_noise"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"loss.{field} must lie in [0, 1), not {getattr(self, field)}.")
         if not 0 <= self.text_dropout <= 1:
             raise ValueError(f"loss.text_dropout must lie in [0, 1], not {self.text_dropout}.")
         if self.draws_per_token < 1:
-            raise ValueError(f"loss.draws_per_token must be at least 1, not {self.draws_per_token}.")
+            raise ValueError(
+                f"loss.draws_per_token must be at least 1, not {self.draws_per_token}."
+            )
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["latents", "text", "text_mask"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["latents", "text", "text_mask"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """What one training step sees: arrays, or shapes in an abstract batch."""
@@ -63,15 +77,22 @@ class Batch:
 
 
 _DRAWS = {  # the axis of the clips in each field
-    "current": 0, "orders": 0, "num_masked": 0, "drop": 0, "times": 1, "noise": 1, "history_level": 0,
+    "current": 0,
+    "orders": 0,
+    "num_masked": 0,
+    "drop": 0,
+    "times": 1,
+    "noise": 1,
+    "history_level": 0,
     "history_noise": 0,
-}  # fmt: skip
+}
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=[*_DRAWS], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class LossDraws:
-    """Every random choice of one loss; R supervised frames (1 for `one`, max(T - 1, 1) for `all`), m draws a token."""
+    """Every random choice of one loss; R supervised frames (1 for `one`, max(T - 1, 1) for `all`),
+    m draws a token."""
 
     current: Any  # int [B]: the frame k that `one` supervises
     orders: Any  # Orders [B, T, S]
@@ -79,14 +100,16 @@ class LossDraws:
     drop: Any  # bool [B]: text replaced by the null context
     times: Any  # [m, B, R, S]: what the process's `draw_times` gives
     noise: Any  # float [m, B, R, S, P]
-    history_level: Any = None  # float [B]: the share of noise in the earlier frames; None: they are clean
+    history_level: Any = (
+        None  # float [B]: the share of noise in the earlier frames; None: they are clean
+    )
     history_noise: Any = None  # float [B, T - 1, S, P]: that noise
 
     def split(self, parts: int) -> "LossDraws":
         """The draws of `parts` equal parts of the batch, stacked on a new leading axis.
 
-        Part i takes the clips i, i + parts, i + 2 parts, …: a batch whose clips are cut into blocks over devices keeps
-        every clip where it is.
+        Part i takes the clips i, i + parts, i + 2 parts, …: a batch whose clips are cut into blocks
+        over devices keeps every clip where it is.
 
         Raises:
             ValueError: the number of clips is not a multiple of `parts`.
@@ -100,7 +123,9 @@ class LossDraws:
             return jnp.moveaxis(x, axis + 1, 0)
 
         fields = {name: getattr(self, name) for name in _DRAWS}
-        return LossDraws(**{name: None if x is None else cut(x, _DRAWS[name]) for name, x in fields.items()})
+        return LossDraws(
+            **{name: None if x is None else cut(x, _DRAWS[name]) for name, x in fields.items()}
+        )
 
 
 def supervised_frames(frames: int, config: LossConfig) -> int:
@@ -109,8 +134,9 @@ def supervised_frames(frames: int, config: LossConfig) -> int:
 
 
 def truncated_frames(seed: int, step: int, frames: int) -> int:
-    """How many frames of `frames` latent ones the truncated layout keeps at a step: 1 + k, k uniform over 1..T-1 and
-    the same for the whole batch; 1 for images. Follows from (seed, step) alone, so every process gets the same."""
+    """How many frames of `frames` latent ones the truncated layout keeps at a step: 1 + k, k
+    uniform over 1..T-1 and the same for the whole batch; 1 for images. Follows from (seed, step)
+    alone, so every process gets the same."""
     if frames < 2:
         return frames
     sequence = np.random.SeedSequence((seed, step), spawn_key=(2,))
@@ -118,8 +144,8 @@ def truncated_frames(seed: int, step: int, frames: int) -> int:
 
 
 def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossConfig) -> LossDraws:
-    """Draws everything for a batch of `shape` (B, T, S); with the truncated layout T counts the frames that are left,
-    of which the last is the current one."""
+    """Draws everything for a batch of `shape` (B, T, S); with the truncated layout T counts the
+    frames that are left, of which the last is the current one."""
     batch, frames, tokens = shape
     keys = jax.random.split(key, 6)
     rows = (config.draws_per_token, batch, supervised_frames(frames, config), tokens)
@@ -131,7 +157,9 @@ def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossCon
     if config.history_noise:
         history_keys = jax.random.split(jax.random.fold_in(key, 6))
         level = jax.random.uniform(history_keys[0], (batch,), maxval=config.history_noise)
-        history = jax.random.normal(history_keys[1], (batch, frames - 1, tokens, model.config.token_dim))
+        history = jax.random.normal(
+            history_keys[1], (batch, frames - 1, tokens, model.config.token_dim)
+        )
     return LossDraws(
         current=current,
         orders=masking.random_orders(keys[1], shape),

@@ -1,8 +1,11 @@
-"""What a run says while it trains: numbers in files, a line for the reader, and a stop at the first non-finite value.
+"""What a run says while it trains: numbers in files, a line for the reader, and a stop at the first
+non-finite value.
 
-`RunLog` keeps `WORKDIR/metrics.jsonl`, one JSON object a line, {"step": 100, "loss": 0.41, ...}, which needs no tool to
-be read, and the same numbers with images and texts for TensorBoard in `WORKDIR/tensorboard`. `Progress` says how far
-and how fast through the standard `logging` module. The functions take numbers that are on the host already: reading
+`RunLog` keeps `WORKDIR/metrics.jsonl`, one JSON object a line, {"step": 100, "loss": 0.41, ...},
+which needs no tool to be read, and the same numbers with images and texts for TensorBoard in
+`WORKDIR/tensorboard`. `Progress` says how far
+and how fast through the standard `logging` module. The functions take numbers that are on the host
+    already: reading
 them from the device, one step late so that it never waits, is the loop's business.
 """
 
@@ -32,13 +35,19 @@ class RunLog:
     Args:
       workdir: the run's directory, created where needed.
       tensorboard: whether to write for TensorBoard too; without it images and texts go nowhere.
-      resume_step: the step the run goes on from. What was recorded beyond it is taken back, for it will be done again;
+      resume_step: the step the run goes on from. What was recorded beyond it is taken back, for it
+          will be done again;
         0 begins a new record.
       is_writer: False makes every method do nothing; True on process 0 only.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, *, tensorboard: bool = True, resume_step: int = 0, is_writer: bool = True
+        self,
+        workdir: str | os.PathLike,
+        *,
+        tensorboard: bool = True,
+        resume_step: int = 0,
+        is_writer: bool = True,
     ):
         self._file = self._board = None
         if not is_writer:
@@ -46,11 +55,17 @@ class RunLog:
         folder = Path(workdir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         _cut_back(folder / "metrics.jsonl", resume_step)
-        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # a killed run keeps its lines
+        self._file = open(
+            folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1
+        )  # a killed run keeps its lines
         if tensorboard:
             hidden_from = resume_step + 1 if resume_step else 0
-            own = f".{os.getpid()}.{resume_step}"  # two writers of the same second would share a file
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=hidden_from, filename_suffix=own)
+            own = (
+                f".{os.getpid()}.{resume_step}"  # two writers of the same second would share a file
+            )
+            self._board = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=hidden_from, filename_suffix=own
+            )
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Records numbers under `step`; a value that is not finite becomes null in the file.
@@ -62,7 +77,9 @@ class RunLog:
             raise ValueError("A metric cannot be called 'step': that key holds the step itself.")
         numbers = {name: _number(name, value) for name, value in metrics.items()}
         if self._file:
-            finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+            finite = {
+                name: value if math.isfinite(value) else None for name, value in numbers.items()
+            }
             self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
         if self._board:
             for name, value in numbers.items():
@@ -96,9 +113,9 @@ class RunLog:
 class Progress:
     """How far a run is, how fast it goes and when it ends, as one line every so often.
 
-    The speed is the mean over the last `window` updates. Updates that follow a start or a change of row are left out
-    of it, so compiling does not count, nor does the speed of the last row for the next. The time left supposes that
-    the rest goes at the present speed.
+    The speed is the mean over the last `window` updates. Updates that follow a start or a change of
+    row are left out of it, so compiling does not count, nor does the speed of the last row for the
+    next. The time left supposes that the rest goes at the present speed.
 
     Args:
       total_steps: the number of steps of the whole run.
@@ -124,16 +141,27 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         if not 0 <= start_step <= total_steps:
-            raise ValueError(f"start_step={start_step} must lie between 0 and total_steps={total_steps}.")
+            raise ValueError(
+                f"start_step={start_step} must lie between 0 and total_steps={total_steps}."
+            )
         if window < 1 or settle < 1:
             raise ValueError(f"window={window} and settle={settle} must be at least 1.")
-        self._total, self._every, self._settle, self._clock = total_steps, every_seconds, settle, clock
-        self._samples: deque[tuple[float, int, int]] = deque(maxlen=window + 1)  # (time, step, tokens so far)
+        self._total, self._every, self._settle, self._clock = (
+            total_steps,
+            every_seconds,
+            settle,
+            clock,
+        )
+        self._samples: deque[tuple[float, int, int]] = deque(
+            maxlen=window + 1
+        )  # (time, step, tokens so far)
         self._row, self._since_row, self._tokens = "", 0, 0
         self._last_line, self._is_writer = clock(), is_writer
         live = is_writer and (sys.stderr.isatty() if live is None else live)
         self._bar = (
-            tqdm(total=total_steps, initial=start_step, bar_format="{desc} |{bar}|", miniters=1) if live else None
+            tqdm(total=total_steps, initial=start_step, bar_format="{desc} |{bar}|", miniters=1)
+            if live
+            else None
         )
 
     def update(self, step: int, loss: float, tokens: int, row: str = "") -> None:
@@ -163,8 +191,13 @@ class Progress:
                 _log.info(self.describe(step, loss))
 
     def describe(self, step: int, loss: float) -> str:
-        """The line itself, for example `step 1200/40000 (3.0%) | short clips | loss 0.4127 | 2.50 steps/s | ...`."""
-        parts = [f"step {step}/{self._total} ({step / max(self._total, 1):.1%})", self._row, f"loss {loss:.4f}"]
+        """The line itself, for example `step 1200/40000 (3.0%) | short clips | loss 0.4127 | 2.50
+        steps/s | ...`."""
+        parts = [
+            f"step {step}/{self._total} ({step / max(self._total, 1):.1%})",
+            self._row,
+            f"loss {loss:.4f}",
+        ]
         if (speed := self.speed()) is not None:
             steps, tokens = speed
             left = _duration((self._total - step) / steps)
@@ -193,8 +226,13 @@ class Progress:
 
 
 def check_finite(step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-    """Raises FloatingPointError where a metric is NaN or infinite: from there on nothing can be learned."""
-    bad = [f"{name} = {float(value)}" for name, value in metrics.items() if not math.isfinite(float(value))]
+    """Raises FloatingPointError where a metric is NaN or infinite: from there on nothing can be
+    learned."""
+    bad = [
+        f"{name} = {float(value)}"
+        for name, value in metrics.items()
+        if not math.isfinite(float(value))
+    ]
     if bad:
         raise FloatingPointError(
             f"Step {step}: {', '.join(bad)}. The run stops here, for its parameters are of no more use. The same "
@@ -205,11 +243,15 @@ def check_finite(step: int, metrics: Mapping[str, SupportsFloat]) -> None:
 
 
 def _cut_back(path: Path, resume_step: int) -> None:
-    """Leaves the whole lines of steps up to `resume_step` (none for 0), replacing the file in one move."""
+    """Leaves the whole lines of steps up to `resume_step` (none for 0), replacing the file in one
+    move."""
     if not path.exists():
         return
     rest = path.with_suffix(".jsonl.part")
-    with open(path, encoding="utf-8", errors="replace") as lines, open(rest, "w", encoding="utf-8") as kept:
+    with (
+        open(path, encoding="utf-8", errors="replace") as lines,
+        open(rest, "w", encoding="utf-8") as kept,
+    ):
         for line in lines:
             step = _step_of(line)
             if resume_step and step is not None and step <= resume_step:
@@ -227,7 +269,9 @@ def _step_of(line: str) -> int | None:
 
 def _number(name: str, value: SupportsFloat) -> float:
     if np.ndim(value):
-        raise ValueError(f"Metric '{name}' has shape {np.shape(value)}; it must be a single number.")
+        raise ValueError(
+            f"Metric '{name}' has shape {np.shape(value)}; it must be a single number."
+        )
     return float(value)
 
 

@@ -1,10 +1,11 @@
 """The training loop: the only place where data, tokenizer, model, checkpoints and logs meet.
 
-For every step the order is: validate → save → preview → next batch → update → log. A checkpoint of step n therefore
-holds the state before batch n was drawn, its position in the data is n itself, and every draw comes from
-fold_in(key, n): a run that stops anywhere and starts again, on the same devices or others, sees the same data and
-draws; on the same ones it ends with bitwise the same parameters. Metrics are read one step late, so the device never
-waits for the host.
+For every step the order is: validate → save → preview → next batch → update → log. A checkpoint of
+    step n therefore
+holds the state before batch n was drawn, its position in the data is n itself, and every draw comes
+from fold_in(key, n): a run that stops anywhere and starts again, on the same devices or others,
+sees the same data and draws; on the same ones it ends with bitwise the same parameters. Metrics are
+read one step late, so the device never waits for the host.
 
 With several processes all of them run this loop in step; process 0 alone writes logs and pictures.
 """
@@ -21,38 +22,41 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.io.media import write_mp4, write_png
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.flops import forward_flops
-from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.parallel.sharding import (
+    batch_shardings,
+    layout_rule,
+    make_mesh,
+    place,
+    process_share,
+    replicated,
+    state_shardings,
+    to_host,
+)
+from videomar_jax.training.batches import TrainingInputs, training_batches
 from videomar_jax.training.curriculum import Stage
 from videomar_jax.training.logging import Progress, RunLog
 from videomar_jax.training.loss import Batch, truncated_frames
 from videomar_jax.training.metrics import Meters, StageClock
 from videomar_jax.training.optimizer import make_optimizer
+from videomar_jax.training.preemption import any_process_stopped, stop_signals
 from videomar_jax.training.recipe import Recipe, check_mesh, check_parts
-from videomar_jax.parallel.sharding import (
-    batch_shardings,
-    clip_share,
-    gathered,
-    layout_rule,
-    make_mesh,
-    place,
-    replicated,
-    state_shardings,
-)
 from videomar_jax.training.state import Params, TrainState, abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step, token_shape
-from videomar_jax.training.preemption import stop_signals, vote
-from videomar_jax.training.batches import Parts, training_batches
 from videomar_jax.training.validation import Validation
 from videomar_jax.types import Key, UInt8
 
 _log = logging.getLogger(__name__)
 
-Preview = Callable[[Params], tuple[UInt8[np.ndarray, "rows columns 3"], UInt8[np.ndarray, "F rows columns 3"]]]
-"""Generates clips with the given (averaged) parameters: a picture of their frames, and the clips moving."""
+Preview = Callable[
+    [Params], tuple[UInt8[np.ndarray, "rows columns 3"], UInt8[np.ndarray, "F rows columns 3"]]
+]
+"""Generates clips with the given (averaged) parameters: a picture of their frames, and the clips
+moving."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,9 @@ class Profile:
         """Reads "START:STEPS"; ValueError for anything else."""
         start, colon, steps = text.partition(":")
         if not (colon and start.isdecimal() and steps.isdecimal() and int(steps)):
-            raise ValueError(f"--profile={text} must be START:STEPS, such as 20:5 for the steps 20 to 24.")
+            raise ValueError(
+                f"--profile={text} must be START:STEPS, such as 20:5 for the steps 20 to 24."
+            )
         return cls(start=int(start), steps=int(steps))
 
 
@@ -81,22 +87,29 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, parts: Parts, workdir: Path, preview: Preview | None = None,
-    initial: Callable[[], Params] | None = None, profile: Profile | None = None,
-) -> Outcome:  # fmt: skip
+    recipe: Recipe,
+    parts: TrainingInputs,
+    workdir: Path,
+    preview: Preview | None = None,
+    initial: Callable[[], Params] | None = None,
+    profile: Profile | None = None,
+) -> Outcome:
     """Runs the curriculum from where `workdir` left off to its end, or until SIGINT or SIGTERM.
 
     Args:
-        preview: draws generated clips with the averaged parameters; called on process 0. What it raises is told as a
-            warning, and training goes on.
+        preview: draws generated clips with the averaged parameters; called on process 0. What it
+            raises is told as a warning, and training goes on.
         initial: gives the parameters to begin with; called where the run has no checkpoint yet.
 
-    Writes checkpoints, metrics.jsonl, tensorboard/ and samples/ under `workdir`. A second signal stops at once.
+    Writes checkpoints, metrics.jsonl, tensorboard/ and samples/ under `workdir`. A second signal
+    stops at once.
 
     Raises:
-        ValueError: recipe, parts and devices do not fit together, or the checkpoint is of another model.
+        ValueError: recipe, parts and devices do not fit together, or the checkpoint is of another
+            model.
         FloatingPointError: the loss is not finite any more.
-        OSError: data cannot be read or checkpoints not be written any more; the text names the last good checkpoint.
+        OSError: data cannot be read or checkpoints not be written any more; the text names the last
+            good checkpoint.
     """
     check_parts(recipe, parts)
     with ExitStack() as stack:
@@ -106,14 +119,32 @@ def train(
 class _Trainer:
     """The state of one start of a run, between two steps."""
 
-    def __init__(self, recipe: Recipe, parts: Parts, workdir: Path, preview, profile, stack: ExitStack):
-        self.recipe, self.parts, self.workdir, self.preview, self.profile = recipe, parts, workdir, preview, profile
+    def __init__(
+        self,
+        recipe: Recipe,
+        parts: TrainingInputs,
+        workdir: Path,
+        preview,
+        profile,
+        stack: ExitStack,
+    ):
+        self.recipe, self.parts, self.workdir, self.preview, self.profile = (
+            recipe,
+            parts,
+            workdir,
+            preview,
+            profile,
+        )
         self.mesh = make_mesh(recipe.mesh)
         check_mesh(recipe, parts.tokenizer.spatial_stride, dict(self.mesh.shape))
-        self.share, self.shares = clip_share(self.mesh)
+        self.share, self.shares = process_share(self.mesh)
         run = recipe.run
         self.checkpoints = stack.enter_context(
-            Checkpoints(workdir / "checkpoints", keep_last=run.keep_checkpoints, keep_every=run.keep_every or None)
+            Checkpoints(
+                workdir / "checkpoints",
+                keep_last=run.keep_checkpoints,
+                keep_every=run.keep_every or None,
+            )
         )
         self.stack = stack
         self.voted = self.tracing = False
@@ -126,18 +157,33 @@ class _Trainer:
         graph, shapes = abstract_model(_runnable(recipe.model, self.mesh))
         seconds = self._start(beginning, initial)
         self.update = make_train_step(
-            graph, self.optimizer, recipe.loss, recipe.optimizer, accumulate=run.accumulate, shardings=self.shardings,
+            graph,
+            self.optimizer,
+            recipe.loss,
+            recipe.optimizer,
+            accumulate=run.accumulate,
+            shardings=self.shardings,
             rule=layout_rule(self.mesh, recipe.mesh) if self.mesh.size > 1 else None,
-        )  # fmt: skip
+        )
         self.start, total = self.step, recipe.curriculum.total_steps
         self.shown = self.measured = self.step
-        _log.info("%s parameters, steps %d to %d, %s", f"{count_params(shapes):,}", self.step, total, _told(self.mesh))
+        _log.info(
+            "%s parameters, steps %d to %d, %s",
+            f"{count_params(shapes):,}",
+            self.step,
+            total,
+            _told(self.mesh),
+        )
         first = jax.process_index() == 0
         self.log = stack.enter_context(
-            RunLog(self.workdir, tensorboard=run.tensorboard, resume_step=self.step, is_writer=first)
+            RunLog(
+                self.workdir, tensorboard=run.tensorboard, resume_step=self.step, is_writer=first
+            )
         )
         progress = stack.enter_context(
-            Progress(total, start_step=self.step, every_seconds=run.progress_seconds, is_writer=first)
+            Progress(
+                total, start_step=self.step, every_seconds=run.progress_seconds, is_writer=first
+            )
         )
         self.stop = stack.enter_context(stop_signals())
         self.clock = StageClock(seconds)
@@ -145,8 +191,15 @@ class _Trainer:
         if run.validate_every and self.parts.held_out is not None:
             last = recipe.curriculum.stages[-1]
             shape = ClipShape(num_frames=last.num_frames, height=last.height, width=last.width)
-            self.validation = Validation(graph, recipe.loss, self.parts, self.mesh, shape=shape,
-                                         clips=run.validation_clips, batch_size=last.batch_size)  # fmt: skip
+            self.validation = Validation(
+                graph,
+                recipe.loss,
+                self.parts,
+                self.mesh,
+                shape=shape,
+                clips=run.validation_clips,
+                batch_size=last.batch_size,
+            )
         with self._naming_the_last_checkpoint():
             self._stages()
             self.voted |= self.meters.flush()
@@ -156,7 +209,8 @@ class _Trainer:
         return Outcome(state=self.state, finished=self.step == total, seconds=self.clock.seconds())
 
     def _start(self, key, initial: Callable[[], Params] | None) -> dict[str, float]:
-        """Sets state and step: the newest checkpoint's, or fresh ones; returns the seconds spent so far."""
+        """Sets state and step: the newest checkpoint's, or fresh ones; returns the seconds spent so
+        far."""
         recipe = self.recipe
         self.optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
         abstract = jax.eval_shape(lambda: init_state(recipe.model, self.optimizer, key))
@@ -168,8 +222,9 @@ class _Trainer:
             return {}
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract.parts(), self.shardings.parts(),
-        )  # fmt: skip
+            abstract.parts(),
+            self.shardings.parts(),
+        )
         parts, progress = self.checkpoints.restore(self.step, like)
         _log.info("going on from the checkpoint of step %d", self.step)
         counter = place(np.int32(progress["step"]), self.shardings.step)
@@ -184,9 +239,15 @@ class _Trainer:
                 continue
             self.clock.enter(stage.name)
             stream = training_batches(
-                self.recipe.seed, index, stage, self.parts, done, process_index=self.share, process_count=self.shares,
+                self.recipe.seed,
+                index,
+                stage,
+                self.parts,
+                done,
+                process_index=self.share,
+                process_count=self.shares,
                 lookahead=self.recipe.run.lookahead,
-            )  # fmt: skip
+            )
             try:
                 while self.step < curriculum.boundaries[index]:
                     self._between_steps()
@@ -204,9 +265,11 @@ class _Trainer:
         batch = self._placed(self._cut(batch))
         self.state, metrics = self.update(self.state, batch, self.key)
         self.step += 1
-        stop = vote(self.mesh, self.stop.asked)
+        stop = any_process_stopped(self.mesh, self.stop.asked)
         tokens = math.prod(token_shape(batch, self.recipe.model.patch_size))
-        self.voted |= self.meters.put(self.step, stage.name, tokens, self._flops(batch), waited, metrics, stop)
+        self.voted |= self.meters.put(
+            self.step, stage.name, tokens, self._flops(batch), waited, metrics, stop
+        )
 
     def _cut(self, batch: Batch) -> Batch:
         """Without the frames after the current one, where the loss has no use for them."""
@@ -220,9 +283,13 @@ class _Trainer:
         clips, frames, tokens = token_shape(batch, self.recipe.model.patch_size)
         loss = self.recipe.loss
         forward = forward_flops(
-            self.recipe.model, loss_frames=loss.frames, draws_per_token=loss.draws_per_token, batch=clips,
-            frames=frames, tokens=tokens,
-        )  # fmt: skip
+            self.recipe.model,
+            loss_frames=loss.frames,
+            draws_per_token=loss.draws_per_token,
+            batch=clips,
+            frames=frames,
+            tokens=tokens,
+        )
         return 3 * forward.total()
 
     def _placed(self, batch: Batch) -> Batch:
@@ -250,12 +317,16 @@ class _Trainer:
             progress = {"step": self.step, "seconds": self.clock.seconds()}
             extra = {} if score is None else {"score": score}
             self.checkpoints.save(self.step, self.state.parts(), progress, **extra)
-        if self.preview is not None and (boundary or (run.sample_every and self.step % run.sample_every == 0)):
+        if self.preview is not None and (
+            boundary or (run.sample_every and self.step % run.sample_every == 0)
+        ):
             self._show()
 
     def _validate(self, boundary: bool) -> float | None:
         """The loss on held-out clips, where it is due."""
-        due = self.validation is not None and (boundary or self.step % self.recipe.run.validate_every == 0)
+        due = self.validation is not None and (
+            boundary or self.step % self.recipe.run.validate_every == 0
+        )
         if not due or self.measured == self.step:
             return None
         self.measured = self.step
@@ -268,7 +339,7 @@ class _Trainer:
         if self.shown == self.step:
             return
         self.shown = self.step
-        ema = gathered(self.state.ema)
+        ema = to_host(self.state.ema)
         if jax.process_index() == 0:
             try:
                 self._draw(ema)
@@ -299,7 +370,12 @@ class _Trainer:
             self.tracing = False
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
-            _log.info("profile from step %d to %d: %s", self.profile.start, self.step, self.workdir / "profile")
+            _log.info(
+                "profile from step %d to %d: %s",
+                self.profile.start,
+                self.step,
+                self.workdir / "profile",
+            )
 
     @contextmanager
     def _naming_the_last_checkpoint(self):
@@ -311,11 +387,14 @@ class _Trainer:
             left = f"The newest checkpoint is {self.workdir / 'checkpoints' / str(saved)}, of step {saved}."
             if isinstance(error, UnicodeError):
                 raise
-            raise type(error)(f"{error} {left if saved is not None else 'No checkpoint was saved yet.'}") from error
+            raise type(error)(
+                f"{error} {left if saved is not None else 'No checkpoint was saved yet.'}"
+            ) from error
 
 
 def _runnable(model: ModelConfig, mesh: Mesh) -> ModelConfig:
-    """The model as this mesh can run it: cuDNN's attention takes no frames whose tokens are cut over devices."""
+    """The model as this mesh can run it: cuDNN's attention takes no frames whose tokens are cut
+    over devices."""
     cut = mesh.shape["context"] > 1 and model.attention == "auto"
     return dataclasses.replace(model, attention="xla") if cut else model
 

@@ -1,4 +1,5 @@
-"""What a run measures of itself: metrics read one step late, speed, use of the device, wall time by stage."""
+"""What a run measures of itself: metrics read one step late, speed, use of the device, wall time by
+stage."""
 
 import time
 from collections.abc import Callable
@@ -10,11 +11,20 @@ import numpy as np
 from videomar_jax.training.logging import Progress, RunLog, check_finite
 
 PEAK_FLOPS = {
-    "H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "V100": 125e12,
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
     "TPU v6": 918e12,
-}  # fmt: skip
-"""Dense 16-bit matmul peaks from the makers' data sheets, by the beginning or a part of the device's name."""
+}
+"""Dense 16-bit matmul peaks from the makers' data sheets, by the beginning or a part of the
+device's name."""
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -23,9 +33,11 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 class Meters:
-    """Reads the metrics of a step when the next one is already on its way, and writes them every so often.
+    """Reads the metrics of a step when the next one is already on its way, and writes them every so
+    often.
 
-    Numbers are those of one step; losses by frame and by noise level are means over the steps since the last line.
+    Numbers are those of one step; losses by frame and by noise level are means over the steps since
+    the last line.
 
     Args:
         every: steps between two lines of the log.
@@ -39,8 +51,18 @@ class Meters:
         self._bins: dict[str, np.ndarray] = {}
         self._waited, self._since = 0.0, time.monotonic()
 
-    def put(self, step: int, stage: str, tokens: int, flops: float, waited: float, metrics: dict, stop: Any) -> bool:
-        """Takes the metrics of `step` and tells those of the step before; returns whether that one is to be the last.
+    def put(
+        self,
+        step: int,
+        stage: str,
+        tokens: int,
+        flops: float,
+        waited: float,
+        metrics: dict,
+        stop: Any,
+    ) -> bool:
+        """Takes the metrics of `step` and tells those of the step before; returns whether that one
+        is to be the last.
 
         Args:
             tokens, flops: of the step, over all devices.
@@ -74,7 +96,9 @@ class Meters:
 
     def _add(self, binned: dict[str, dict[str, np.ndarray]]) -> None:
         for name, bins in binned.items():
-            new = np.stack([np.asarray(bins["sum"], np.float64), np.asarray(bins["count"], np.float64)])
+            new = np.stack(
+                [np.asarray(bins["sum"], np.float64), np.asarray(bins["count"], np.float64)]
+            )
             old = self._bins.get(name, np.zeros((2, 0)))
             width = max(old.shape[1], new.shape[1])
             self._bins[name] = sum(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (old, new))
@@ -82,7 +106,9 @@ class Meters:
     def _means(self) -> dict[str, float]:
         means = {}
         for name, (total, count) in self._bins.items():
-            means |= {f"loss_{name}/{i}": total[i] / count[i] for i in range(len(count)) if count[i] > 0}
+            means |= {
+                f"loss_{name}/{i}": total[i] / count[i] for i in range(len(count)) if count[i] > 0
+            }
         self._bins = {}
         return means
 
@@ -91,8 +117,13 @@ class Meters:
         now = time.monotonic()
         wait, self._waited = self._waited / max(now - self._since, 1e-9), 0.0
         self._since = now
-        speeds = {"learning_rate": float(self._rate(step - 1)), "steps_per_second": steps, "tokens_per_second": tokens,
-                  "data_wait": min(wait, 1.0), "model_flops_per_second": flops * steps}  # fmt: skip
+        speeds = {
+            "learning_rate": float(self._rate(step - 1)),
+            "steps_per_second": steps,
+            "tokens_per_second": tokens,
+            "data_wait": min(wait, 1.0),
+            "model_flops_per_second": flops * steps,
+        }
         if self._peak:
             speeds["mfu"] = flops * steps / (self._peak * jax.device_count())
         memory = jax.local_devices()[0].memory_stats() or {}

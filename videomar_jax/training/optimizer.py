@@ -1,9 +1,11 @@
 """AdamW as MAR uses it, or Muon for matrices; gradients clipped by their global norm.
 
-AdamW: betas (0.9, 0.95), eps 1e-8, decoupled decay 0.02 on everything outside the head that is not a bias or a norm
-scale (so mask token, null context and the scale-shift tables decay). Muon (Jordan et al. 2024, `optax.contrib.muon`)
-orthogonalises the momentum of every linear layer; the rest is left to Adam at a rate of its own. Layers are stacked on
-a leading axis, so what a parameter is gets decided by its name, never by its rank.
+AdamW: betas (0.9, 0.95), eps 1e-8, decoupled decay 0.02 on everything outside the head that is not
+    a bias or a norm
+scale (so mask token, null context and the scale-shift tables decay). Muon (Jordan et al. 2024,
+`optax.contrib.muon`) orthogonalises the momentum of every linear layer; the rest is left to Adam at
+a rate of its own. Layers are stacked on a leading axis, so what a parameter is gets decided by its
+name, never by its rank.
 """
 
 import dataclasses
@@ -30,24 +32,32 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.02
     clip_norm: float = 3.0
-    adam_ratio: float = 0.2  # with muon: Adam's learning rate for the rest, as a fraction of the stage's
+    adam_ratio: float = (
+        0.2  # with muon: Adam's learning rate for the rest, as a fraction of the stage's
+    )
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
     final_fraction: float = 0.0  # cosine: the learning rate at the end over its peak
     ema_decay: float = 0.9999
-    ema_warmup: bool = False  # ours: decay min(ema_decay, (1 + n) / (20 + n)) at step n, for short runs
+    ema_warmup: bool = (
+        False  # ours: decay min(ema_decay, (1 + n) / (20 + n)) at step n, for short runs
+    )
 
     def __post_init__(self):
         if self.name not in ("adamw", "muon"):
             raise ValueError(f"optimizer.name is {self.name!r}; it may be 'adamw' or 'muon'.")
         for field in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"optimizer.{field} must lie in [0, 1), not {getattr(self, field)}.")
+                raise ValueError(
+                    f"optimizer.{field} must lie in [0, 1), not {getattr(self, field)}."
+                )
         for field in ("epsilon", "clip_norm", "adam_ratio"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"optimizer.{field} must be positive, not {getattr(self, field)}.")
         if self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError("optimizer.weight_decay and optimizer.warmup_steps must not be negative.")
+            raise ValueError(
+                "optimizer.weight_decay and optimizer.warmup_steps must not be negative."
+            )
 
 
 def names(path: tuple) -> tuple[str, ...]:
@@ -61,7 +71,8 @@ def decays(path: tuple[str, ...]) -> bool:
 
 
 def is_matrix(path: tuple[str, ...]) -> bool:
-    """Whether the parameter is the kernel of a linear layer that Muon updates; the outermost layers are Adam's."""
+    """Whether the parameter is the kernel of a linear layer that Muon updates; the outermost layers
+    are Adam's."""
     return path[-1] == "kernel" and path[-2] not in ("z_proj", "input_proj", "final", "regression")
 
 
@@ -75,9 +86,12 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-def decay_only(mask: Callable[[Any], Any], rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`rule`, with weight decay only where `mask(params)` is True, for a rule that reads parameters for nothing else:
-    the others are shown to it as zeros. (Optax applies a mask of Muon's to the matrices alone, and decays all that is
+def decay_only(
+    mask: Callable[[Any], Any], rule: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`rule`, with weight decay only where `mask(params)` is True, for a rule that reads parameters
+    for nothing else: the others are shown to it as zeros. (Optax applies a mask of Muon's to the
+        matrices alone, and decays all that is
     left to Adam.)"""
 
     def update(updates, state, params):
@@ -87,7 +101,9 @@ def decay_only(mask: Callable[[Any], Any], rule: optax.GradientTransformation) -
     return optax.GradientTransformation(rule.init, update)
 
 
-def make_optimizer(config: OptimizerConfig, learning_rate: Callable[[Any], Any]) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, learning_rate: Callable[[Any], Any]
+) -> optax.GradientTransformation:
     """The chain: clip, then AdamW or Muon at `learning_rate(step)`."""
 
     def decay_mask(params):
@@ -95,22 +111,35 @@ def make_optimizer(config: OptimizerConfig, learning_rate: Callable[[Any], Any])
 
     if config.name == "adamw":
         update = optax.adamw(
-            learning_rate, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=decay_mask
+            learning_rate,
+            config.beta1,
+            config.beta2,
+            config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
         )
     else:
         update = contrib.muon(
-            learning_rate, weight_decay=config.weight_decay, adam_b1=config.beta1, adam_b2=config.beta2,
-            adam_weight_decay=config.weight_decay, muon_weight_dimension_numbers=matrix_axes,
+            learning_rate,
+            weight_decay=config.weight_decay,
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=matrix_axes,
             adam_learning_rate=lambda step: config.adam_ratio * learning_rate(step),
-        )  # fmt: skip
+        )
         update = decay_only(decay_mask, update)
     return optax.chain(clip_by_global_norm(config.clip_norm), update)
 
 
 def matrix_axes(params: Any) -> Any:
-    """For each parameter the axes of its matrix (behind the stacking axis), or None where Adam updates it."""
+    """For each parameter the axes of its matrix (behind the stacking axis), or None where Adam
+    updates it."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, p: contrib.MuonDimensionNumbers(p.ndim - 2, p.ndim - 1) if is_matrix(names(path)) else None, params
+        lambda path, p: (
+            contrib.MuonDimensionNumbers(p.ndim - 2, p.ndim - 1) if is_matrix(names(path)) else None
+        ),
+        params,
     )
 
 

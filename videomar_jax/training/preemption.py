@@ -25,15 +25,17 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turns the first SIGINT or SIGTERM into a request that the loop reads between two steps; a second one stops at
-    once."""
+    """Turns the first SIGINT or SIGTERM into a request that the loop reads between two steps; a
+    second one stops at once."""
     stop = Stop()
 
     def ask(number, frame):
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        _log.warning("%s: saving after this step; once more stops at once", signal.Signals(number).name)
+        _log.warning(
+            "%s: saving after this step; once more stops at once", signal.Signals(number).name
+        )
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -49,11 +51,12 @@ def stop_signals() -> Iterator[Stop]:
 _any = jax.jit(jnp.any)
 
 
-def vote(mesh: Mesh, asked: bool) -> Array | bool:
+def any_process_stopped(mesh: Mesh, asked: bool) -> Array | bool:
     """Whether any process was asked, as a value that all processes see alike.
 
-    Every process calls it after every step and reads the answer one step late, with the step's metrics: nothing waits,
-    and all stop at the same step. A process that is alone gets its own answer at once.
+    Every process calls it after every step and reads the answer one step late, with the step's
+    metrics: nothing waits, and all stop at the same step. A process that is alone gets its own
+        answer at once.
     """
     if jax.process_count() == 1:
         return asked

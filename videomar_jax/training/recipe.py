@@ -3,13 +3,13 @@
 import dataclasses
 
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.parallel.sharding import MeshConfig
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape
+from videomar_jax.training.batches import TrainingInputs
 from videomar_jax.training.curriculum import Curriculum, learning_rates
 from videomar_jax.training.loss import LossConfig
 from videomar_jax.training.optimizer import OptimizerConfig
-from videomar_jax.parallel.sharding import MeshConfig
-from videomar_jax.training.batches import Parts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,19 +22,29 @@ class RunConfig:
     checkpoint_every: int = 100
     keep_checkpoints: int = 2
     keep_every: int = 0  # checkpoints of steps divisible by it stay for good; 0: none
-    validate_every: int = 0  # loss on held-out clips; the checkpoint with the lowest one stays too; 0: never
+    validate_every: int = (
+        0  # loss on held-out clips; the checkpoint with the lowest one stays too; 0: never
+    )
     validation_clips: int = 64
     sample_every: int = 0
     progress_seconds: float = 15.0
     tensorboard: bool = True
 
     def __post_init__(self):
-        for field in ("accumulate", "log_every", "checkpoint_every", "keep_checkpoints", "validation_clips"):
+        for field in (
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "validation_clips",
+        ):
             if getattr(self, field) < 1:
                 raise ValueError(f"run.{field} must be at least 1, not {getattr(self, field)}.")
         for field in ("keep_every", "validate_every", "sample_every"):
             if getattr(self, field) < 0:
-                raise ValueError(f"run.{field} must not be negative, but is {getattr(self, field)}.")
+                raise ValueError(
+                    f"run.{field} must not be negative, but is {getattr(self, field)}."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,9 +69,11 @@ class Recipe:
         """The learning rate as a function of the step."""
         config = self.optimizer
         return learning_rates(
-            self.curriculum, warmup_steps=config.warmup_steps, schedule=config.schedule,
+            self.curriculum,
+            warmup_steps=config.warmup_steps,
+            schedule=config.schedule,
             final_fraction=config.final_fraction,
-        )  # fmt: skip
+        )
 
 
 def check_fit(model: ModelConfig, tokenizer: Tokenizer, text: TextEncoder) -> None:
@@ -78,7 +90,7 @@ def check_fit(model: ModelConfig, tokenizer: Tokenizer, text: TextEncoder) -> No
         )
 
 
-def check_parts(recipe: Recipe, parts: Parts) -> None:
+def check_parts(recipe: Recipe, parts: TrainingInputs) -> None:
     """Raises a ValueError naming what does not fit together, before any work."""
     model, tokenizer = recipe.model, parts.tokenizer
     check_fit(model, tokenizer, parts.text_encoder)
@@ -87,7 +99,9 @@ def check_parts(recipe: Recipe, parts: Parts) -> None:
     for stage in recipe.curriculum.stages:
         for shape in stage.shapes:
             try:
-                _, rows, columns = latent_shape(tokenizer, shape.num_frames, shape.height, shape.width)
+                _, rows, columns = latent_shape(
+                    tokenizer, shape.num_frames, shape.height, shape.width
+                )
             except ValueError as error:
                 raise ValueError(f"Stage '{stage.name}': {error}") from error
             if rows % model.patch_size or columns % model.patch_size:
@@ -98,13 +112,16 @@ def check_parts(recipe: Recipe, parts: Parts) -> None:
 
 
 def check_mesh(recipe: Recipe, spatial_stride: int, sizes: dict[str, int]) -> None:
-    """Raises a ValueError where a stage's batches cannot be spread evenly over a mesh of these sizes.
+    """Raises a ValueError where a stage's batches cannot be spread evenly over a mesh of these
+    sizes.
 
     spatial_stride: of the tokenizer.
     """
     blocks, parts = sizes["data"] * sizes["fsdp"], recipe.run.accumulate
     if recipe.model.num_heads % sizes["tensor"]:
-        raise ValueError(f"model.num_heads {recipe.model.num_heads} is no multiple of mesh.tensor {sizes['tensor']}.")
+        raise ValueError(
+            f"model.num_heads {recipe.model.num_heads} is no multiple of mesh.tensor {sizes['tensor']}."
+        )
     for stage in recipe.curriculum.stages:
         for shape in stage.shapes:
             if shape.batch_size % (blocks * parts):

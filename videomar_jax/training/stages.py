@@ -1,13 +1,15 @@
 """One row of the curriculum: which batches a stage trains on, for how many steps and how fast.
 
-Every batch has one shape: images, or videos of one length and one size. A stage mixes entries e of weight w_e, each of
-one length and of one or several sizes i; n_ei clips of the data belong to size i (those whose own aspect ratio is
-nearest to it). A step takes a batch of shape (e, i) with probability
+Every batch has one shape: images, or videos of one length and one size. A stage mixes entries e of
+    weight w_e, each of
+one length and of one or several sizes i; n_ei clips of the data belong to size i (those whose own
+aspect ratio is nearest to it). A step takes a batch of shape (e, i) with probability
 
     P(e, i) = w_e / sum_e w_e * n_ei / sum_i n_ei,
 
-so a weight is a share of steps, and an entry sees each of its clips equally often. The shape of step s follows from
-(seed, stage number, s) alone, and its place in the data from the number of earlier steps of that shape.
+so a weight is a share of steps, and an entry sees each of its clips equally often. The shape of
+step s follows from (seed, stage number, s) alone, and its place in the data from the number of
+earlier steps of that shape.
 """
 
 import dataclasses
@@ -42,7 +44,8 @@ class Mix:
 
     Attributes:
       num_frames: pixel frames F of a clip, 1 for images.
-      sizes: pixel (rows, columns) that clips are cut to, each to the one nearest in aspect ratio; the main one first.
+      sizes: pixel (rows, columns) that clips are cut to, each to the one nearest in aspect ratio;
+          the main one first.
       batch_size: clips in the global batch, over all processes and devices.
       weight: the entry's share of the stage's steps is its weight over the sum of weights.
 
@@ -97,7 +100,9 @@ class Stage:
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(f"A curriculum stage needs a name that can be read in the logs, got {self.name!r}.")
+            raise ValueError(
+                f"A curriculum stage needs a name that can be read in the logs, got {self.name!r}."
+            )
         try:
             _whole("steps", self.steps)
             _positive("learning_rate", self.learning_rate)
@@ -111,8 +116,12 @@ class Stage:
             raise ValueError("mix must have at least one entry.")
         clips = [(entry.num_frames, *size) for entry in self.mix for size in entry.sizes]
         if twice := sorted({clip for clip in clips if clips.count(clip) > 1}):
-            told = ", ".join(f"{frames} frames of {height}x{width}" for frames, height, width in twice)
-            raise ValueError(f"mix has {told} in more than one entry; join these, and their weights.")
+            told = ", ".join(
+                f"{frames} frames of {height}x{width}" for frames, height, width in twice
+            )
+            raise ValueError(
+                f"mix has {told} in more than one entry; join these, and their weights."
+            )
 
     @property
     def shapes(self) -> tuple[BatchShape, ...]:
@@ -121,9 +130,11 @@ class Stage:
 
     @property
     def main(self) -> BatchShape:
-        """The shape that stands for the stage in previews, tokenizer fits and scores: of the entry whose clips are
-        largest, the first size."""
-        return max((entry.shapes[0] for entry in self.mix), key=lambda s: s.num_frames * s.height * s.width)
+        """The shape that stands for the stage in previews, tokenizer fits and scores: of the entry
+        whose clips are largest, the first size."""
+        return max(
+            (entry.shapes[0] for entry in self.mix), key=lambda s: s.num_frames * s.height * s.width
+        )
 
     @property
     def num_frames(self) -> int:
@@ -161,33 +172,48 @@ class Stage:
         return np.concatenate(shares)
 
 
-def draw_shapes(stage: Stage, clips: Sequence[int], *, seed: int, index: int) -> Int[np.ndarray, "steps"]:
+def draw_shapes(
+    stage: Stage, clips: Sequence[int], *, seed: int, index: int
+) -> Int[np.ndarray, "steps"]:
     """For each step of stage number `index` the number of its batch's shape in `stage.shapes`.
 
-    The first choices stay as they are when the stage is made longer. Arguments and errors as `Stage.shares`.
+    The first choices stay as they are when the stage is made longer. Arguments and errors as
+    `Stage.shares`.
     """
     levels = np.cumsum(stage.shares(clips))
-    draws = np.random.default_rng(np.random.SeedSequence((seed, index), spawn_key=(1,))).random(stage.steps)
+    draws = np.random.default_rng(np.random.SeedSequence((seed, index), spawn_key=(1,))).random(
+        stage.steps
+    )
     return np.searchsorted(levels / levels[-1], draws, side="right")
 
 
 def stage_of_row(index: int, row: Mapping[str, Any]) -> Stage:
-    """The stage of row number `index`: plain (`ROW`), or with a `mix` (`MIXED_ROW`) of entries (`ENTRY`).
+    """The stage of row number `index`: plain (`ROW`), or with a `mix` (`MIXED_ROW`) of entries
+    (`ENTRY`).
 
     Raises:
-      ValueError: the row lacks a key, has one that no stage knows, or a value that cannot be; the row is named.
+      ValueError: the row lacks a key, has one that no stage knows, or a value that cannot be; the
+          row is named.
     """
-    place = f"Curriculum row {index} ('{row['name']}')" if "name" in row else f"Curriculum row {index}"
+    place = (
+        f"Curriculum row {index} ('{row['name']}')" if "name" in row else f"Curriculum row {index}"
+    )
     if "mix" in row:
         if both := [key for key in ROW if key in row and key not in MIXED_ROW]:
-            raise ValueError(f"{place} has a mix and {', '.join(both)}: these belong into the entries of the mix.")
+            raise ValueError(
+                f"{place} has a mix and {', '.join(both)}: these belong into the entries of the mix."
+            )
         _check_keys(place, row, MIXED_ROW)
         mix = _mix(place, row["mix"])
     else:
         _check_keys(place, row, ROW, also=("mix",))
         sizes = ((row["height"], row["width"]),)
-        mix = (_entry(f"Stage '{row['name']}'", dict(num_frames=row["num_frames"], sizes=sizes,
-                                                     batch_size=row["batch_size"])),)  # fmt: skip
+        mix = (
+            _entry(
+                f"Stage '{row['name']}'",
+                dict(num_frames=row["num_frames"], sizes=sizes, batch_size=row["batch_size"]),
+            ),
+        )
     rate = row["learning_rate"]
     rate = float(rate) if type(rate) is int else rate
     return Stage(name=row["name"], mix=mix, steps=row["steps"], learning_rate=rate)
@@ -195,7 +221,9 @@ def stage_of_row(index: int, row: Mapping[str, Any]) -> Stage:
 
 def _mix(place: str, entries: Any) -> tuple[Mix, ...]:
     if isinstance(entries, str | Mapping) or not isinstance(entries, Sequence):
-        raise ValueError(f"{place}: mix must be a sequence of entries with {', '.join(ENTRY)}, got {entries!r}.")
+        raise ValueError(
+            f"{place}: mix must be a sequence of entries with {', '.join(ENTRY)}, got {entries!r}."
+        )
     mix = []
     for number, entry in enumerate(entries):
         where = f"{place}, mix[{number}]"
@@ -203,7 +231,12 @@ def _mix(place: str, entries: Any) -> tuple[Mix, ...]:
             raise ValueError(f"{where} must be an entry with {', '.join(ENTRY)}, got {entry!r}.")
         entry = dict(entry)
         if "sizes" not in entry and ("height" in entry or "width" in entry):
-            _check_keys(where, entry, ("num_frames", "height", "width", "batch_size", "weight"), optional=("weight",))
+            _check_keys(
+                where,
+                entry,
+                ("num_frames", "height", "width", "batch_size", "weight"),
+                optional=("weight",),
+            )
             entry["sizes"] = ((entry.pop("height"), entry.pop("width")),)
         _check_keys(where, entry, ENTRY, optional=("weight",), also=("height", "width"))
         if both := [key for key in ("height", "width") if key in entry]:
@@ -221,9 +254,13 @@ def _entry(place: str, values: dict[str, Any]) -> Mix:
 
 
 def _check_keys(
-    place: str, values: Mapping[str, Any], known: Sequence[str], *, optional: Sequence[str] = (),
+    place: str,
+    values: Mapping[str, Any],
+    known: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
     also: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """`also` are keys that are told about elsewhere."""
     for key in values:
         if key not in known and key not in also:
@@ -240,5 +277,9 @@ def _whole(name: str, value: Any) -> None:
 
 
 def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (math.isfinite(value) and value > 0):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Real)
+        or not (math.isfinite(value) and value > 0)
+    ):
         raise ValueError(f"{name} must be a positive number, got {value!r}.")

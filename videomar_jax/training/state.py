@@ -18,7 +18,9 @@ Params = dict[str, Any]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "ema", "opt_state"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "ema", "opt_state"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
@@ -46,17 +48,23 @@ def init_params(config: ModelConfig, key: Key) -> Params:
 
 
 def init_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, key: Key, initial: Params | None = None,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    initial: Params | None = None,
     shardings: TrainState | None = None,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """A fresh state at step 0: random parameters or the `initial` ones, the average equal to them.
 
-    shardings: where every array goes; it is made there, so that no device ever holds the whole state.
+    shardings: where every array goes; it is made there, so that no device ever holds the whole
+        state.
     """
 
     def build(key, initial):
         params = init_params(config, key) if initial is None else jax.tree.map(jnp.copy, initial)
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
+        )
 
     return jax.jit(build, out_shardings=shardings)(key, initial)
 

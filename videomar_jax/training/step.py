@@ -1,7 +1,9 @@
-"""One update: a pure function (state, batch) → (state, metrics), jitted once for each shape of batch.
+"""One update: a pure function (state, batch) → (state, metrics), jitted once for each shape of
+batch.
 
-With accumulation the batch is worked on in n parts, one after the other, whose gradients are added. Each part's loss is
-divided by the hidden tokens of the whole batch, so the update is that of the whole batch, whatever n is.
+With accumulation the batch is worked on in n parts, one after the other, whose gradients are added.
+Each part's loss is divided by the hidden tokens of the whole batch, so the update is that of the
+whole batch, whatever n is.
 """
 
 import functools
@@ -21,9 +23,15 @@ from videomar_jax.types import Array, Key
 
 
 def make_train_step(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, loss_config: LossConfig, config: OptimizerConfig, *,
-    accumulate: int = 1, shardings: TrainState | None = None, rule: Rule | None = None,
-) -> Callable[[TrainState, Batch, Key], tuple[TrainState, dict[str, Any]]]:  # fmt: skip
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    loss_config: LossConfig,
+    config: OptimizerConfig,
+    *,
+    accumulate: int = 1,
+    shardings: TrainState | None = None,
+    rule: Rule | None = None,
+) -> Callable[[TrainState, Batch, Key], tuple[TrainState, dict[str, Any]]]:
     """The update function. The state is donated; the draws of step s come from fold_in(key, s).
 
     Args:
@@ -57,7 +65,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config, state.step)
-        ema = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, state.ema, params)
+        ema = jax.tree.map(
+            lambda average, new: decay * average + (1 - decay) * new, state.ema, params
+        )
         norms = {
             "gradient_norm": optax.global_norm(gradients),
             "update_norm": optax.global_norm(updates),
@@ -85,6 +95,10 @@ def summed_over_parts(function: Callable, batch: Batch, draws: Any, parts: int) 
         return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
 
     pieces = (jax.tree.map(cut, batch), draws.split(parts))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                         jax.eval_shape(function, *jax.tree.map(lambda x: x[0], pieces)))  # fmt: skip
-    return jax.lax.scan(lambda total, piece: (jax.tree.map(jnp.add, total, function(*piece)), None), zeros, pieces)[0]
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(function, *jax.tree.map(lambda x: x[0], pieces)),
+    )
+    return jax.lax.scan(
+        lambda total, piece: (jax.tree.map(jnp.add, total, function(*piece)), None), zeros, pieces
+    )[0]

@@ -1,4 +1,5 @@
-"""The loss on held-out clips, with the averaged parameters and always the same draws: comparable over a whole run."""
+"""The loss on held-out clips, with the averaged parameters and always the same draws: comparable
+over a whole run."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,11 +11,11 @@ from jax.sharding import Mesh
 
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
+from videomar_jax.parallel.sharding import batch_shardings, place, process_share
+from videomar_jax.training.batches import TrainingInputs, encoded_at_once, to_batch
 from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
-from videomar_jax.parallel.sharding import batch_shardings, clip_share, place
 from videomar_jax.training.state import Params
 from videomar_jax.training.step import token_shape
-from videomar_jax.training.batches import Parts, encoded_at_once, to_batch
 from videomar_jax.types import Array
 
 
@@ -28,24 +29,36 @@ class Validation:
     """
 
     def __init__(
-        self, graph: nnx.GraphDef, config: LossConfig, parts: Parts, mesh: Mesh, *, shape: ClipShape, clips: int,
+        self,
+        graph: nnx.GraphDef,
+        config: LossConfig,
+        parts: TrainingInputs,
+        mesh: Mesh,
+        *,
+        shape: ClipShape,
+        clips: int,
         batch_size: int,
-    ):  # fmt: skip
-        if config.layout == "truncated":  # every frame is to be judged, not the last alone; the same loss otherwise
+    ):
+        if (
+            config.layout == "truncated"
+        ):  # every frame is to be judged, not the last alone; the same loss otherwise
             config = dataclasses.replace(config, layout="full", normaliser="loss_mask")
         self._graph, self._config, self._mesh = graph, config, mesh
         count = max(min(clips, len(parts.held_out)) // batch_size, 1)
         self._batches = [self._read(parts, shape, i, batch_size) for i in range(count)]
         self._loss: Callable = jax.jit(self._loss_of)
 
-    def _read(self, parts: Parts, shape: ClipShape, number: int, size: int) -> Batch:
-        share, shares = clip_share(self._mesh)
+    def _read(self, parts: TrainingInputs, shape: ClipShape, number: int, size: int) -> Batch:
+        share, shares = process_share(self._mesh)
         rows = size // shares
         first = number * size + share * rows
         indices = [i % len(parts.held_out) for i in range(first, first + rows)]
         count = encoded_at_once(shape, rows)
         pieces = [
-            jax.tree.map(np.asarray, to_batch(fixed_clips(parts.held_out, indices[i : i + count], shape=shape), parts))
+            jax.tree.map(
+                np.asarray,
+                to_batch(fixed_clips(parts.held_out, indices[i : i + count], shape=shape), parts),
+            )
             for i in range(0, rows, count)
         ]
         batch = jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
@@ -59,4 +72,6 @@ class Validation:
 
     def __call__(self, params: Params) -> float:
         """The mean loss over the clips."""
-        return float(np.mean([self._loss(params, batch, i) for i, batch in enumerate(self._batches)]))
+        return float(
+            np.mean([self._loss(params, batch, i) for i, batch in enumerate(self._batches)])
+        )

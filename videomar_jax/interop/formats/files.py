@@ -1,7 +1,9 @@
-"""Opens and writes files of weights of every supported kind; what a file is gets read from its content.
+"""Opens and writes files of weights of every supported kind; what a file is gets read from its
+content.
 
     .safetensors                 one file
-    *.index.json                 the table of a sharded model: {"weight_map": {tensor: file}}, files beside it
+    *.index.json                 the table of a sharded model: {"weight_map": {tensor: file}}, files
+    beside it
     .pth .pt .bin                zip files of torch.save            .jit     TorchScript archives
     a folder                     its index, or its only .safetensors file
 
@@ -30,7 +32,8 @@ _MAX_INDEX = 100_000_000
 
 
 def open_tensors(path: str | os.PathLike) -> TensorFile:
-    """Opens a file of weights; arrays are read when they are asked for. Nothing in the file is ever executed.
+    """Opens a file of weights; arrays are read when they are asked for. Nothing in the file is ever
+    executed.
 
     Raises:
         FileNotFoundError: no such file, or a folder without weights.
@@ -60,12 +63,17 @@ def _only_file(folder: Path) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            raise WeightFileError(f"{folder} holds {', '.join(f.name for f in found)}: name the file you mean.")
-    raise FileNotFoundError(f"{folder} holds no safetensors file and no index; name the file of weights itself.")
+            raise WeightFileError(
+                f"{folder} holds {', '.join(f.name for f in found)}: name the file you mean."
+            )
+    raise FileNotFoundError(
+        f"{folder} holds no safetensors file and no index; name the file of weights itself."
+    )
 
 
 class ShardedFile(TensorFile):
-    """Several files named by an index; each tensor must stand in the file that the index names, and nowhere else."""
+    """Several files named by an index; each tensor must stand in the file that the index names, and
+    nowhere else."""
 
     def __init__(self, path: Path):
         places, metadata = _read_index(path)
@@ -73,7 +81,9 @@ class ShardedFile(TensorFile):
         try:
             for shard in dict.fromkeys(places.values()):
                 if not (path.parent / shard).is_file():
-                    raise WeightFileError(f"{path} names the file {shard!r}, which is not beside it.")
+                    raise WeightFileError(
+                        f"{path} names the file {shard!r}, which is not beside it."
+                    )
                 self._files[shard] = open_tensors(path.parent / shard)
                 expected = {name for name, place in places.items() if place == shard}
                 held = self._files[shard].specs
@@ -105,26 +115,42 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         index = json.loads(path.read_bytes().decode("utf-8"))
         places, metadata = index["weight_map"], index.get("metadata") or {}
         texts = {str(key): str(value) for key, value in metadata.items()}
-        good = all(isinstance(shard, str) and shard == Path(shard).name for shard in places.values())
-        good = good and not any(shard.endswith(".index.json") or "\0" in shard for shard in places.values())
+        good = all(
+            isinstance(shard, str) and shard == Path(shard).name for shard in places.values()
+        )
+        good = good and not any(
+            shard.endswith(".index.json") or "\0" in shard for shard in places.values()
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightFileError(f"{path} is corrupt: not the index of a sharded model ({error!r}).") from error
+        raise WeightFileError(
+            f"{path} is corrupt: not the index of a sharded model ({error!r})."
+        ) from error
     if not good:
-        raise WeightFileError(f"{path} names something that is not a file beside it; it is refused.")
+        raise WeightFileError(
+            f"{path} names something that is not a file beside it; it is refused."
+        )
     return places, texts
 
 
 def write_tensors(
-    path: str | os.PathLike, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], *,
-    container: str | None = None, metadata: Mapping[str, str] | None = None, overwrite: bool = False,
-) -> None:  # fmt: skip
-    """Writes tensors to a `.safetensors` or PyTorch file (by its ending), asking `read` for one at a time.
+    path: str | os.PathLike,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], np.ndarray],
+    *,
+    container: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes tensors to a `.safetensors` or PyTorch file (by its ending), asking `read` for one at
+    a time.
 
     Args:
-        container: put the tensors into a dictionary of this name; in safetensors it becomes a prefix "NAME.".
+        container: put the tensors into a dictionary of this name; in safetensors it becomes a
+            prefix "NAME.".
         metadata: texts for the header; PyTorch files have no place for them.
     Raises:
-        FileExistsError: the name is taken and `overwrite` is False. The file appears only when it is complete.
+        FileExistsError: the name is taken and `overwrite` is False. The file appears only when it
+            is complete.
         ValueError: another ending.
     """
     path = Path(path)
@@ -134,7 +160,11 @@ def write_tensors(
         prefix = f"{container}." if container else ""
         prefixed = {prefix + name: spec for name, spec in specs.items()}
         write_safetensors(
-            path, prefixed, lambda name: read(name.removeprefix(prefix)), metadata=metadata, overwrite=overwrite
+            path,
+            prefixed,
+            lambda name: read(name.removeprefix(prefix)),
+            metadata=metadata,
+            overwrite=overwrite,
         )
     else:
         raise ValueError(

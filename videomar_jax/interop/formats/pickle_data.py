@@ -1,8 +1,9 @@
 """Reads the data in a pickle and executes nothing.
 
-A pickle is a program for a small stack machine, two of whose instructions call whatever function the file names. This
-reader runs the other instructions itself; for a named function or class it keeps the name (`Global`), and hands calls
-to a function of ours, which knows a few names and refuses all others. No name is ever looked up in Python.
+A pickle is a program for a small stack machine, two of whose instructions call whatever function
+the file names. This reader runs the other instructions itself; for a named function or class it
+keeps the name (`Global`), and hands calls to a function of ours, which knows a few names and
+refuses all others. No name is ever looked up in Python.
 """
 
 import dataclasses
@@ -28,20 +29,35 @@ class Global:
 
 @dataclasses.dataclass(eq=False)
 class Instance:
-    """Stands for an object of a class that is allowed to appear; keeps the state that the file gives it."""
+    """Stands for an object of a class that is allowed to appear; keeps the state that the file
+    gives it."""
 
     kind: Global
     state: Any = None
 
 
 _PUSH = {
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
-}  # fmt: skip
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+}
 _MAKE = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list, "EMPTY_DICT": dict,
-}  # fmt: skip
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _IGNORE = {"PROTO", "FRAME"}
 
@@ -92,7 +108,11 @@ class _Machine:
                 items = self.marked() if code == "APPENDS" else [self.stack.pop()]
                 _expect(self.stack[-1], list).extend(items)
             case "SETITEM" | "SETITEMS":
-                items = self.marked() if code == "SETITEMS" else [self.stack.pop() for _ in range(2)][::-1]
+                items = (
+                    self.marked()
+                    if code == "SETITEMS"
+                    else [self.stack.pop() for _ in range(2)][::-1]
+                )
                 _set_items(_expect(self.stack[-1], dict), items)
             case "GLOBAL":
                 module, _, name = arg.partition(" ")
@@ -112,7 +132,9 @@ class _Machine:
             case "BINPERSID":
                 self.stack.append(self.persistent(self.stack.pop()))
             case _:
-                raise PickleError(f"the instruction {code}, which files of weights do not need, is refused")
+                raise PickleError(
+                    f"the instruction {code}, which files of weights do not need, is refused"
+                )
 
 
 def _expect(value: Any, kind: type) -> Any:
@@ -131,15 +153,21 @@ def _set_items(table: dict, items: list[Any]) -> None:
 
 
 def read_pickle(
-    data: bytes, *, named: Callable[[Global], Any], call: Callable[[Global, tuple], Any],
+    data: bytes,
+    *,
+    named: Callable[[Global], Any],
+    call: Callable[[Global, tuple], Any],
     persistent: Callable[[Any], Any],
-) -> Any:  # fmt: skip
+) -> Any:
     """The value that the pickle describes.
 
     Args:
-        named: takes every name the file mentions, returns what stands for it, or raises `PickleError`.
-        call: takes an allowed name and the arguments, returns what stands for the result, or raises `PickleError`.
-        persistent: takes a reference to something stored outside the pickle, returns what stands for it.
+        named: takes every name the file mentions, returns what stands for it, or raises
+            `PickleError`.
+        call: takes an allowed name and the arguments, returns what stands for the result, or raises
+            `PickleError`.
+        persistent: takes a reference to something stored outside the pickle, returns what stands
+            for it.
     Raises:
         PickleError: damaged, or refused.
     """

@@ -1,8 +1,11 @@
-"""The safetensors format: 8 bytes with the length of a JSON header, the header, the tensors one after another.
+"""The safetensors format: 8 bytes with the length of a JSON header, the header, the tensors one
+after another.
 
-    header = {name: {"dtype": "BF16", "shape": [...], "data_offsets": [begin, end]}, ..., "__metadata__": {str: str}}
+    header = {name: {"dtype": "BF16", "shape": [...], "data_offsets": [begin, end]}, ...,
+    "__metadata__": {str: str}}
 
-Offsets count from the end of the header; together the tensors cover the rest of the file without gaps or overlaps.
+Offsets count from the end of the header; together the tensors cover the rest of the file without
+gaps or overlaps.
 """
 
 import json
@@ -24,12 +27,22 @@ from videomar_jax.interop.formats.tensor_file import (
 )
 
 DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
     "BOOL": np.dtype(np.bool_),
-}  # fmt: skip
+}
 """The format's type names."""
 
 _MAX_HEADER = 100_000_000
@@ -47,7 +60,9 @@ class SafetensorsFile(TensorFile):
         try:
             start, header = _header(self._bytes)
             metadata = header.pop("__metadata__", {})
-            if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            if not isinstance(metadata, dict) or not all(
+                isinstance(text, str) for text in metadata.values()
+            ):
                 raise WeightFileError(f"{path} is corrupt: its metadata is not a table of texts.")
             specs, self._places = {}, {}
             for name, entry in header.items():
@@ -79,9 +94,13 @@ def _header(file: ByteFile) -> tuple[int, dict[str, Any]]:
             f"safetensors (the header would be {length} bytes long, the file has {file.size})."
         )
     try:
-        header = json.loads(file.read(8, length).tobytes().decode("utf-8"), object_pairs_hook=_unique)
+        header = json.loads(
+            file.read(8, length).tobytes().decode("utf-8"), object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError) as error:
-        raise WeightFileError(f"{file.path} is corrupt: its safetensors header cannot be read ({error}).") from error
+        raise WeightFileError(
+            f"{file.path} is corrupt: its safetensors header cannot be read ({error})."
+        ) from error
     if not isinstance(header, dict):
         raise WeightFileError(f"{file.path} is corrupt: its safetensors header is not a table.")
     return 8 + length, header
@@ -91,7 +110,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        raise ValueError(
+            f"the name {next(n for n in names if names.count(n) > 1)!r} stands there twice"
+        )
     return table
 
 
@@ -103,32 +124,49 @@ def _entry(path: str | os.PathLike, name: str, entry: Any) -> tuple[TensorSpec, 
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not is_shape(shape):
         raise wrong
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(place) is int for place in offsets):
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(place) is int for place in offsets)
+    ):
         raise wrong
     if dtype not in DTYPES:
-        raise WeightFileError(f"{path}: {name!r} has the type {dtype!r}, which is not supported ({', '.join(DTYPES)}).")
+        raise WeightFileError(
+            f"{path}: {name!r} has the type {dtype!r}, which is not supported ({', '.join(DTYPES)})."
+        )
     spec = TensorSpec(tuple(shape), DTYPES[dtype])
     if offsets[1] - offsets[0] != spec.nbytes:
         raise wrong
     return spec, offsets[0]
 
 
-def _check_layout(path, specs: dict[str, TensorSpec], places: dict[str, int], start: int, size: int) -> None:
+def _check_layout(
+    path, specs: dict[str, TensorSpec], places: dict[str, int], start: int, size: int
+) -> None:
     """The tensors follow each other without gaps, and the file ends with the last one."""
     end = start
     for name in sorted(specs, key=lambda name: (places[name], specs[name].nbytes)):
         if places[name] != end:
-            raise WeightFileError(f"{path} is corrupt: {name!r} does not begin where the tensor before it ends.")
+            raise WeightFileError(
+                f"{path} is corrupt: {name!r} does not begin where the tensor before it ends."
+            )
         end += specs[name].nbytes
     if end != size:
-        raise WeightFileError(f"{path} is truncated or corrupt: its tensors end at byte {end}, the file at {size}.")
+        raise WeightFileError(
+            f"{path} is truncated or corrupt: its tensors end at byte {end}, the file at {size}."
+        )
 
 
 def write_safetensors(
-    path: str | os.PathLike, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], *,
-    metadata: Mapping[str, str] | None = None, overwrite: bool = False,
-) -> None:  # fmt: skip
-    """Writes the tensors `specs`, asking `read` for one at a time; larger types first, so that all are aligned.
+    path: str | os.PathLike,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], np.ndarray],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the tensors `specs`, asking `read` for one at a time; larger types first, so that all
+    are aligned.
 
     Raises:
         FileExistsError: the name is taken and `overwrite` is False.
@@ -140,7 +178,11 @@ def write_safetensors(
     for name in order:
         spec = specs[name]
         begin, end = end, end + spec.nbytes
-        header[name] = {"dtype": names[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": names[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with new_file(path, overwrite=overwrite) as file:
@@ -150,7 +192,10 @@ def write_safetensors(
 
 
 def stored_bytes(name: str, spec: TensorSpec, array: np.ndarray) -> memoryview:
-    """The bytes to store; an array that is not what was announced is a ValueError, for the file would be wrong."""
+    """The bytes to store; an array that is not what was announced is a ValueError, for the file
+    would be wrong."""
     if array.shape != spec.shape or array.dtype != spec.dtype:
-        raise ValueError(f"{name}: {array.dtype}{list(array.shape)} given, {spec.dtype}{list(spec.shape)} announced.")
+        raise ValueError(
+            f"{name}: {array.dtype}{list(array.shape)} given, {spec.dtype}{list(spec.shape)} announced."
+        )
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

@@ -1,4 +1,5 @@
-"""Zip archives with members stored as they are: read piece by piece, every member against its checksum."""
+"""Zip archives with members stored as they are: read piece by piece, every member against its
+checksum."""
 
 import os
 import struct
@@ -9,9 +10,19 @@ import numpy as np
 
 from videomar_jax.interop.formats.tensor_file import ByteFile, WeightFileError
 
-_LOCAL = struct.Struct("<4s5H3I2H")  # the header in front of a member; its last two fields are the lengths that follow
+_LOCAL = struct.Struct(
+    "<4s5H3I2H"
+)  # the header in front of a member; its last two fields are the lengths that follow
 _CHUNK = 4 * 2**20
-_DAMAGE = (zipfile.BadZipFile, NotImplementedError, OSError, OverflowError, RuntimeError, ValueError, struct.error)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 
 
 class StoredZip:
@@ -28,41 +39,57 @@ class StoredZip:
             with zipfile.ZipFile(path) as archive:
                 self._members = {info.filename: info for info in archive.infolist()}
                 if len(self._members) < len(archive.infolist()):
-                    raise WeightFileError(f"{path} is corrupt: two members of the archive have the same name.")
+                    raise WeightFileError(
+                        f"{path} is corrupt: two members of the archive have the same name."
+                    )
         except WeightFileError:
             self.close()
             raise
         except _DAMAGE as error:
             self.close()
-            raise WeightFileError(f"{path} is truncated or corrupt: not a readable zip archive ({error}).") from error
+            raise WeightFileError(
+                f"{path} is truncated or corrupt: not a readable zip archive ({error})."
+            ) from error
         self.sizes = {name: info.file_size for name, info in self._members.items()}
         self._starts: dict[str, int] = {}
         self._verified: set[str] = set()
 
     def locate(self, name: str) -> int:
-        """Where the member's bytes begin; a `WeightFileError` where they are not all there, or not as they are."""
+        """Where the member's bytes begin; a `WeightFileError` where they are not all there, or not
+        as they are."""
         if name not in self._starts:
             self._starts[name] = self._find(self._members[name])
         return self._starts[name]
 
     def _find(self, info: zipfile.ZipInfo) -> int:
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-            raise WeightFileError(f"{self.path}: {info.filename!r} is compressed, encrypted or damaged.")
+        if (
+            info.compress_type != zipfile.ZIP_STORED
+            or info.compress_size != info.file_size
+            or info.flag_bits & 1
+        ):
+            raise WeightFileError(
+                f"{self.path}: {info.filename!r} is compressed, encrypted or damaged."
+            )
         fields = _LOCAL.unpack(self._bytes.read(info.header_offset, _LOCAL.size).tobytes())
         start = info.header_offset + _LOCAL.size + fields[-2] + fields[-1]
         if fields[0] != b"PK\x03\x04" or start + info.file_size > self._bytes.size:
-            raise WeightFileError(f"{self.path} is truncated or corrupt: the member {info.filename!r} is not in place.")
+            raise WeightFileError(
+                f"{self.path} is truncated or corrupt: the member {info.filename!r} is not in place."
+            )
         return start
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
-        """Bytes begin..end of a member, uint8; a member is compared with its checksum when it is first read."""
+        """Bytes begin..end of a member, uint8; a member is compared with its checksum when it is
+        first read."""
         size, start = self.sizes[name], self.locate(name)
         end = size if end is None else end
         whole = (begin, end) == (0, size)
         if not whole and name not in self._verified:
             checksum = 0
             for place in range(0, size, _CHUNK):
-                checksum = zlib.crc32(self._bytes.read(start + place, min(_CHUNK, size - place)), checksum)
+                checksum = zlib.crc32(
+                    self._bytes.read(start + place, min(_CHUNK, size - place)), checksum
+                )
             self._compare(name, checksum)
         out = self._bytes.read(start + begin, end - begin)
         if whole and name not in self._verified:
@@ -71,7 +98,9 @@ class StoredZip:
 
     def _compare(self, name: str, checksum: int) -> None:
         if checksum != self._members[name].CRC:
-            raise WeightFileError(f"{self.path} is corrupt: the checksum of its member {name!r} is wrong.")
+            raise WeightFileError(
+                f"{self.path} is corrupt: the checksum of its member {name!r} is wrong."
+            )
         self._verified.add(name)
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
-"""What every file of weights looks like from inside the package, and the way new files are put in place.
+"""What every file of weights looks like from inside the package, and the way new files are put in
+place.
 
-A `TensorFile` maps names to arrays. Opening one reads names, shapes and types only; an array is read from disk when it
-is asked for and belongs to the caller, so a conversion needs memory for one tensor at a time. bfloat16 and the 8-bit
-floats are numpy arrays of `ml_dtypes`. Formats derive from it in `safetensors_file` and `torch_archive`.
+A `TensorFile` maps names to arrays. Opening one reads names, shapes and types only; an array is
+read from disk when it is asked for and belongs to the caller, so a conversion needs memory for one
+tensor at a time. bfloat16 and the 8-bit floats are numpy arrays of `ml_dtypes`. Formats derive from
+it in `safetensors_file` and `torch_archive`.
 """
 
 import abc
@@ -46,10 +48,11 @@ class TensorSpec:
 def is_shape(value: Any) -> bool:
     """Whether `value` is a list or tuple of whole numbers that an array can have as its shape."""
     return (
-        isinstance(value, (list, tuple)) and len(value) <= _MAX_RANK
+        isinstance(value, (list, tuple))
+        and len(value) <= _MAX_RANK
         and all(type(size) is int and 0 <= size <= _LARGEST for size in value)
         and math.prod(size for size in value if size) <= _LARGEST
-    )  # fmt: skip
+    )
 
 
 def as_array(raw: np.ndarray, spec: TensorSpec) -> np.ndarray:
@@ -60,7 +63,8 @@ def as_array(raw: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 
 class ByteFile:
-    """A file read at any place; what lies beyond its end is a `WeightFileError`. Safe to use from several threads."""
+    """A file read at any place; what lies beyond its end is a `WeightFileError`. Safe to use from
+    several threads."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -91,13 +95,17 @@ class ByteFile:
         self._file.close()
 
 
-class TensorFile(Mapping, abc.ABC):  # of str to np.ndarray; unsaid, or type checkers at run time read a tensor to look
+class TensorFile(
+    Mapping, abc.ABC
+):  # of str to np.ndarray; unsaid, or type checkers at run time read a tensor to look
     """Names and arrays of one file (or of the parts of one); use it as a context manager.
 
     `file[name]` reads the tensor from disk, every time, and checks what can be checked.
     """
 
-    def __init__(self, path: str | os.PathLike, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]):
+    def __init__(
+        self, path: str | os.PathLike, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
+    ):
         self.path = Path(path)
         self.specs = dict(specs)
         self.metadata = dict(metadata)
@@ -148,7 +156,8 @@ class TensorFile(Mapping, abc.ABC):  # of str to np.ndarray; unsaid, or type che
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A file for writing that gets its name only when the block ends well; otherwise nothing of it remains.
+    """A file for writing that gets its name only when the block ends well; otherwise nothing of it
+    remains.
 
     Raises:
         FileExistsError: the name is taken and `overwrite` is False.
@@ -156,7 +165,9 @@ def new_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Bi
     """
     path = Path(path)
     if path.is_dir() or (path.exists() and not overwrite):
-        raise FileExistsError(f"{path} exists already; choose another name or ask for it to be overwritten.")
+        raise FileExistsError(
+            f"{path} exists already; choose another name or ask for it to be overwritten."
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Cannot write {path}: the folder {path.parent} does not exist.")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

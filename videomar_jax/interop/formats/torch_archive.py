@@ -1,11 +1,13 @@
-"""PyTorch's zip files without PyTorch: `.pth`, `.pt`, `.bin` (torch.save) and TorchScript `.jit` archives.
+"""PyTorch's zip files without PyTorch: `.pth`, `.pt`, `.bin` (torch.save) and TorchScript `.jit`
+archives.
 
-    ROOT/data.pkl     a pickle of dictionaries, lists and (TorchScript) modules; tensors are views of numbered storages
+    ROOT/data.pkl     a pickle of dictionaries, lists and (TorchScript) modules; tensors are views
+    of numbered storages
     ROOT/data/KEY     the raw little-endian bytes of one storage, not compressed, with a checksum
     ROOT/byteorder    "little"
 
-The pickle is read as data (`pickle_data`): nothing in it is executed, TorchScript's code is not even opened. A tensor's
-name is the path to it, joined with dots.
+The pickle is read as data (`pickle_data`): nothing in it is executed, TorchScript's code is not
+even opened. A tensor's name is the path to it, joined with dots.
 """
 
 import math
@@ -17,28 +19,50 @@ import numpy as np
 
 from videomar_jax.interop.formats.pickle_data import Global, Instance, PickleError, read_pickle
 from videomar_jax.interop.formats.stored_zip import StoredZip
-from videomar_jax.interop.formats.tensor_file import TensorFile, TensorSpec, WeightFileError, as_array, is_shape
+from videomar_jax.interop.formats.tensor_file import (
+    TensorFile,
+    TensorSpec,
+    WeightFileError,
+    as_array,
+    is_shape,
+)
 
 STORAGES: dict[str, np.dtype] = {
-    "DoubleStorage": np.dtype("<f8"), "FloatStorage": np.dtype("<f4"), "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("<i8"), "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"), "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"),
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype(np.bool_),
-}  # fmt: skip
+}
 """Names of PyTorch's storages in the module `torch`."""
 
 _ALLOWED = {
-    "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-    "collections.OrderedDict", "argparse.Namespace", "torch.Size", "torch.device",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_parameter",
+    "collections.OrderedDict",
+    "argparse.Namespace",
+    "torch.Size",
+    "torch.device",
     *(f"torch.{name}" for name in STORAGES),
-    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")),
+    *(
+        f"torch.{name}"
+        for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+    ),
     *(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")),
     "torch.jit._pickle.restore_type_tag",
-}  # fmt: skip
+}
 _MAX_PICKLE = 32 * 2**20
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
-_SMALL = 64 * 2**20  # a tensor with repeated entries (stride 0) may be this large, whatever its storage
+_SMALL = (
+    64 * 2**20
+)  # a tensor with repeated entries (stride 0) may be this large, whatever its storage
 
 
 class Storage(NamedTuple):
@@ -62,7 +86,11 @@ class View(NamedTuple):
         """One past the last entry it uses; equal to the offset where it is empty."""
         if 0 in self.shape:
             return self.offset
-        return self.offset + 1 + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
+        return (
+            self.offset
+            + 1
+            + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
+        )
 
     @property
     def spec(self) -> TensorSpec:
@@ -73,7 +101,9 @@ class View(NamedTuple):
 def _named(name: Global) -> Global:
     if str(name) in _ALLOWED or _is_module(name):
         return name
-    raise PickleError(f"it names {name}, which is not on the list of what may appear; nothing was executed")
+    raise PickleError(
+        f"it names {name}, which is not on the list of what may appear; nothing was executed"
+    )
 
 
 def _is_module(name: Global) -> bool:
@@ -98,19 +128,27 @@ def _call(name: Global, args: tuple) -> Any:
 def _view(storage: Any, offset: Any, shape: Any, strides: Any) -> View:
     if not isinstance(storage, Storage) or not is_shape((offset,)) or not is_shape(shape):
         raise PickleError("a tensor makes no sense")
-    if not isinstance(strides, tuple) or len(strides) != len(shape) or not all(is_shape((step,)) for step in strides):
+    if (
+        not isinstance(strides, tuple)
+        or len(strides) != len(shape)
+        or not all(is_shape((step,)) for step in strides)
+    ):
         raise PickleError("a tensor's strides make no sense")
     view = View(storage, offset, tuple(shape), strides)
     if view.last > storage.count:
         raise PickleError(f"a tensor reaches beyond the end of its storage {storage.key!r}")
-    if math.prod(shape) * storage.dtype.itemsize > max(storage.count * storage.dtype.itemsize, _SMALL):
+    if math.prod(shape) * storage.dtype.itemsize > max(
+        storage.count * storage.dtype.itemsize, _SMALL
+    ):
         raise PickleError("a tensor repeats its storage many times over; save it contiguously")
     return view
 
 
 def _persistent(reference: Any) -> Storage:
     match reference:
-        case ("storage", Global("torch", kind), str(key), str(), int(count)) if kind in STORAGES and count >= 0:
+        case ("storage", Global("torch", kind), str(key), str(), int(count)) if (
+            kind in STORAGES and count >= 0
+        ):
             return Storage(key, STORAGES[kind], count)
     raise PickleError("a storage is described in a way that is not understood")
 
@@ -142,7 +180,8 @@ class TorchArchive(TensorFile):
     """One zip file written by torch.save or torch.jit.save.
 
     Raises:
-        WeightFileError: damaged, compressed, big-endian, or its pickle names something that is not data.
+        WeightFileError: damaged, compressed, big-endian, or its pickle names something that is not
+            data.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -151,9 +190,13 @@ class TorchArchive(TensorFile):
             self._root = self._find_root()
             order = f"{self._root}/byteorder"
             if order in self._zip.sizes and self._zip.read(order).tobytes() != b"little":
-                raise WeightFileError(f"{path} was written on a big-endian machine, which is not supported.")
+                raise WeightFileError(
+                    f"{path} was written on a big-endian machine, which is not supported."
+                )
             if self._zip.sizes[f"{self._root}/data.pkl"] > _MAX_PICKLE:
-                raise WeightFileError(f"{path}: its data.pkl is too large to be the description of some weights.")
+                raise WeightFileError(
+                    f"{path}: its data.pkl is too large to be the description of some weights."
+                )
             self._views = self._read_views()
         except PickleError as error:
             self._zip.close()
@@ -164,9 +207,13 @@ class TorchArchive(TensorFile):
         super().__init__(path, {name: view.spec for name, view in self._views.items()}, {})
 
     def _find_root(self) -> str:
-        roots = [name.removesuffix("/data.pkl") for name in self._zip.sizes if name.endswith("/data.pkl")]
+        roots = [
+            name.removesuffix("/data.pkl") for name in self._zip.sizes if name.endswith("/data.pkl")
+        ]
         if len(roots) != 1:
-            raise WeightFileError(f"{self._zip.path} is a zip file, but not one that PyTorch writes (no data.pkl).")
+            raise WeightFileError(
+                f"{self._zip.path} is a zip file, but not one that PyTorch writes (no data.pkl)."
+            )
         return roots[0]
 
     def _read_views(self) -> dict[str, View]:
@@ -175,7 +222,9 @@ class TorchArchive(TensorFile):
         for name, view in views.items():
             member = f"{self._root}/data/{view.storage.key}"
             if self._zip.sizes.get(member) != view.storage.count * view.storage.dtype.itemsize:
-                raise PickleError(f"the storage {view.storage.key!r} of {name!r} is missing or has another size")
+                raise PickleError(
+                    f"the storage {view.storage.key!r} of {name!r} is missing or has another size"
+                )
             self._zip.locate(member)
         return views
 
@@ -188,7 +237,9 @@ class TorchArchive(TensorFile):
         if 0 in view.shape:
             return values.reshape(view.shape)
         steps = tuple(step * values.dtype.itemsize for step in view.strides)
-        return np.ascontiguousarray(np.lib.stride_tricks.as_strided(values, view.shape, steps)).reshape(view.shape)
+        return np.ascontiguousarray(
+            np.lib.stride_tricks.as_strided(values, view.shape, steps)
+        ).reshape(view.shape)
 
     def close(self) -> None:
         """Closes the file."""

@@ -1,7 +1,9 @@
-"""Writes a file that torch.load reads as a dictionary of tensors, without PyTorch and one tensor at a time.
+"""Writes a file that torch.load reads as a dictionary of tensors, without PyTorch and one tensor at
+a time.
 
-The layout is that of `torch_archive`. The pickle is written by hand, since Python's pickler can only name functions
-that it can import. Storages begin at multiples of 64 bytes, as PyTorch does it, so that the file can be mapped.
+The layout is that of `torch_archive`. The pickle is written by hand, since Python's pickler can
+only name functions that it can import. Storages begin at multiples of 64 bytes, as PyTorch does it,
+so that the file can be mapped.
 """
 
 import os
@@ -21,19 +23,29 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_torch(
-    path: str | os.PathLike, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], *,
-    container: str | None = None, overwrite: bool = False,
-) -> None:  # fmt: skip
-    """Writes {name: tensor}, or {container: {name: tensor}}, asking `read` for one tensor at a time.
+    path: str | os.PathLike,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], np.ndarray],
+    *,
+    container: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes {name: tensor}, or {container: {name: tensor}}, asking `read` for one tensor at a
+    time.
 
     Raises:
         FileExistsError: the name is taken and `overwrite` is False.
         ValueError: a type that PyTorch's storages do not have.
     """
-    program = _dictionary({name: _tensor(str(i), name, spec) for i, (name, spec) in enumerate(specs.items())})
+    program = _dictionary(
+        {name: _tensor(str(i), name, spec) for i, (name, spec) in enumerate(specs.items())}
+    )
     if container is not None:
         program = _dictionary({container: program})
-    with new_file(path, overwrite=overwrite) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        new_file(path, overwrite=overwrite) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
         _add(archive, "data.pkl", b"\x80\x02" + program + b".")
         _add(archive, "byteorder", b"little")
         for i, (name, spec) in enumerate(specs.items()):
@@ -77,10 +89,24 @@ def _tensor(key: str, name: str, spec: TensorSpec) -> bytes:
     """Instructions that make a contiguous tensor over the storage `key`."""
     kinds = {dtype: kind for kind, dtype in STORAGES.items()}
     if spec.dtype not in kinds:
-        raise ValueError(f"{name} has the type {spec.dtype}, which a PyTorch file of this kind cannot hold.")
+        raise ValueError(
+            f"{name} has the type {spec.dtype}, which a PyTorch file of this kind cannot hold."
+        )
     strides = [int(np.prod(spec.shape[i + 1 :], dtype=np.int64)) for i in range(len(spec.shape))]
-    storage = b"(" + _text("storage") + f"ctorch\n{kinds[spec.dtype]}\n".encode() + _text(key) + _text("cpu")
+    storage = (
+        b"("
+        + _text("storage")
+        + f"ctorch\n{kinds[spec.dtype]}\n".encode()
+        + _text(key)
+        + _text("cpu")
+    )
     return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + _whole(spec.count) + b"tQ" + _whole(0)
-        + _whole_numbers(list(spec.shape)) + _whole_numbers(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
-    )  # fmt: skip
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + _whole(spec.count)
+        + b"tQ"
+        + _whole(0)
+        + _whole_numbers(list(spec.shape))
+        + _whole_numbers(strides)
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )

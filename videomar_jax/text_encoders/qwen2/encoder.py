@@ -1,20 +1,26 @@
-"""Captions to the last hidden state of a Qwen2 language model, the way VideoMAR's published weights expect them.
+"""Captions to the last hidden state of a Qwen2 language model, the way VideoMAR's published weights
+expect them.
 
 For each caption, with K = `max_tokens`:
 
-1. tokens = the caption's, cut to K, padded to K; mask = token differs from the pad token. A caption without any token
-   keeps its first pad token (its last with padding on the left) as an end-of-text, so that its mask has one True.
-2. The m tokens of the system text, if there is one, go in front: the model runs over m + K tokens under the attention
+1. tokens = the caption's, cut to K, padded to K; mask = token differs from the pad token. A caption
+    without any token
+   keeps its first pad token (its last with padding on the left) as an end-of-text, so that its mask
+   has one True.
+2. The m tokens of the system text, if there is one, go in front: the model runs over m + K tokens
+    under the attention
    mask [ones, mask], position = place in that row.
-3. The features are the last hidden state of the last K places, float32. Where the mask is False they are what the
+3. The features are the last hidden state of the last K places, float32. Where the mask is False
+    they are what the
    model computes there, not zeros; nothing that honours the mask can tell.
 
-Attention is causal, hence nothing at the system text's places depends on the caption: their keys and values are
-computed once and reused. The result is the formula of step 2; only the order of float32 additions may differ from
-running the m + K tokens together.
+Attention is causal, hence nothing at the system text's places depends on the caption: their keys
+and values are computed once and reused. The result is the formula of step 2; only the order of
+float32 additions may differ from running the m + K tokens together.
 
-`interop.qwen2.load_qwen2` builds an encoder from a folder. A saved encoder is a reference to that folder: a copy of
-several gigabytes in every run would serve nobody. Importing `interop.qwen2` lets `load_text_encoder` follow it.
+`interop.qwen2.load_qwen2` builds an encoder from a folder. A saved encoder is a reference to that
+folder: a copy of several gigabytes in every run would serve nobody. Importing `interop.qwen2` lets
+    `load_text_encoder` follow it.
 """
 
 import dataclasses
@@ -39,7 +45,8 @@ from videomar_jax.types import Bool
 class Qwen2Options:
     """How captions are encoded.
 
-    system_text: put in front of every caption and cut off again; None for none. The published model was trained with
+    system_text: put in front of every caption and cut off again; None for none. The published model
+        was trained with
         one: HART's `llm_system_prompt`, or FAR's copy of it, which has other blanks.
     padding_side: "right" or "left".
     batch_size: captions that run together at most; rounded up to a multiple of the mesh's devices.
@@ -53,14 +60,17 @@ class Qwen2Options:
 
     def __post_init__(self):
         if self.max_tokens < 1 or self.batch_size < 1:
-            raise ValueError(f"max_tokens = {self.max_tokens}, batch_size = {self.batch_size} must be at least 1")
+            raise ValueError(
+                f"max_tokens = {self.max_tokens}, batch_size = {self.batch_size} must be at least 1"
+            )
         if self.padding_side not in ("right", "left"):
             raise ValueError(f"padding_side is {self.padding_side!r}; it may be 'right' or 'left'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights and the tokenizer lie: an absolute path, and a digest that tells whether they are the same."""
+    """Where the weights and the tokenizer lie: an absolute path, and a digest that tells whether
+    they are the same."""
 
     folder: str
     fingerprint: str
@@ -70,8 +80,8 @@ class Source:
 class Qwen2TextEncoder:
     """The `TextEncoder` of this module; `interop.qwen2.load_qwen2` builds it from a folder.
 
-    It owns its tokenizer, whose padding and truncation it sets. With `mesh`, whose devices must all belong to this
-    process, captions are split over the devices.
+    It owns its tokenizer, whose padding and truncation it sets. With `mesh`, whose devices must all
+    belong to this process, captions are split over the devices.
     """
 
     kind: ClassVar[str] = "qwen2"
@@ -88,11 +98,17 @@ class Qwen2TextEncoder:
 
     def __post_init__(self):
         if self.mesh is not None and self.mesh.size > len(self.mesh.local_devices):
-            raise ValueError("the mesh of a text encoder must hold devices of this process only: jax.local_devices()")
+            raise ValueError(
+                "the mesh of a text encoder must hold devices of this process only: jax.local_devices()"
+            )
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         system_text = _valid_unicode(self.options.system_text or "")
-        object.__setattr__(self, "system_tokens", tuple(self.tokenizer.encode(system_text).ids if system_text else ()))
+        object.__setattr__(
+            self,
+            "system_tokens",
+            tuple(self.tokenizer.encode(system_text).ids if system_text else ()),
+        )
         self.tokenizer.enable_truncation(self.max_tokens)
         length, window = len(self.system_tokens) + self.max_tokens, self.model.config.window
         if window is not None and window < length:
@@ -109,7 +125,9 @@ class Qwen2TextEncoder:
     def width(self) -> int:
         return self.model.config.width
 
-    def encode(self, captions: Sequence[str]) -> tuple[Float32[np.ndarray, "B K E"], Bool[np.ndarray, "B K"]]:
+    def encode(
+        self, captions: Sequence[str]
+    ) -> tuple[Float32[np.ndarray, "B K E"], Bool[np.ndarray, "B K"]]:
         """Features [B, max_tokens, width] and the mask of the captions' tokens [B, max_tokens].
 
         One warning a call says how many captions were cut, and what the first of them lost.
@@ -121,10 +139,14 @@ class Qwen2TextEncoder:
             features[rows] = self._encode_batch(tokens[rows], mask[rows])
         return features, mask
 
-    def tokenize(self, captions: Sequence[str]) -> tuple[Int32[np.ndarray, "B K"], Bool[np.ndarray, "B K"]]:
+    def tokenize(
+        self, captions: Sequence[str]
+    ) -> tuple[Int32[np.ndarray, "B K"], Bool[np.ndarray, "B K"]]:
         """Tokens, padded on the chosen side, and the mask: step 1 of the module's text."""
         if isinstance(captions, str):
-            raise ValueError(f"encode takes a sequence of captions; for one caption give [{captions!r}]")
+            raise ValueError(
+                f"encode takes a sequence of captions; for one caption give [{captions!r}]"
+            )
         encodings = self.tokenizer.encode_batch([_valid_unicode(caption) for caption in captions])
         self._warn_of_cuts(encodings)
         left = self.options.padding_side == "left"
@@ -155,13 +177,18 @@ class Qwen2TextEncoder:
         return -(-self.options.batch_size // devices) * devices
 
     def _encode_batch(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Runs rows filled up to a power of two times the devices, so that few batch sizes are ever compiled."""
+        """Runs rows filled up to a power of two times the devices, so that few batch sizes are ever
+        compiled."""
         count, size = len(tokens), 1 if self.mesh is None else self.mesh.size
         while size < count:
             size *= 2
-        filled = [np.resize(x, (min(size, self._largest_batch), x.shape[1])) for x in (tokens, mask)]
+        filled = [
+            np.resize(x, (min(size, self._largest_batch), x.shape[1])) for x in (tokens, mask)
+        ]
         if self.mesh is not None:
-            filled = jax.device_put(filled, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names)))
+            filled = jax.device_put(
+                filled, NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names))
+            )
         return np.asarray(_last_hidden_state(self.model, *filled, self._prefix))[:count]
 
     def _warn_of_cuts(self, encodings: list[Encoding]) -> None:
@@ -170,11 +197,15 @@ class Qwen2TextEncoder:
             lost = [token for part in cut[0].overflowing for token in part.ids]
             logging.warning(
                 "%d of %d captions are longer than max_tokens = %d and were cut; the first loses %r",
-                len(cut), len(encodings), self.max_tokens, self.tokenizer.decode(lost),
-            )  # fmt: skip
+                len(cut),
+                len(encodings),
+                self.max_tokens,
+                self.tokenizer.decode(lost),
+            )
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes a reference: `Source` and the options. Weights of gigabytes are not copied into every run."""
+        """Writes a reference: `Source` and the options. Weights of gigabytes are not copied into
+        every run."""
         base.save_text_encoder(self, directory)
 
     def settings(self) -> dict[str, Any]:
@@ -185,7 +216,9 @@ class Qwen2TextEncoder:
 
 
 @jax.jit
-def _last_hidden_state(model: Qwen2, tokens: jax.Array, mask: jax.Array, prefix: KeysValues | None) -> jax.Array:
+def _last_hidden_state(
+    model: Qwen2, tokens: jax.Array, mask: jax.Array, prefix: KeysValues | None
+) -> jax.Array:
     return model(tokens, mask, prefix)[0]
 
 

@@ -1,8 +1,10 @@
 """The two convolutions of the Cosmos tokenizer, in the forms that are fast.
 
-In time: three products on shifted frames. In space: XLA's convolution; but on CPU, in float32 and for large inputs, by
-the minimal filtering of Winograd (Lavin and Gray, arXiv 1509.09308), F(2x2, 3x3), which takes 16 products where the
-plain sum takes 36. Of two neighbouring outputs y0, y1 along one axis, over inputs d0..d3 and taps g0..g2:
+In time: three products on shifted frames. In space: XLA's convolution; but on CPU, in float32 and
+    for large inputs, by
+the minimal filtering of Winograd (Lavin and Gray, arXiv 1509.09308), F(2x2, 3x3), which takes 16
+products where the plain sum takes 36. Of two neighbouring outputs y0, y1 along one axis, over
+inputs d0..d3 and taps g0..g2:
 
     m0 = (d0 - d2) g0                   m1 = (d1 + d2) (g0 + g1 + g2) / 2
     m3 = (d1 - d3) g2                   m2 = (d2 - d1) (g0 - g1 + g2) / 2
@@ -19,13 +21,19 @@ import jax.numpy as jnp
 from videomar_jax.types import Array, Float
 
 _LARGE, _WIDE = 1500, 64
-"""From so many positions, and channels on both sides, Winograd's sums cost less than the products they save."""
+"""From so many positions, and channels on both sides, Winograd's sums cost less than the products
+they save."""
 
 
 def spatial_conv(
-    x: Float[Array, "N H W I"], kernel: Float[Array, "3 3 I O"], *, stride: int = 1, padding: tuple[int, int] = (1, 1)
+    x: Float[Array, "N H W I"],
+    kernel: Float[Array, "3 3 I O"],
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (1, 1),
 ) -> Float[Array, "N h w O"]:
-    """3x3 cross-correlation of each image; `padding` zeros (before, after) rows and columns alike."""
+    """3x3 cross-correlation of each image; `padding` zeros (before, after) rows and columns
+    alike."""
     if stride == 1 and padding == (1, 1) and _suits_winograd(x, kernel):
         return winograd_conv(x, kernel)
     return jax.lax.conv_general_dilated(
@@ -43,7 +51,9 @@ def temporal_conv(
     return y.reshape(*taps[0].shape[:-1], -1)
 
 
-def winograd_conv(x: Float[Array, "N H W I"], kernel: Float[Array, "3 3 I O"]) -> Float[Array, "N H W O"]:
+def winograd_conv(
+    x: Float[Array, "N H W I"], kernel: Float[Array, "3 3 I O"]
+) -> Float[Array, "N H W O"]:
     """3x3 cross-correlation with one zero around each image; H and W are even."""
     images, height, width, channels = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -60,8 +70,12 @@ def winograd_conv(x: Float[Array, "N H W I"], kernel: Float[Array, "3 3 I O"]) -
         ]
         for row, tap in zip(rows, taps, strict=True)
     ]
-    by_row = zip(*(_outputs(row) for row in products), strict=True)  # for either output column, the four rows
-    y = jnp.stack([jnp.stack(_outputs(column)) for column in by_row])  # [column, row, positions / 4, O]
+    by_row = zip(
+        *(_outputs(row) for row in products), strict=True
+    )  # for either output column, the four rows
+    y = jnp.stack(
+        [jnp.stack(_outputs(column)) for column in by_row]
+    )  # [column, row, positions / 4, O]
     y = y.reshape(2, 2, images, height // 2, width // 2, -1)
     return y.transpose(2, 3, 1, 4, 0, 5).reshape(images, height, width, -1)
 

@@ -1,13 +1,15 @@
-"""The layers of the Cosmos tokenizer, each causal in time and able to go on where the chunk before ended.
+"""The layers of the Cosmos tokenizer, each causal in time and able to go on where the chunk before
+ended.
 
-Activations are [B, T, H, W, C]. Convolutions are split in space (1x3x3, zero padding), in time (3x1x1, the frames
-before the first are copies of it) and pointwise (1x1x1). A layer that looks back in time takes what it needs from a
-`Past`; nothing else couples frames, so a clip may be cut anywhere between latent frames:
+Activations are [B, T, H, W, C]. Convolutions are split in space (1x3x3, zero padding), in time
+(3x1x1, the frames before the first are copies of it) and pointwise (1x1x1). A layer that looks back
+in time takes what it needs from a `Past`; nothing else couples frames, so a clip may be cut
+anywhere between latent frames:
 
     layer(x[:, :a], past_0) then layer(x[:, a:], past_1)   equals   layer(x, past_0).
 
-Parameters have the dtype of the activations and are zeros until weights are put in their place. Norm statistics and
-softmax are float32 throughout.
+Parameters have the dtype of the activations and are zeros until weights are put in their place.
+Norm statistics and softmax are float32 throughout.
 """
 
 import math
@@ -26,24 +28,29 @@ Changed = Float[Array, "B t h w D"]
 """Frames whose number, size or width a layer changes."""
 
 QUERY_BLOCK = 1024
-"""Spatial attention is computed for this many queries at a time: a bound on its memory that changes no number."""
+"""Spatial attention is computed for this many queries at a time: a bound on its memory that changes
+no number."""
 
 
 class Past:
     """The frames before a chunk, as its layers see them; they ask in the order in which they run.
 
-    `state` is None for the chunk that starts a clip, else the `kept` of the chunk before. `seen` counts the latent
-    frames before this chunk, `capacity` is the number of latent frames the whole clip may have.
+    `state` is None for the chunk that starts a clip, else the `kept` of the chunk before. `seen`
+    counts the latent frames before this chunk, `capacity` is the number of latent frames the whole
+    clip may have.
     """
 
-    def __init__(self, state: Sequence[Array] | None = None, *, seen: Array | int = 0, capacity: int = 1):
+    def __init__(
+        self, state: Sequence[Array] | None = None, *, seen: Array | int = 0, capacity: int = 1
+    ):
         self.starts = state is None
         self._given = iter(state or ())
         self.seen, self.capacity = seen, capacity
         self.kept: list[Array] = []
 
     def before(self, x: Frames, count: int, copies: int | None = None) -> Changed:
-        """x with `count` earlier frames in front; at the start of a clip with `copies` of its first frame."""
+        """x with `count` earlier frames in front; at the start of a clip with `copies` of its first
+        frame."""
         if self.starts:
             earlier = jnp.repeat(x[:, :1], count if copies is None else copies, axis=1)
         else:
@@ -53,7 +60,8 @@ class Past:
         return x
 
     def cache(self, x: Float[Array, "B T H W C"], stride: int) -> Float[Array, "B L H W C"]:
-        """All frames so far, x last, in a buffer for the whole clip; `stride` frames of x are one latent frame."""
+        """All frames so far, x last, in a buffer for the whole clip; `stride` frames of x are one
+        latent frame."""
         start, whole = self.frames_before(stride), 1 + stride * (self.capacity - 1)
         if self.starts:
             buffer = jnp.zeros((x.shape[0], max(whole, x.shape[1]), *x.shape[2:]), x.dtype)
@@ -67,14 +75,19 @@ class Past:
 
 
 class SpatialConv(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, padding: tuple[int, int] = (1, 1)):
+    def __init__(
+        self, inputs: int, outputs: int, *, stride: int = 1, padding: tuple[int, int] = (1, 1)
+    ):
         self.kernel = nnx.Param(jnp.zeros((3, 3, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
         self.stride, self.padding = stride, padding
 
     def __call__(self, x: Frames) -> Changed:
         images = x.reshape(-1, *x.shape[2:])
-        y = spatial_conv(images, self.kernel[...], stride=self.stride, padding=self.padding) + self.bias[...]
+        y = (
+            spatial_conv(images, self.kernel[...], stride=self.stride, padding=self.padding)
+            + self.bias[...]
+        )
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
@@ -85,7 +98,8 @@ class TemporalConv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Frames, past: Past) -> Changed:
-        # With stride 2, windows reach one frame back into the chunk before; at the start of a clip, two copies.
+        # With stride 2, windows reach one frame back into the chunk before; at the start of a clip,
+        # two copies.
         x = past.before(x, 3 - self.stride, copies=2)
         return temporal_conv(x, self.kernel[...], stride=self.stride) + self.bias[...]
 
@@ -112,7 +126,8 @@ class ConvPair(nnx.Module):
 
 
 class FrameNorm(nnx.Module):
-    """Group norm with one group, of each frame by itself: over rows, columns and channels together."""
+    """Group norm with one group, of each frame by itself: over rows, columns and channels
+    together."""
 
     def __init__(self, channels: int):
         self.scale = nnx.Param(jnp.ones(channels))
@@ -151,7 +166,10 @@ class SpatialAttention(_Attention):
 
     def __call__(self, x: Frames) -> Frames:
         h = self.norm(x)
-        q, k, v = (part(h).reshape(-1, math.prod(x.shape[2:4]), x.shape[-1]) for part in (self.q, self.k, self.v))
+        q, k, v = (
+            part(h).reshape(-1, math.prod(x.shape[2:4]), x.shape[-1])
+            for part in (self.q, self.k, self.v)
+        )
         if (blocks := -(-q.shape[1] // QUERY_BLOCK)) == 1:
             h = _attend(q, k, v)
         else:
@@ -163,7 +181,8 @@ class SpatialAttention(_Attention):
 
 
 class TemporalAttention(_Attention):
-    """Every position attends to itself in this frame and in all earlier ones; `stride` frames are a latent frame."""
+    """Every position attends to itself in this frame and in all earlier ones; `stride` frames are a
+    latent frame."""
 
     def __init__(self, channels: int, *, stride: int):
         super().__init__(channels)
@@ -172,15 +191,22 @@ class TemporalAttention(_Attention):
     def __call__(self, x: Frames, past: Past) -> Frames:
         h = self.norm(x)
         q, k, v = self.q(h), past.cache(self.k(h), self.stride), past.cache(self.v(h), self.stride)
-        logits = jnp.einsum("bihwc,bjhwc->bhwij", q, k, preferred_element_type=jnp.float32) * x.shape[-1] ** -0.5
+        logits = (
+            jnp.einsum("bihwc,bjhwc->bhwij", q, k, preferred_element_type=jnp.float32)
+            * x.shape[-1] ** -0.5
+        )
         frame = jnp.arange(q.shape[1])[:, None] + past.frames_before(self.stride)
         logits = jnp.where(jnp.arange(k.shape[1]) <= frame, logits, -jnp.inf)
         h = jnp.einsum("bhwij,bjhwc->bihwc", jax.nn.softmax(logits).astype(v.dtype), v)
         return x + self.proj_out(h)
 
 
-def _attend(q: Float[Array, "N I C"], k: Float[Array, "N J C"], v: Float[Array, "N J C"]) -> Float[Array, "N I C"]:
-    logits = jnp.einsum("nic,njc->nij", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+def _attend(
+    q: Float[Array, "N I C"], k: Float[Array, "N J C"], v: Float[Array, "N J C"]
+) -> Float[Array, "N I C"]:
+    logits = (
+        jnp.einsum("nic,njc->nij", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    )
     return jnp.einsum("nij,njc->nic", jax.nn.softmax(logits).astype(v.dtype), v)
 
 
@@ -196,7 +222,8 @@ class AttentionPair(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves space, then time: a strided convolution plus the mean of what it replaces, then a pointwise mix."""
+    """Halves space, then time: a strided convolution plus the mean of what it replaces, then a
+    pointwise mix."""
 
     def __init__(self, channels: int, step: Step):
         below_and_right = {"stride": 2, "padding": (0, 1)}
@@ -217,7 +244,8 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles time (but for the first frame of a clip), then space: repeats plus their convolution, then a mix."""
+    """Doubles time (but for the first frame of a clip), then space: repeats plus their convolution,
+    then a mix."""
 
     def __init__(self, channels: int, step: Step):
         self.temporal = TemporalConv(channels, channels) if step.time else None

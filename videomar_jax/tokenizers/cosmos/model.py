@@ -1,10 +1,14 @@
 """The Cosmos tokenizer's network: causal encoder and decoder between Haar bands and latents.
 
-    encode   video -> Haar bands -> conv_in -> levels (blocks, step) -> middle -> norm, SiLU, conv_out -> quant_conv
-    decode   latents -> post_quant_conv -> conv_in -> middle -> levels -> norm, SiLU, conv_out -> inverse Haar
+    encode   video -> Haar bands -> conv_in -> levels (blocks, step) -> middle -> norm, SiLU,
+    conv_out -> quant_conv
+    decode   latents -> post_quant_conv -> conv_in -> middle -> levels -> norm, SiLU, conv_out ->
+    inverse Haar
 
-Both work on one chunk of a clip at a time, with a `Past` that carries what the layers remember: the first chunk has
-1 + k * stride pixel frames (1 + k latent frames), every later one k * stride (k). One chunk for all is the plain case.
+Both work on one chunk of a clip at a time, with a `Past` that carries what the layers remember: the
+    first chunk has
+1 + k * stride pixel frames (1 + k latent frames), every later one k * stride (k). One chunk for all
+is the plain case.
 """
 
 import jax
@@ -29,7 +33,8 @@ from videomar_jax.types import Array, Float, Pixels
 
 
 class CosmosNetwork(nnx.Module):
-    """Encoder and decoder of one configuration. Parameters are zeros, to be replaced by weights (see `cosmos`)."""
+    """Encoder and decoder of one configuration. Parameters are zeros, to be replaced by weights
+    (see `cosmos`)."""
 
     def __init__(self, config: CosmosConfig):
         self.encoder = Encoder(config)
@@ -43,7 +48,9 @@ class CosmosNetwork(nnx.Module):
 
     def decode(self, latents: Float[Array, "B T h w C"], past: Past) -> Pixels:
         """Unscaled latents of one chunk to its pixels."""
-        return self.decoder(self.post_quant_conv(latents.astype(self.post_quant_conv.kernel.dtype)), past)
+        return self.decoder(
+            self.post_quant_conv(latents.astype(self.post_quant_conv.kernel.dtype)), past
+        )
 
 
 class Encoder(nnx.Module):
@@ -57,13 +64,18 @@ class Encoder(nnx.Module):
             step = config.encoder_steps[i] if i < len(config.encoder_steps) else None
             resample = step and Downsample(width, step)
             attends = config.attends(i)
-            self.down.append(Level(before, width, config.blocks, attends=attends, stride=stride, resample=resample))
+            self.down.append(
+                Level(
+                    before, width, config.blocks, attends=attends, stride=stride, resample=resample
+                )
+            )
             before, stride = width, stride // (2 if step and step.time else 1)
         self.mid = Middle(before)
         self.norm_out, self.conv_out = FrameNorm(before), ConvPair(before, config.z_channels)
 
     def __call__(self, video: Pixels, past: Past) -> Changed:
-        # The bands are taken in float32 whatever the network computes in: sums of 8 lose bits in bfloat16.
+        # The bands are taken in float32 whatever the network computes in: sums of 8 lose bits in
+        # bfloat16.
         x = patches(video, self.patch, past).astype(self.conv_in.spatial.kernel.dtype)
         x = self.conv_in(x, past)
         for level in self.down:
@@ -84,7 +96,16 @@ class Decoder(nnx.Module):
             step = config.decoder_steps[q] if q < len(config.decoder_steps) else None
             resample = step and Upsample(width, step)
             attends = config.attends(len(widths) - 1 - q)
-            levels.append(Level(before, width, config.blocks + 1, attends=attends, stride=stride, resample=resample))
+            levels.append(
+                Level(
+                    before,
+                    width,
+                    config.blocks + 1,
+                    attends=attends,
+                    stride=stride,
+                    resample=resample,
+                )
+            )
             before, stride = width, stride * (2 if step and step.time else 1)
         self.up = nnx.List(levels[::-1])
         self.norm_out, self.conv_out = FrameNorm(before), ConvPair(before, 3 * config.patch**3)
@@ -98,13 +119,22 @@ class Decoder(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one size, each followed by attention if the level `attends`, then the step to the next."""
+    """Residual blocks at one size, each followed by attention if the level `attends`, then the step
+    to the next."""
 
     def __init__(
-        self, inputs: int, outputs: int, blocks: int, *, attends: bool, stride: int,
+        self,
+        inputs: int,
+        outputs: int,
+        blocks: int,
+        *,
+        attends: bool,
+        stride: int,
         resample: Downsample | Upsample | None,
-    ):  # fmt: skip
-        self.block = nnx.List([ResidualBlock(outputs if j else inputs, outputs) for j in range(blocks)])
+    ):
+        self.block = nnx.List(
+            [ResidualBlock(outputs if j else inputs, outputs) for j in range(blocks)]
+        )
         pairs = [AttentionPair(outputs, stride=stride) for _ in range(blocks * attends)]
         self.attn = nnx.List(pairs)
         self.resample = resample
@@ -129,7 +159,8 @@ class Middle(nnx.Module):
 
 
 def patches(video: Pixels, patch: int, past: Past) -> Changed:
-    """Haar bands of a chunk: of the first, frame 0 makes a group by itself; later chunks are whole groups."""
+    """Haar bands of a chunk: of the first, frame 0 makes a group by itself; later chunks are whole
+    groups."""
     if past.starts:
         return haar_patches(video, patch)
     return haar_patches(jnp.concatenate([video[:, :1], video], axis=1), patch)[:, 1:]

@@ -1,8 +1,10 @@
-"""A clip in temporal chunks: the same numbers as in one piece, in memory that does not grow with its length.
+"""A clip in temporal chunks: the same numbers as in one piece, in memory that does not grow with
+its length.
 
-A network step maps one chunk and its `Past` to the chunk's output. Causal convolutions keep their last frames, temporal
-attention its keys and values (in buffers for the whole clip, at latent resolution), and nothing else. The first chunk
-takes what the later ones leave over, so that all others have one size and one program:
+A network step maps one chunk and its `Past` to the chunk's output. Causal convolutions keep their
+last frames, temporal attention its keys and values (in buffers for the whole clip, at latent
+resolution), and nothing else. The first chunk takes what the later ones leave over, so that all
+others have one size and one program:
 
     T latent frames = first + loops * chunk,   1 <= first <= chunk
 """
@@ -32,17 +34,22 @@ class ChunkState:
 def run_chunk(
     step: NetworkStep, x: Array, state: ChunkState | None, *, frames: int, capacity: int
 ) -> tuple[Array, ChunkState]:
-    """One chunk of `frames` latent frames after `state` (None: the clip starts here) of a clip of up to `capacity`."""
+    """One chunk of `frames` latent frames after `state` (None: the clip starts here) of a clip of
+    up to `capacity`."""
     past = Past(None) if state is None else Past(state.kept, seen=state.seen)
     past.capacity = capacity
     y = step(x, past)
     return y, ChunkState(seen=jnp.asarray(past.seen + frames, jnp.int32), kept=tuple(past.kept))
 
 
-def run_clip(step: NetworkStep, x: Array, *, frames: int, chunk: int | None, strides: tuple[int, int]) -> Array:
-    """A whole clip [B, 1 + a (frames - 1), ...] to [B, 1 + b (frames - 1), ...] with (a, b) = `strides`.
+def run_clip(
+    step: NetworkStep, x: Array, *, frames: int, chunk: int | None, strides: tuple[int, int]
+) -> Array:
+    """A whole clip [B, 1 + a (frames - 1), ...] to [B, 1 + b (frames - 1), ...] with (a, b) =
+    `strides`.
 
-    chunk: latent frames at a time; None for all. Jittable; the loop over chunks is a `lax.scan` that fills one output.
+    chunk: latent frames at a time; None for all. Jittable; the loop over chunks is a `lax.scan`
+        that fills one output.
     """
     if chunk is None or frames <= chunk:
         return step(x, Past(capacity=frames))

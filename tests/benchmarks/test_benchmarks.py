@@ -1,0 +1,65 @@
+"""The benchmarks run, count what they say, and overwrite nothing."""
+
+import importlib.util
+import json
+import math
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from videomar_jax.models.config import PRESETS
+from videomar_jax.models.flops import train_step_flops
+from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.training.loss import LossConfig
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_training_step_is_measured_at_every_length_of_its_clips():
+    bench = load("train_step")
+    loss = LossConfig(layout="truncated", draws_per_token=2)
+    case = bench.Case(model="tiny", shape=(3, 2, 3), batch=2, loss=loss, config=PRESETS["tiny"])
+    row = bench.measure(case, 2, MeshConfig(data=1))
+    assert case.lengths() == [2, 3] and [len(seconds) for seconds in row["steps"]] == [2, 2]
+    lengths = [
+        train_step_flops(
+            PRESETS["tiny"],
+            loss_frames="one",
+            layout="full",
+            draws_per_token=2,
+            batch=2,
+            frames=length,
+            tokens=6,
+        )
+        for length in (2, 3)
+    ]
+    assert row["flops"] == pytest.approx(sum(lengths) / 2)
+    assert math.isclose(row["tokens_per_second"] * row["step_seconds"], 2 * 6 * 2.5)
+    assert math.isclose(row["seconds_per_supervised_frame"] * 2, row["step_seconds"])
+    assert row["planned_bytes"] > 16 * row["parameters"]
+    assert len(bench.describe(row, 1e12)) == len(bench.HEADER)
+
+
+def test_a_measurement_is_never_overwritten(tmp_path):
+    write = load("measuring").write_report
+    write({"steps": []}, str(tmp_path / "a" / "x.json"), "any")
+    with pytest.raises(FileExistsError):
+        write({"steps": [1]}, str(tmp_path / "a" / "x.json"), "any")
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"steps": []}
+
+
+def test_the_input_pipeline_is_measured(monkeypatch):
+    bench = load("train_step")
+    monkeypatch.setitem(bench.SHAPES, "tiny", ["2x4x4"])
+    monkeypatch.setitem(bench.BATCHES, "2x4x4", 2)
+    found = bench.input_rate("tiny", 1)
+    assert (
+        found["clip"] == dict(num_frames=3, height=16, width=16) and found["clips_per_second"] > 0
+    )

@@ -1,0 +1,344 @@
+"""The config files agree with the dataclasses they become; what cannot be is told in words, before
+anything runs."""
+
+import ast
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.helpers.tiny_run import CONFIGS, load_config, tiny
+from videomar_jax.data.sources import ClipShape
+from videomar_jax.experiment import config
+from videomar_jax.experiment.config import Experiment, stage_shape
+from videomar_jax.models.config import PRESETS, ModelConfig
+from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.training.loss import LossConfig
+from videomar_jax.training.optimizer import OptimizerConfig
+from videomar_jax.training.recipe import RunConfig
+from videomar_jax.training.stages import ROW
+
+SECTIONS = {
+    "data": config.DataConfig,
+    "tokenizer": config.TokenizerConfig,
+    "text": config.TextConfig,
+    "loss": LossConfig,
+    "optimizer": OptimizerConfig,
+    "mesh": MeshConfig,
+    "run": RunConfig,
+    "sampling": SamplingConfig,
+    "evaluation": config.EvaluationConfig,
+}
+
+
+def fields(kind):
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def row(**changes):
+    return (
+        dict(name="a", num_frames=3, height=16, width=16, batch_size=2, steps=4, learning_rate=1e-3)
+        | changes
+    )
+
+
+def mixed(**changes):
+    """A row of images and of videos of two sizes, with changes to the latter."""
+    videos = dict(num_frames=3, sizes=((16, 24), (24, 16)), batch_size=2, weight=0.5) | changes
+    images = dict(num_frames=1, height=24, width=24, batch_size=4)
+    return dict(name="a", mix=(images, videos), steps=4, learning_rate=1e-3)
+
+
+# The files
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_configs_import_nothing_of_the_package(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            else []
+        )
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "."]
+        assert not [
+            name for name in names if name.split(".")[0] in ("videomar_jax", "jax", "flax", "")
+        ], file.name
+
+
+def test_every_field_of_the_model_can_be_set():
+    assert set(load_config("base").model.keys()) == fields(ModelConfig) | {"preset"}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_base_holds_every_knob_once(section):
+    assert set(load_config("base")[section].keys()) == fields(SECTIONS[section])
+
+
+def test_base_has_no_other_sections():
+    config = load_config("base").to_dict()
+    assert {name for name, value in config.items() if isinstance(value, dict)} == {
+        *SECTIONS,
+        "model",
+    }
+
+
+def test_every_key_has_a_comment_or_speaks_for_itself():
+    """The file is the reference of all settings: most lines say what the key does."""
+    lines = [
+        line
+        for line in (CONFIGS / "base.py").read_text().splitlines()
+        if line.strip().startswith("config.")
+    ]
+    keys = [line for line in lines if "ConfigDict()" not in line]
+    assert sum("#" in line for line in keys) > 0.5 * len(keys)
+
+
+@pytest.mark.parametrize("variant", ["", "videos", "tiny"])
+def test_quickstart_is_accepted(variant):
+    config = load_config("quickstart", variant, data=dict(path="clips"))
+    made = Experiment.from_config(config)
+    assert made.recipe.curriculum.total_steps == sum(
+        stage["steps"] for stage in config.to_dict()["curriculum"]
+    )
+    assert made.data.kind == ("videos" if variant == "videos" else "shapes")
+    assert stage_shape(made.final_stage).num_frames == made.recipe.curriculum.stages[-1].num_frames
+
+
+def test_curriculum_rows_have_the_keys_of_a_stage():
+    for stage in load_config("quickstart").to_dict()["curriculum"]:
+        assert set(stage) == set(ROW)
+
+
+@pytest.mark.parametrize("name", ["base", "quickstart"])
+def test_an_unknown_variant_is_named(name):
+    with pytest.raises(ValueError, match="tinny"):
+        load_config(name, "tinny")
+
+
+def test_base_alone_is_the_papers_model_but_no_run():
+    config = load_config("base")
+    with pytest.raises(ValueError, match=r"no curriculum.*configs/quickstart\.py"):
+        Experiment.from_config(config)
+    config.curriculum = (row(steps=200),)
+    made = Experiment.from_config(config)
+    assert made.recipe.model == PRESETS["videomar_1p4b"] == ModelConfig()
+    assert made.recipe.loss == LossConfig() and made.sampling == SamplingConfig()
+
+
+def test_a_plain_dict_gives_the_same_as_a_config_dict():
+    assert Experiment.from_config(tiny().to_dict()) == Experiment.from_config(tiny())
+
+
+def test_overrides_reach_the_model_and_leave_the_preset():
+    made = Experiment.from_config(tiny(model=dict(width=64, num_heads=4))).recipe.model
+    assert (made.width, made.num_heads, made.depth) == (64, 4, PRESETS["tiny"].depth)
+    assert PRESETS["tiny"].width == 32
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, "model"])
+def test_an_unknown_key_in_a_section(section):
+    values = tiny().to_dict()
+    key = sorted(values[section])[-1]
+    values[section][key + "x"] = 1
+    with pytest.raises(ValueError, match=f"Unknown key '{key}x' in {section}.*mean '{key}'"):
+        Experiment.from_config(values)
+
+
+def test_an_unknown_section():
+    values = tiny().to_dict() | {"optimiser": {}}
+    with pytest.raises(ValueError, match=r"Unknown key 'optimiser' in config.*mean 'optimizer'"):
+        Experiment.from_config(values)
+
+
+def test_a_key_like_no_other_is_answered_with_all():
+    values = tiny().to_dict()
+    values["text"]["zzz"] = 1
+    with pytest.raises(ValueError, match=r"Unknown key 'zzz' in text\. Known: .*tokens, width"):
+        Experiment.from_config(values)
+
+
+def test_what_is_missing_is_named():
+    values = tiny().to_dict()
+    del values["data"]["fps"]
+    with pytest.raises(ValueError, match="data lacks fps"):
+        Experiment.from_config(values)
+    del values["data"]
+    with pytest.raises(ValueError, match="config lacks data"):
+        Experiment.from_config(values)
+
+
+def test_a_section_that_is_a_value():
+    with pytest.raises(ValueError, match=r"config.loss must be a section with keys, not 3"):
+        Experiment.from_config(tiny().to_dict() | {"loss": 3})
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "words"),
+    [
+        ("seed", -1, "seed.*-1"),
+        ("seed", 2**32, "seed.*4294967296"),
+        ("model", dict(preset="large"), r"model\.preset is 'large'.*'tiny'"),
+        ("model", dict(width=30), r"rope_split.*head width that is a multiple of 8"),
+        ("model", dict(depth=0), r"model\.depth must be at least 1"),
+        ("data", dict(kind="film"), r"data\.kind is 'film'.*'videos'"),
+        ("data", dict(kind="videos", path=""), r"folder of clips with --config\.data\.path=DIR"),
+        (
+            "data",
+            dict(kind="shards", path=""),
+            r"folder of prepared clips with --config\.data\.path=DIR",
+        ),
+        ("data", dict(kind="tfds", path=""), r"dataset with --config\.data\.path=NAME"),
+        (
+            "data",
+            dict(kind="tfds", path="x", split="train[:9%]"),
+            r"'train\[:9%\]'.*--config\.data\.held_out=SPLIT",
+        ),
+        ("data", dict(holdout=0.0), r"data\.holdout must lie between 0 and 1"),
+        ("tokenizer", dict(kind="vae"), r"tokenizer\.kind is 'vae'.*'pca'"),
+        ("tokenizer", dict(patch=0), r"tokenizer\.patch must be at least 1"),
+        ("tokenizer", dict(kind="cosmos", path=""), r"--config\.tokenizer\.path=PLACE"),
+        ("text", dict(kind="qwen2", path=""), r"--config\.text\.path=PLACE"),
+        ("text", dict(kind="clip"), r"text\.kind is 'clip'.*'hashed'"),
+        ("text", dict(tokens=0), r"text\.tokens must be at least 1"),
+        ("loss", dict(mask_rate_min=1.0), r"loss\.mask_rate_min must lie in \[0, 1\)"),
+        ("optimizer", dict(warmup_steps=6), "warmup_steps=6 .*less than the 6 steps"),
+        ("run", dict(checkpoint_every=0), r"run\.checkpoint_every must be at least 1"),
+        ("run", dict(sample_every=-1), r"run\.sample_every must not be negative"),
+        ("evaluation", dict(clips=0), r"evaluation\.clips must be at least 1"),
+        (
+            "sampling",
+            dict(temperature=-0.5),
+            r"sampling\.temperature must not be negative, but is -0\.5",
+        ),
+        (
+            "sampling",
+            dict(guidance=-1.0),
+            r"sampling\.guidance must not be negative, but is -1\.0; 1 turns it off",
+        ),
+        ("sampling", dict(clip=-1.0), r"sampling\.clip must not be negative.*0 turns it off"),
+        ("sampling", dict(steps=0), r"sampling\.steps must be at least 1"),
+        ("sampling", dict(head_steps="many"), "head.*'many'"),
+        ("sampling", dict(head_steps="0"), "at least 1, not '0'"),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be(section, change, words):
+    with pytest.raises(ValueError, match=words):
+        Experiment.from_config(tiny(**{section: change}))
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "words"),
+    [
+        (ModelConfig(), "head", "gan", r"model\.head is 'gan'.*'ddpm', 'flow'"),
+        (ModelConfig(), "dtype", "float16", r"model\.dtype is 'float16'.*'bfloat16'"),
+        (LossConfig(), "frames", "two", r"loss\.frames is 'two'.*'one' or 'all'"),
+        (LossConfig(), "normaliser", "mean", r"loss\.normaliser is 'mean'.*'mask' or 'loss_mask'"),
+        (OptimizerConfig(), "name", "sgd", r"optimizer\.name is 'sgd'.*'adamw' or 'muon'"),
+        (
+            SamplingConfig(),
+            "temperature_law",
+            "cubic",
+            r"sampling\.temperature_law is 'cubic'.*'paper'",
+        ),
+        (
+            SamplingConfig(),
+            "guidance_schedule",
+            "cubic",
+            r"sampling\.guidance_schedule is 'cubic'.*'linear'",
+        ),
+    ],
+    ids=str,
+)
+def test_a_choice_that_is_none(config, field, value, words):
+    """What a user reads; in tests the annotations, being checked as well, would speak first."""
+    object.__setattr__(config, field, value)
+    with pytest.raises(ValueError, match=words):
+        config.__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            dict(num_frames=4),
+            r"Stage 'a': 4 frames are not 1 \+ 2 \* k \(temporal stride\); nearest: 3 or 5",
+        ),
+        (
+            dict(height=18),
+            "Stage 'a': height 18 is not a multiple of the spatial stride 4; nearest: 16 or 20",
+        ),
+        (dict(width=2), "Stage 'a': width 2 is not a multiple of the spatial stride 4; nearest: 4"),
+        (dict(num_frames=4, height=18, width=17), "4 frames.*height 18.*width 17"),
+        (dict(batch_size=0), "Stage 'a': batch_size must be a whole number of at least 1"),
+        (dict(learning_rate=0.0), "Stage 'a': learning_rate must be a positive number"),
+        (
+            dict(stepz=3),
+            r"Curriculum row 1 \('a'\) has an unknown key 'stepz': did you mean 'steps'",
+        ),
+    ],
+    ids=str,
+)
+def test_a_curriculum_row_that_cannot_be(change, words):
+    with pytest.raises(ValueError, match=words):
+        Experiment.from_config(tiny(curriculum=(row(name="fine"), row(**change))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            dict(sizes=((16, 24), (24, 18))),
+            "Stage 'a': width 18 is not a multiple of the spatial stride 4",
+        ),
+        (dict(num_frames=4), "Stage 'a': 4 frames are not"),
+        (dict(weight=0), r"Curriculum row 0 \('a'\), mix\[1\]: weight must be a positive number"),
+        (dict(wieght=1), r"Curriculum row 0 \('a'\), mix\[1\] has an unknown key 'wieght'"),
+    ],
+    ids=str,
+)
+def test_a_mix_that_cannot_be(change, words):
+    assert (
+        len(Experiment.from_config(tiny(curriculum=(mixed(),))).recipe.curriculum.stages[0].shapes)
+        == 3
+    )
+    with pytest.raises(ValueError, match=words):
+        Experiment.from_config(tiny(curriculum=(mixed(**change),)))
+
+
+@pytest.mark.parametrize(
+    "path", ["nvidia/Cosmos-0.1-Tokenizer-CV8x16x16", "/w/CV8x16x16/encoder.jit", "CV8x16x16@/w"]
+)
+def test_a_tokenizer_whose_name_tells_its_strides_is_held_against_the_curriculum(path):
+    cosmos = dict(kind="cosmos", path=path)
+    made = Experiment.from_config(tiny(tokenizer=cosmos, curriculum=(row(num_frames=9),)))
+    assert made.strides() == (8, 16)
+    with pytest.raises(ValueError, match=r"Stage 'a': 3 frames are not 1 \+ 8 \* k"):
+        Experiment.from_config(tiny(tokenizer=cosmos, curriculum=(row(),)))
+    assert Experiment.from_config(tiny(tokenizer=dict(kind="cosmos", path="/w"))).strides() is None
+
+
+def test_a_row_without_a_key():
+    rows = [row(name="fine"), {key: value for key, value in row().items() if key != "height"}]
+    with pytest.raises(ValueError, match=r"Curriculum row 1 \('a'\) lacks height"):
+        Experiment.from_config(tiny(curriculum=tuple(rows)))
+
+
+# The parts
+
+
+def test_splits_are_of_different_clips():
+    made = Experiment.from_config(tiny())
+    shape = ClipShape(num_frames=3, height=32, width=32)
+    rng = np.random.default_rng(0)
+    clips = [
+        made.source(split).read(0, rng, shape)["video"].tobytes()
+        for split in ("train", "test", "unseen")
+    ]
+    assert len(set(clips)) == 3

@@ -1,0 +1,298 @@
+"""The whole path on two-row runs of a few steps: everything a run promises to write is there and
+says what happened."""
+
+import json
+import math
+import re
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.tiny_run import STEPS, start, tiny, tiny_videos, write_clip
+from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.data.shapes import HELD_OUT
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.run import evaluate, evaluate_checkpoint
+from videomar_jax.inference.image_to_video import VideoSampler
+from videomar_jax.pretrained.bundle import load_pretrained
+
+SHAPE_SCORES = {
+    "direction_accuracy",
+    "counterfactual_accuracy",
+    "psnr",
+    "psnr_copy_first",
+    "psnr_ceiling",
+    "ssim",
+    "centroid_error",
+    "centroid_error_last",
+    "object_present",
+    "shuffled_caption_accuracy",
+    "unseen_triples_direction_accuracy",
+}
+ROWS_OF_TOKENS = [
+    dict(name="a", num_frames=3, height=24, width=24, batch_size=4, steps=4, learning_rate=1e-3)
+]
+CASES = ["held_out", "unseen_triples", "counterfactual", "shuffled_captions", "longer", "larger"]
+
+
+def read_report(workdir):
+    return json.loads((workdir / "report.json").read_text())
+
+
+def linked_pictures(workdir):
+    links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (workdir / "report.md").read_text())
+    return [workdir / unquote(link) for link in links]
+
+
+# The quick start's tiny variant
+
+
+def test_the_report_has_every_score(finished):
+    report = read_report(finished)
+    assert set(report) >= SHAPE_SCORES | {"seconds", "seconds_total", "cases"}
+    assert list(report["cases"]) == CASES
+    for name, scores in report["cases"].items():
+        assert set(scores) >= {
+            "psnr",
+            "ssim",
+            "direction_accuracy",
+            "centroid_error",
+            "object_present",
+        }, name
+        assert all(math.isfinite(value) for value in scores.values()), name
+
+
+def test_the_scores_on_top_are_those_of_their_cases(finished):
+    report = read_report(finished)
+    cases = report["cases"]
+    assert all(report[key] == value for key, value in cases["held_out"].items())
+    for key, case in [
+        ("counterfactual_accuracy", "counterfactual"),
+        ("shuffled_caption_accuracy", "shuffled_captions"),
+        ("unseen_triples_direction_accuracy", "unseen_triples"),
+    ]:
+        assert report[key] == cases[case]["direction_accuracy"]
+    assert (
+        cases["held_out"]["clips"] == 4
+        and cases["longer"]["clips"] == cases["larger"]["clips"] == 2
+    )
+    assert cases["shuffled_captions"]["psnr_ceiling"] == cases["held_out"]["psnr_ceiling"], (
+        "other clips, not captions"
+    )
+    assert cases["unseen_triples"]["psnr_ceiling"] != cases["held_out"]["psnr_ceiling"]
+    assert cases["held_out"]["psnr_ceiling"] > cases["held_out"]["psnr_copy_first"]
+
+
+def test_the_time_of_every_phase(finished):
+    report = read_report(finished)
+    assert list(report["seconds"]) == ["prepare", "16px_3f", "24px_5f", "evaluate"]
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    assert report["seconds_total"] == pytest.approx(sum(report["seconds"].values()))
+
+
+def test_the_report_shows_pictures(finished):
+    pictures = linked_pictures(finished)
+    assert {path.stem for path in pictures} == set(CASES) and {
+        path.suffix for path in pictures
+    } == {".png", ".gif"}
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert (
+                min(picture.size) > 60 and len(np.unique(np.array(picture.convert("RGB")))) > 10
+            ), path
+        assert path.with_suffix(".mp4").stat().st_size > 0
+
+
+def test_strips_were_written_while_it_trained(finished):
+    strips = sorted((finished / "samples").glob("*.png"))
+    assert [path.name for path in strips] == ["step_0000003.png", "step_0000006.png"]
+    assert all(path.with_suffix(".mp4").stat().st_size > 0 for path in strips), (
+        "the clips are shown moving too"
+    )
+    first, last = (np.array(Image.open(path)) for path in strips)
+    assert first.shape == last.shape and (first != last).any()
+    truth = slice(
+        36, 36 + 72
+    )  # the first row under its label: the clips are the same, the model is not
+    np.testing.assert_array_equal(first[truth], last[truth])
+
+
+def test_the_record_of_numbers(finished):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        assert set(row) >= {
+            "loss",
+            "gradient_norm",
+            "update_norm",
+            "parameter_norm",
+            "learning_rate",
+            "steps_per_second",
+            "tokens_per_second",
+        }
+        assert all(math.isfinite(value) for value in row.values())
+    assert rows[0]["learning_rate"] == 0 and rows[0]["update_norm"] == 0, (
+        "the warm-up begins at zero"
+    )
+    assert all(row["update_norm"] > 0 for row in rows[1:])
+    assert len(list((finished / "tensorboard").iterdir())) == 1
+
+
+def test_the_newest_checkpoints_stay(finished):
+    with Checkpoints(finished / "checkpoints") as checkpoints:
+        assert checkpoints.all_steps() == [4, 6]
+
+
+def test_nothing_unfinished_is_left(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "config.json",
+        "data.json",
+        "model",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "samples",
+        "report",
+        "report.json",
+        "report.md",
+    }
+    assert not [
+        path for path in finished.rglob("*") if "partial" in path.name or path.suffix == ".part"
+    ]
+
+
+def test_a_checkpoint_is_scored_like_the_run_that_made_it(finished, tmp_path):
+    report = evaluate_checkpoint(Experiment.from_config(tiny()), tmp_path / "scores", finished)
+    assert report["cases"] == read_report(finished)["cases"] and report["step"] == STEPS
+    assert read_report(tmp_path / "scores")["cases"] == report["cases"]
+    assert all(path.exists() for path in linked_pictures(tmp_path / "scores"))
+
+
+# A folder of clips
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory):
+    """(workdir, report, log) of a run on two clips and a broken one, one of them with a caption."""
+    folder = tmp_path_factory.mktemp("footage")
+    write_clip(folder / "clips" / "b (1).mp4", 60, seed=1)
+    write_clip(folder / "clips" / "sub" / "a.avi.mp4", 60, seed=2)
+    (folder / "clips" / "b (1).txt").write_text("a square moves right")
+    (folder / "clips" / "broken.mp4").write_bytes(b"nothing" * 50)
+    write_clip(folder / "clips" / "short.mp4", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        said = []
+        patch.setattr(
+            "videomar_jax.data.videos._log.warning", lambda text, *args: said.append(text % args)
+        )
+        report = start(tiny_videos(folder / "clips"), folder / "run")
+    return folder / "run", report, said
+
+
+def test_footage_is_scored_by_clip(footage):
+    workdir, report, _ = footage
+    assert report == read_report(workdir)
+    assert list(report["cases"]) == ["held_out", "b (1)", "a.avi"]
+    for scores in report["cases"].values():
+        assert set(scores) == {
+            "clips",
+            "psnr",
+            "psnr_copy_first",
+            "psnr_ceiling",
+            "ssim",
+            "ssim_copy_first",
+            "ssim_ceiling",
+        }
+    counts = [scores["clips"] for scores in report["cases"].values()]
+    assert counts[0] == sum(counts[1:]) and counts[0] > 0
+    for key in ("psnr_copy_first", "psnr_ceiling", "ssim_ceiling"):
+        sums = [scores["clips"] * scores[key] for scores in report["cases"].values()]
+        assert sums[0] == pytest.approx(sum(sums[1:])), "the whole is not the mean of its clips"
+    assert not set(report) & {"direction_accuracy", "counterfactual_accuracy"}
+
+
+def test_footage_has_pictures_whatever_its_names(footage):
+    workdir, _, _ = footage
+    pictures = linked_pictures(workdir)
+    assert len(pictures) == 6 and all(path.exists() for path in pictures), pictures
+
+
+def test_clips_that_cannot_be_used_are_listed_and_skipped(footage):
+    _, _, said = footage
+    assert any("broken.mp4" in line and "cannot be decoded" in line for line in said)
+    assert any("short.mp4" in line and "3 asked" in line for line in said)
+
+
+# What is measured
+
+
+class Still(VideoSampler):
+    """Repeats the first frame, and remembers what it was asked."""
+
+    def __call__(self, given, prompts, num_frames, seeds=None):
+        self.asked.append((given, list(prompts), num_frames))
+        return np.repeat(given, num_frames, axis=1)
+
+    def reconstruct(self, video):
+        return video
+
+
+@pytest.fixture(scope="module")
+def asked(finished, tmp_path_factory):
+    """What the sampler is asked in each case: first frames, prompts, number of frames."""
+    experiment, card = (
+        Experiment.from_config(tiny(evaluation=dict(clips=8))),
+        load_pretrained(finished),
+    )
+    still = Still(card.model, card.card.tokenizer, card.card.text_encoder, card.card.sampling, 4)
+    still.asked = []
+    report, _ = evaluate(
+        experiment, still, experiment.source("test"), tmp_path_factory.mktemp("cases")
+    )
+    assert report["direction_accuracy"] == 0 and report["psnr"] == report["psnr_copy_first"]
+    return dict(zip(report["cases"], still.asked, strict=True))
+
+
+def test_the_control_has_the_captions_of_other_clips(asked):
+    (given, prompts, _), (same, shuffled, _) = asked["held_out"], asked["shuffled_captions"]
+    np.testing.assert_array_equal(given, same)
+    assert sorted(shuffled) == sorted(prompts) and shuffled != prompts
+
+
+def test_counterfactuals_share_their_first_frame_and_differ_in_direction(asked):
+    given, prompts, _ = asked["counterfactual"]
+    assert len(given) == 8
+    for i in range(0, 8, 4):
+        assert (given[i : i + 4] == given[i]).all()
+        assert {prompt.split()[-1] for prompt in prompts[i : i + 4]} == {
+            "left",
+            "right",
+            "up",
+            "down",
+        }
+        assert len({prompt.rsplit(" ", 1)[0] for prompt in prompts[i : i + 4]}) == 1
+    assert (given[0] != given[4]).any()
+
+
+def test_triples_are_seen_or_unseen_in_training(asked):
+    held_out = {triple.caption for triple in HELD_OUT}
+    assert set(asked["unseen_triples"][1]) <= held_out and not set(asked["held_out"][1]) & held_out
+
+
+def test_longer_and_larger_than_trained(asked):
+    sizes = {name: (given.shape[1:], frames) for name, (given, _, frames) in asked.items()}
+    assert sizes["held_out"] == ((1, 24, 24, 3), 5)
+    assert sizes["longer"] == ((1, 24, 24, 3), 7) and sizes["larger"] == ((1, 36, 36, 3), 5)
+
+
+def test_a_larger_canvas_is_a_whole_number_of_tokens(finished, tmp_path):
+    """With patches of two latents 1.5 times the side would be nine latents: known before, not after
+    training."""
+    experiment = Experiment.from_config(tiny(model=dict(patch_size=2), curriculum=ROWS_OF_TOKENS))
+    card = load_pretrained(finished)
+    still = Still(card.model, card.card.tokenizer, card.card.text_encoder, card.card.sampling, 4)
+    still.asked = []
+    evaluate(experiment, still, experiment.source("test"), tmp_path)
+    assert still.asked[-1][0].shape[2:] == (32, 32, 3)

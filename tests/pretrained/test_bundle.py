@@ -1,0 +1,132 @@
+"""A trained model as a folder: everything comes back, from the run or from one of its
+checkpoints."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.helpers.tiny_run import STEPS, saved_parts, tiny
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.pretrained.bundle import load_bundle, load_pretrained, run_folder, save_bundle
+from videomar_jax.tokenizers.base import fingerprint
+from videomar_jax.training.state import abstract_model
+
+
+def parameters(pretrained):
+    return nnx.to_pure_dict(nnx.state(pretrained.model))
+
+
+def assert_equal_trees(ours, theirs):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), ours, theirs
+    )
+
+
+def differ(ours, theirs):
+    return any(
+        jax.tree.leaves(
+            jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), ours, theirs)
+        )
+    )
+
+
+def test_the_card_says_what_the_config_said(finished):
+    wanted, card = Experiment.from_config(tiny()), load_bundle(finished)
+    assert (card.num_frames, card.height, card.width, card.fps) == (5, 24, 24, 12.0)
+    assert card.config == wanted.recipe.model and card.sampling == wanted.sampling
+    assert card.text_encoder == wanted.text_encoder()
+
+
+def test_a_card_comes_back(finished, tmp_path):
+    card = dataclasses.replace(load_bundle(finished), height=32, fps=7.5)
+    save_bundle(card, tmp_path)
+    again = load_bundle(tmp_path)
+    assert fingerprint(again.tokenizer) == fingerprint(card.tokenizer)
+    plain = [field.name for field in dataclasses.fields(card) if field.name != "tokenizer"]
+    assert [getattr(again, name) for name in plain] == [getattr(card, name) for name in plain]
+    save_bundle(dataclasses.replace(card, width=40), tmp_path)
+    assert load_bundle(tmp_path).width == 40
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("weights", ["ema", "params"])
+@pytest.mark.parametrize("step", [None, 6, 4])
+def test_weights_and_step(finished, weights, step):
+    path = finished if step is None else finished / "checkpoints" / str(step)
+    loaded = load_pretrained(path, weights=weights)
+    _, shapes = abstract_model(loaded.card.config)
+    wanted = {
+        part: saved_parts(finished, step or STEPS, {part: shapes})[part]
+        for part in ("ema", "params")
+    }
+    assert loaded.step == (step or STEPS)
+    assert_equal_trees(parameters(loaded), wanted[weights])
+    assert differ(wanted["ema"], wanted["params"])
+
+
+def test_the_steps_differ_and_the_default_is_the_average(finished):
+    newest, older = (
+        load_pretrained(finished),
+        load_pretrained(str(finished / "checkpoints" / "4") + "/"),
+    )
+    assert differ(parameters(newest), parameters(older))
+    assert_equal_trees(
+        parameters(newest), parameters(load_pretrained(finished / "checkpoints", weights="ema"))
+    )
+
+
+def test_the_folder_of_a_path(finished):
+    assert [run_folder(finished / tail) for tail in ("", "checkpoints", "checkpoints/6")] == [
+        finished
+    ] * 3
+
+
+def test_what_is_not_there(finished, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no model.*give the workdir of a training run"
+    ):
+        load_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 5 .*it holds 4, 6"):
+        load_pretrained(finished / "checkpoints" / "5")
+    shutil.copytree(finished / "model", tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="holds no complete checkpoint yet"):
+        load_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="weights is 'best'; it may be 'ema' or 'params'"):
+        load_pretrained(finished, weights="best")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:40], "model.json is broken"),
+        (
+            lambda text: text.replace('"width": 32', '"wdith": 32', 1),
+            "model.json is broken.*wdith.*width",
+        ),
+        (lambda text: text.replace('"fps"', '"rate"'), "model.json is broken.*fps"),
+    ],
+    ids=["cut", "field", "missing"],
+)
+def test_a_broken_card(finished, tmp_path, change, words):
+    shutil.copytree(finished / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(ValueError, match=words):
+        load_bundle(tmp_path)
+
+
+def test_the_checkpoint_of_another_model_size(finished, tmp_path):
+    """Somebody changed the card: the weights are not cut to it."""
+    shutil.copytree(finished / "model", tmp_path / "model")
+    (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
+    file = tmp_path / "model" / "model.json"
+    values = json.loads(file.read_text())
+    values["model"]["width"] = 64
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"ema/.* has shape .*another model size"):
+        load_pretrained(tmp_path)

@@ -1,0 +1,421 @@
+"""From published files of all three families to a video, through the public commands, and back to
+published names."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from tests.helpers.paths import ROOT
+from tests.helpers.tiny_run import start, tiny
+from videomar_jax.checkpoints.streamed import stored_types
+from videomar_jax.inference.metadata import model_digests
+from videomar_jax.interop import videomar
+from videomar_jax.interop.cosmos_rules import cosmos_rules, parameter_shapes
+from videomar_jax.interop.formats.files import open_tensors
+from videomar_jax.interop.rules import expected, exported, nested
+from videomar_jax.interop.videomar import write_checkpoint
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.pretrained.bundle import load_params, load_pretrained
+from videomar_jax.pretrained.convert import export_official, import_official
+from videomar_jax.pretrained.open import local_folder, open_text_encoder, open_tokenizer
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+
+COSMOS = CosmosConfig(
+    temporal_stride=4,
+    spatial_stride=8,
+    patch=2,
+    width=4,
+    encoder_mults=(1, 2, 2),
+    decoder_mults=(1, 2, 2),
+    blocks=1,
+    z_channels=4,
+    latent_channels=4,
+)
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> dict:
+    """Parameters that are nowhere zero and everywhere different, so that a swapped or forgotten one
+    shows."""
+    rng = np.random.default_rng(seed)
+    shapes = videomar.parameter_shapes(config)
+    return nested(
+        {
+            path: path.endswith("/scale") + 0.15 * rng.standard_normal(shape, np.float32)
+            for path, shape in shapes.items()
+        }
+    )
+
+
+def write_cosmos(path: Path) -> Path:
+    """A Cosmos file under official names, with its sizes in the header."""
+    tokenizer = CosmosTokenizer.random(COSMOS)
+    slots = expected(cosmos_rules(COSMOS), parameter_shapes(COSMOS))
+    leaves = {
+        "/".join(str(k.key) for k in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(tokenizer.params)
+    }
+    specs, make = exported(slots, leaves)
+    header = {"cosmos_config": json.dumps(dataclasses.asdict(COSMOS))}
+    save_file({key: np.ascontiguousarray(make(key)) for key in specs}, path, metadata=header)
+    return path
+
+
+def write_qwen2(folder: Path) -> Path:
+    """A Qwen2 folder as on Hugging Face: the small random model of the recordings."""
+    golden = ROOT / "tests" / "golden"
+    spec = importlib.util.spec_from_file_location("record_qwen2", golden / "record_qwen2.py")
+    recorder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recorder)
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(golden / "qwen2" / name, folder / name)
+    save_file(recorder.random_weights(), folder / "model.safetensors")
+    return folder
+
+
+@dataclasses.dataclass
+class Official:
+    weights: Path
+    tokenizer: str
+    text_encoder: str
+    config: ModelConfig
+    params: dict
+
+    @property
+    def plain(self) -> dict:
+        """For conversions of which only the parameters matter: no language model."""
+        return {"text_encoder": f"hashed:10x{self.config.text_width}", "text_options": {}}
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Official:
+    folder = tmp_path_factory.mktemp("official")
+    text_width = json.loads((ROOT / "tests/golden/qwen2/config.json").read_text())["hidden_size"]
+    config = ModelConfig(
+        latent_channels=4,
+        width=32,
+        depth=2,
+        num_heads=2,
+        text_tokens=10,
+        text_width=text_width,
+        head_width=32,
+        head_depth=2,
+    )
+    params = random_params(config)
+    write_checkpoint(params, config, folder / "videomar.pth", container="ema")
+    cosmos, qwen2 = write_cosmos(folder / "tokenizer.safetensors"), write_qwen2(folder / "qwen2")
+    return Official(folder / "videomar.pth", f"cosmos:{cosmos}", f"qwen2:{qwen2}", config, params)
+
+
+def convert(official: Official, output: Path, **changes) -> Path:
+    options = {
+        "tokenizer": official.tokenizer,
+        "text_encoder": official.text_encoder,
+        "shape": (5, 16, 24),
+        "text_options": {"tokens": 10},
+    } | changes
+    import_official(options.pop("weights", official.weights), output, **options)
+    return output
+
+
+@pytest.fixture(scope="module")
+def converted(official, tmp_path_factory) -> Path:
+    """The converted model; look, do not touch."""
+    return convert(official, tmp_path_factory.mktemp("converted") / "model")
+
+
+def command(module: str, *flags: str) -> subprocess.CompletedProcess:
+    arguments = [sys.executable, "-m", f"videomar_jax.{module}", *flags]
+    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def assert_same(ours, theirs) -> None:
+    """The same tree, value by value; types may differ."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(
+            np.asarray(a, np.float32), np.asarray(b, np.float32), jax.tree_util.keystr(path)
+        )
+
+
+def test_published_files_of_every_family_make_a_video_through_the_commands(official, tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8))
+    image.save(tmp_path / "first.png")
+    made = command(
+        "convert",
+        f"--checkpoint={official.weights}",
+        f"--tokenizer={official.tokenizer}",
+        f"--text_encoder={official.text_encoder}",
+        "--text_tokens=10",
+        "--num_frames=5",
+        "--height=16",
+        "--width=24",
+        f"--output={tmp_path / 'model'}",
+    )
+    assert made.returncode == 0, made.stderr
+    assert "width 32, depth 2, 2 heads of 16" in made.stderr and "wrote" in made.stderr
+    made = command(
+        "sample",
+        f"--checkpoint={tmp_path / 'model'}",
+        f"--image={tmp_path / 'first.png'}",
+        "--prompt=red circle",
+        "--steps=2",
+        "--head_steps=ddim5",
+        f"--output={tmp_path / 'out'}",
+    )
+    assert made.returncode == 0, made.stderr
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "first.mp4",
+        "first.gif",
+        "first.png",
+        "first.json",
+    }
+
+
+def test_converted_parameters_and_parts_are_the_published_ones(official, converted):
+    pretrained = load_pretrained(converted)
+    _, params, step = load_params(converted)
+    assert step == 0 and pretrained.card.config == official.config
+    assert_same(params, official.params)
+    tokenizer, theirs = pretrained.card.tokenizer, open_tokenizer(official.tokenizer)
+    assert (tokenizer.config, tokenizer.scale, tokenizer.dtype) == (
+        theirs.config,
+        theirs.scale,
+        theirs.dtype,
+    )
+    assert_same(tokenizer.params, theirs.params)
+    ours = pretrained.card.text_encoder.encode(["red circle"])
+    theirs = open_text_encoder(official.text_encoder, tokens=10).encode(["red circle"])
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+def test_export_gives_the_published_tensors_back_bit_by_bit(official, converted, tmp_path):
+    write_checkpoint(official.params, official.config, tmp_path / "before.safetensors")
+    export_official(converted, tmp_path / "after.safetensors")
+    before, after = (
+        load_file(tmp_path / "before.safetensors"),
+        load_file(tmp_path / "after.safetensors"),
+    )
+    assert set(before) == set(after)
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+
+
+def test_what_is_in_the_way_of_an_export_and_the_flag_that_helps(official, tmp_path):
+    """The readout alone can be left out; where more is in the way, the flag would be no help."""
+    readout = dataclasses.replace(official.config, regression=True)
+    with pytest.raises(ValueError, match=r"cannot be exported; .*--drop_regression of the command"):
+        write_checkpoint(random_params(readout), readout, tmp_path / "x.safetensors")
+    both = dataclasses.replace(readout, pooled_text=True)
+    with pytest.raises(
+        ValueError, match=r"no pooled_embed/kernel, regression/.*cannot be exported\.$"
+    ):
+        write_checkpoint(random_params(both), both, tmp_path / "x.safetensors")
+
+
+def test_the_command_exports_as_it_is_told(converted, tmp_path):
+    """Into the dictionary of published files; the flags of an export are refused with an import."""
+    done = command(
+        "convert",
+        f"--checkpoint={converted}",
+        f"--export={tmp_path / 'x.pth'}",
+        "--container=ema",
+        "--drop_regression",
+    )
+    assert done.returncode == 0, done.stderr
+    with open_tensors(tmp_path / "x.pth") as file:
+        assert file.specs and all(name.startswith("model_ema.") for name in file)
+    done = command(
+        "convert", "--checkpoint=x.pth", f"--output={tmp_path / 'model'}", "--drop_regression"
+    )
+    assert (
+        done.returncode == 2
+        and "--drop_regression and --container go with --export alone" in done.stderr
+    )
+
+
+def test_the_digest_of_a_model_stays_where_its_text_encoder_moves_to(official, converted, tmp_path):
+    loaded = load_pretrained(converted)
+
+    def digests(encoder):
+        return model_digests(loaded.model, dataclasses.replace(loaded.card, text_encoder=encoder))
+
+    moved = shutil.copytree(official.text_encoder.removeprefix("qwen2:"), tmp_path / "moved")
+    assert digests(open_text_encoder(f"qwen2:{moved}", tokens=10)) == digests(
+        loaded.card.text_encoder
+    )
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    other = digests(open_text_encoder(f"qwen2:{moved}", tokens=10))
+    assert other["text encoder"] != digests(loaded.card.text_encoder)["text encoder"]
+
+
+# ---- the type of the parameters
+
+
+@pytest.fixture(scope="module")
+def half(official, tmp_path_factory) -> tuple[Path, Path, dict]:
+    """(official file in bfloat16, its conversion for bfloat16 products, its parameters); look, do
+    not touch."""
+    folder = tmp_path_factory.mktemp("half")
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), official.params)
+    write_checkpoint(params, official.config, folder / "half.safetensors")
+    model = convert(
+        official,
+        folder / "model",
+        weights=folder / "half.safetensors",
+        **official.plain,
+        config_overrides={"dtype": "bfloat16"},
+    )
+    return folder / "half.safetensors", model, params
+
+
+def types(tree) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path): leaf.dtype.name
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def test_a_file_in_bfloat16_stays_so_on_disk_and_comes_back_bit_by_bit(half, tmp_path):
+    file, model, params = half
+    assert set(stored_types(model / "checkpoints", 0, "ema").values()) == {np.dtype(jnp.bfloat16)}
+    export_official(model, tmp_path / "back.safetensors")
+    with open_tensors(file) as before, open_tensors(tmp_path / "back.safetensors") as after:
+        assert {name: after[name].tobytes() for name in after} == {
+            name: before[name].tobytes() for name in before
+        }
+    stored, master = load_params(model, dtype=None)[1], load_params(model)[1]
+    assert set(types(stored).values()) == {"bfloat16"} and set(types(master).values()) == {
+        "float32"
+    }
+    assert_same(stored, params)
+    assert_same(master, params)
+
+
+def test_a_model_in_bfloat16_keeps_its_kernels_and_computes_as_with_float32_parameters(half):
+    _, path, params = half
+    model = load_pretrained(path).model
+    held = types(nnx.to_pure_dict(nnx.state(model)))
+    assert {name.endswith("['kernel']") for name, dtype in held.items() if dtype == "bfloat16"} == {
+        True
+    }
+    assert {name.endswith("['kernel']") for name, dtype in held.items() if dtype == "float32"} == {
+        False
+    }
+    exact = nnx.merge(
+        nnx.graphdef(model), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    )
+    tokens, c = jax.random.normal(jax.random.key(0), (1, 2, 4, 4)), model.config
+    text = jax.random.normal(jax.random.key(1), (1, c.text_tokens, c.text_width))
+
+    @jax.jit
+    def outputs(model: VideoMAR):
+        context = model.context(text, jnp.ones(text.shape[:2], bool), drop=None)
+        z = model(tokens, jnp.ones(tokens.shape[:3], bool).at[:, :, 1].set(False), context, (2, 2))
+        return z, model.head(tokens, jnp.full(tokens.shape[:3], 7), z)
+
+    for ours, theirs in zip(outputs(model), outputs(exact), strict=True):
+        assert ours.std() > 0.01
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "written"),
+    [
+        ("float64", None, "float32"),
+        ("float16", None, "float16"),
+        ("float32", "bfloat16", "bfloat16"),
+    ],
+)
+def test_other_types(official, tmp_path, stored, asked, written):
+    params = jax.tree.map(lambda leaf: leaf.astype(stored), official.params)
+    file = tmp_path / "x.safetensors"
+    write_checkpoint(params, official.config, file)
+    model = convert(official, tmp_path / "model", weights=file, **official.plain, param_dtype=asked)
+    loaded = load_params(model, dtype=None)[1]
+    assert set(types(loaded).values()) == {written}
+    assert_same(loaded, jax.tree.map(lambda leaf: leaf.astype(written), params))
+    running = types(nnx.to_pure_dict(nnx.state(load_pretrained(model).model)))
+    assert set(running.values()) == {"float32"}, "it computes in float32"
+
+
+def test_training_begins_with_converted_parameters(official, half, tmp_path):
+    """At a rate of almost nothing; whatever the type of the conversion, training has float32
+    parameters."""
+    _, model, params = half
+    config = tiny(
+        init_from=str(model),
+        optimizer=dict(name="adamw", warmup_steps=0),
+        sampling=dict(head_steps="ddim2"),
+        model=dict(
+            latent_channels=4, text_tokens=10, text_width=official.config.text_width, head="ddpm"
+        ),
+        tokenizer=dict(kind="cosmos", path=official.tokenizer.removeprefix("cosmos:")),
+        text=dict(kind="qwen2", path=official.text_encoder.removeprefix("qwen2:"), tokens=10),
+    )
+    config.curriculum = (dict(config.curriculum[0], num_frames=5, steps=1, learning_rate=1e-12),)
+    start(config, tmp_path / "run")
+    _, trained, step = load_params(tmp_path / "run", "params", dtype=None)
+    assert step == 1 and set(types(trained).values()) == {"float32"}
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(trained), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_allclose(
+            ours, theirs.astype("f4"), atol=1e-9, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def test_nothing_is_left_behind_by_a_conversion_that_fails(official, tmp_path):
+    with pytest.raises(ValueError, match="text of 10 tokens"):
+        convert(official, tmp_path / "model", text_options={"tokens": 11})
+    with pytest.raises(ValueError, match="does not hold VideoMAR's weights"):
+        convert(official, tmp_path / "model", weights=official.tokenizer.removeprefix("cosmos:"))
+    cut = tmp_path.parent / "cut.pth"
+    data = bytearray(official.weights.read_bytes())
+    place = data.index(official.params["null_context"].tobytes()[:64])
+    data[place] ^= 1
+    cut.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        convert(official, tmp_path / "model", weights=cut, **official.plain)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="not empty"):
+        convert(official, tmp_path / "model")
+    assert (tmp_path / "model" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("pca", "pca:PLACE or cosmos:PLACE"),
+        ("vae:here", "cosmos:PLACE"),
+        ("cosmos:", "cosmos:PLACE"),
+    ],
+)
+def test_a_tokenizer_that_is_not_understood(spec, message):
+    with pytest.raises(ValueError, match=message):
+        open_tokenizer(spec)
+
+
+def test_a_repo_that_cannot_be_fetched_says_how_to_go_on_offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"hf download nobody/nothing --local-dir DIR"):
+        local_folder("nobody/nothing", ["*"])
+    with pytest.raises(FileNotFoundError, match=r"no file or folder \./nowhere"):
+        local_folder("./nowhere/at/all", ["*"])
