@@ -39,6 +39,7 @@ from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.batches import TrainingInputs, to_batch, training_batches
+from videomar_jax.training.config import OptimizerConfig
 from videomar_jax.training.curriculum import Curriculum
 from videomar_jax.training.loss import (
     Batch,
@@ -48,20 +49,22 @@ from videomar_jax.training.loss import (
     supervised_frames,
     truncated_frames,
 )
-from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
+from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import TrainState, abstract_model, init_state
 from videomar_jax.training.step import make_train_step
 
 MODEL = PRESETS["quickstart"]
 STRIDE, PATCH, FRAMES = 2, 4, 4
 FORMS = {
-    "one": LossConfig(frames="one", layout="truncated", draws_per_token=2, regression_weight=1.0),
-    "all": LossConfig(frames="all", draws_per_token=2, regression_weight=1.0),
+    "one": LossConfig(
+        supervise="one_frame", truncate=True, draws_per_token=2, regression_weight=1.0
+    ),
+    "all": LossConfig(supervise="all_frames", draws_per_token=2, regression_weight=1.0),
 }
 OPTIMIZER = OptimizerConfig(
     name="muon", weight_decay=0.01, clip_norm=1.0, warmup_steps=100, ema_decay=0.99, ema_warmup=True
 )
-SAMPLING = SamplingConfig(steps=4, head_steps="4", guidance=1.0, clip=0.0)
+SAMPLING = SamplingConfig(steps=4, head_steps="4", guidance=1.0, latent_clip=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Run:
         update = make_train_step(graph, optimizer, self.loss, OPTIMIZER)
         self.stream = world.batches()
         self.updates, batch = {}, next(self.stream)
-        lengths = range(2, FRAMES + 1) if self.loss.layout == "truncated" else [FRAMES]
+        lengths = range(2, FRAMES + 1) if self.loss.truncate else [FRAMES]
         for length in lengths:
             shorter = dataclasses.replace(batch, latents=batch.latents[:, :length])
             self.updates[length] = update.lower(self.state, shorter, self.key).compile()
@@ -129,7 +132,7 @@ class Run:
         """Steps until the run's own clock shows `until` seconds."""
         while self.seconds < until:
             batch = next(self.stream)
-            if self.loss.layout == "truncated":
+            if self.loss.truncate:
                 length = truncated_frames(self.world.seed, self.step, FRAMES)
                 batch = dataclasses.replace(batch, latents=batch.latents[:, :length])
             jax.block_until_ready(batch)
@@ -148,8 +151,8 @@ class Run:
     def report(self) -> dict[str, Any]:
         """The curve, and what a step and a supervised frame cost."""
         sizes = dict(
-            loss_frames=self.loss.frames,
-            layout=self.loss.layout,
+            supervise=self.loss.supervise,
+            truncate=self.loss.truncate,
             frames=FRAMES,
             tokens=self.world.tokens(),
             draws_per_token=self.loss.draws_per_token,
@@ -189,7 +192,7 @@ class Judge:
 
     def _loss(self, params: Any, batch: Batch) -> dict[str, Any]:
         model = nnx.merge(self.graph, params)
-        config = LossConfig(frames="all", draws_per_token=8, text_dropout=0.0)
+        config = LossConfig(supervise="all_frames", draws_per_token=8, text_dropout=0.0)
         draws = draw(
             jax.random.key(0), model, (len(batch.latents), FRAMES, self.world.tokens()), config
         )

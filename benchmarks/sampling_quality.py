@@ -118,27 +118,27 @@ def options(base: SamplingConfig, head: str) -> dict[str, SamplingConfig]:
     changes |= {"guidance 3, constant": dict(guidance=3.0, guidance_schedule="constant")}
     changes |= {"guidance 1.5, first half": dict(guidance=1.5, guidance_interval=(0.0, 0.5))}
     changes |= {"guidance 1.5, last half": dict(guidance=1.5, guidance_interval=(0.5, 1.0))}
-    changes |= {"bfloat16 transformer": dict(dtype="bfloat16"), "clip at 2": dict(clip=2.0)}
+    changes |= {"bfloat16 transformer": dict(dtype="bfloat16"), "clip at 2": dict(latent_clip=2.0)}
     presets = {f"preset {name}": with_preset(base, name, head) for name in PRESETS}
     return {name: dataclasses.replace(base, **change) for name, change in changes.items()} | presets
 
 
 LONGER: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "window 4, frame 0 kept": dict(window=4, positions="absolute"),
-    "window 4, frame 0 kept and shifted": dict(window=4, positions="shifted"),
+    "window 4, frame 0 kept": dict(window=4, first_frame_position="absolute"),
+    "window 4, frame 0 kept and shifted": dict(window=4, first_frame_position="shifted"),
     "window 4, last frames only": dict(window=4, keep_first=False),
     "window 2, last frames only": dict(window=2, keep_first=False),
-    "frames interpolated": dict(frame_scaling="interpolate"),
-    "frames NTK-scaled": dict(frame_scaling="ntk"),
+    "frames interpolated": dict(temporal_rope_scaling="interpolate"),
+    "frames NTK-scaled": dict(temporal_rope_scaling="ntk"),
     "temperature 0.5": dict(temperature=0.5),
-    "window 4, temperature 0.5": dict(window=4, positions="absolute", temperature=0.5),
+    "window 4, temperature 0.5": dict(window=4, first_frame_position="absolute", temperature=0.5),
 }
 LONGER = {name: dict(window=None, keep_first=True) | change for name, change in LONGER.items()}
 LARGER: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "positions interpolated": dict(position_scaling="interpolate"),
-    "positions NTK-scaled": dict(position_scaling="ntk"),
+    "positions interpolated": dict(spatial_rope_scaling="interpolate"),
+    "positions NTK-scaled": dict(spatial_rope_scaling="ntk"),
     "twice the reveal steps": dict(steps=8),
     "temperature 0.5": dict(temperature=0.5),
 }

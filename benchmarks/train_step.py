@@ -1,9 +1,9 @@
 """How fast a training step is, and how much of the device's matmul peak it uses.
 
     python -m benchmarks.train_step                                  on CPU tiny and small, on an
-    accelerator 1.4B python -m benchmarks.train_step --model=tiny --frames=one --layout=truncated
+    accelerator 1.4B python -m benchmarks.train_step --model=tiny --supervise=one_frame --truncate=1
     --multiplier=1 python -m benchmarks.train_step --model=1p4b --shape=7x30x48 --batch=4
-    --dtype=bfloat16 --remat=full --frames=all
+    --dtype=bfloat16 --remat=full --supervise=all_frames
 
 A step is all that training does with a batch: forward, backward, optimizer, averaged weights,
     norms. FLOPs are those of
@@ -44,9 +44,10 @@ from videomar_jax.parallel.sharding import (
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.batches import TrainingInputs, training_batches
+from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.curriculum import Curriculum
-from videomar_jax.training.loss import Batch, LossConfig, supervised_frames
-from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
+from videomar_jax.training.loss import Batch, supervised_frames
+from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import TrainState, abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step
 
@@ -78,8 +79,8 @@ class Case:
         frames, rows, columns = self.shape
         return train_step_flops(
             dataclasses.replace(self.config, remat="none"),
-            loss_frames=self.loss.frames,
-            layout=self.loss.layout,
+            supervise=self.loss.supervise,
+            truncate=self.loss.truncate,
             draws_per_token=self.loss.draws_per_token,
             batch=self.batch,
             frames=frames,
@@ -89,11 +90,7 @@ class Case:
     def lengths(self) -> list[int]:
         """Latent frames that a step may see; each equally often."""
         frames = self.shape[0]
-        return (
-            list(range(2, frames + 1))
-            if self.loss.layout == "truncated" and frames > 1
-            else [frames]
-        )
+        return list(range(2, frames + 1)) if self.loss.truncate and frames > 1 else [frames]
 
 
 def main() -> None:
@@ -133,12 +130,14 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
         )
         for text in [args.shape] if args.shape else SHAPES[name]:
             shape = tuple(int(size) for size in text.split("x"))
-            for frames, layout, multiplier in itertools.product(
-                args.frames, args.layout, args.multiplier
+            for supervise, truncate, multiplier in itertools.product(
+                args.supervise, args.truncate, args.multiplier
             ):
-                if frames == "all" and layout == "truncated":
+                if supervise == "all_frames" and truncate:
                     continue
-                loss = LossConfig(frames=frames, layout=layout, draws_per_token=multiplier)
+                loss = LossConfig(
+                    supervise=supervise, truncate=truncate, draws_per_token=multiplier
+                )
                 yield Case(
                     model=name,
                     shape=shape,
@@ -217,8 +216,8 @@ def measure(case: Case, steps: int, mesh: MeshConfig) -> dict[str, Any]:
         "parameters": count_params(trainer.shapes),
         "shape": list(case.shape),
         "batch": case.batch,
-        "frames": case.loss.frames,
-        "layout": case.loss.layout,
+        "supervise": case.loss.supervise,
+        "truncate": case.loss.truncate,
         "multiplier": case.loss.draws_per_token,
         "remat": case.config.remat,
         "step_seconds": median,
@@ -275,10 +274,10 @@ def input_rate(model: str, batches: int) -> dict[str, Any]:
 
 def describe(row: dict[str, Any], peak: float) -> str:
     """A line of the table."""
-    form = row["frames"] if row["frames"] == "all" else f"one, {row['layout']}"
+    form = row["supervise"] + (", truncated" if row["truncate"] else "")
     shape = "x".join(map(str, row["shape"]))
     return (
-        f"{row['model']:6s} {shape:10s} {row['batch']:5d} {form:15s} {row['multiplier']:5d} {row['remat']:6s}"
+        f"{row['model']:6s} {shape:10s} {row['batch']:5d} {form:22s} {row['multiplier']:5d} {row['remat']:6s}"
         f"{row['step_seconds']:9.3f} {row['best_step_seconds']:9.3f} {row['seconds_per_supervised_frame']:9.4f}"
         f"{row['tokens_per_second']:10.0f} {row['flops'] / 1e9:9.0f} {row['flops_per_second'] / 1e9:9.0f}"
         f"{100 * row['flops_per_second'] / peak:7.0f} %{row['compile_seconds']:9.1f}"
@@ -287,7 +286,7 @@ def describe(row: dict[str, Any], peak: float) -> str:
 
 
 HEADER = (
-    f"{'model':6s} {'T x H x W':10s} {'batch':>5s} {'frames':15s} {'draws':>5s} {'remat':6s}{'step s':>9s} "
+    f"{'model':6s} {'T x H x W':10s} {'batch':>5s} {'supervise':22s} {'draws':>5s} {'remat':6s}{'step s':>9s} "
     f"{'best':>9s} {'s/frame':>9s}{'tokens/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s}{'of peak':>9s}"
     f"{'compile':>9s}{'GiB':>8s}"
 )
@@ -318,12 +317,13 @@ def _arguments() -> argparse.Namespace:
     add("--model", action="append", choices=[*MODELS], help="repeat for more")
     add("--shape", help="T x H x W of the tokens, such as 7x30x48")
     add("--batch", type=int, help="clips in a batch")
-    add("--frames", action="append", choices=("one", "all"), help="supervised frames")
+    add("--supervise", action="append", choices=("one_frame", "all_frames"))
     add(
-        "--layout",
+        "--truncate",
         action="append",
-        choices=("full", "truncated"),
-        help="of clips with one supervised frame",
+        type=int,
+        choices=(0, 1),
+        help="cut clips after their one supervised frame",
     )
     add("--multiplier", action="append", type=int, help="draws of the head for each token")
     add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPU, else bfloat16")
@@ -342,8 +342,8 @@ def _choose_for_device(args: argparse.Namespace) -> None:
     args.remat = args.remat or ("none" if cpu else "full")
     args.unroll = args.unroll or (100 if cpu else 1)
     args.model = args.model or (["tiny", "small"] if cpu else ["1p4b"])
-    args.frames = args.frames or ["one", "all"]
-    args.layout = args.layout or ["full", "truncated"]
+    args.supervise = args.supervise or ["one_frame", "all_frames"]
+    args.truncate = [bool(value) for value in args.truncate or (0, 1)]
     args.multiplier = args.multiplier or [4]
 
 

@@ -107,15 +107,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # The objective (paper, section 3.2)
     config.loss = ConfigDict()
-    config.loss.frames = (
-        "one"  # one random next frame per clip, the paper's | all next frames at once
-    )
-    config.loss.layout = (
-        "full"  # one: the whole clip | truncated after the current frame, the same for a batch
-    )
-    config.loss.normaliser = (
-        "mask"  # mask: all hidden tokens, as published | loss_mask: supervised tokens
-    )
+    config.loss.supervise = "one_frame"  # one random next frame per clip | all_frames at once
+    config.loss.truncate = False  # one_frame: cut clips after the supervised frame
+    config.loss.normaliser = "all_masked"  # all_masked, as published | supervised
     config.loss.mask_rate_min = 0.7
     config.loss.text_dropout = 0.1
     config.loss.draws_per_token = 4  # diffusion batch multiplier
@@ -182,7 +176,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )  # share of the reveal steps, from and to, that are guided
     config.sampling.temperature = 1.0
     config.sampling.temperature_law = "constant"  # constant | paper | linear
-    config.sampling.clip = 2.0  # largest latent value; 0: tokens are left as drawn
+    config.sampling.latent_clip = 2.0  # largest latent value; 0: tokens are left as drawn
     config.sampling.clip_first = False
     config.sampling.token_dtype = "float32"  # float32 | bfloat16, which drawn tokens are rounded to
     config.sampling.dtype = (
@@ -191,11 +185,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sampling.head_dtype = "float32"  # model | float32 | bfloat16, of the head's
     config.sampling.window = placeholder(int)  # finished frames that are kept and seen; None: all
     config.sampling.keep_first = True  # with a window: frame 0 stays
-    config.sampling.positions = "shifted"  # absolute | shifted, of a frame 0 that stays
-    config.sampling.position_scaling = (
+    config.sampling.first_frame_position = "shifted"  # absolute | shifted, of a frame 0 that stays
+    config.sampling.spatial_rope_scaling = (
         "none"  # none | interpolate | ntk, rows and columns beyond the trained grid
     )
-    config.sampling.frame_scaling = (
+    config.sampling.temporal_rope_scaling = (
         "none"  # none | interpolate | ntk, frames beyond the trained length
     )
 

@@ -4,7 +4,7 @@
 
 trains a small model (1.4 M parameters) on captioned moving shapes, short to long and small to
 large, then draws and scores held-out clips: see WORKDIR/report.md. What differs from the paper: the
-flow head, every next frame at once (`loss.frames = "all"`), Muon, and the auxiliary terms of the
+flow head, every next frame at once (`loss.supervise = "all"`), Muon, and the auxiliary terms of the
 model preset; each made the small model learn faster.
 
 `quickstart.py:videos` does the same on a folder of clips, and needs `--config.data.path=DIR`;
@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"quickstart.py knows the variants 'videos' and 'tiny', not {variant!r}.")
     config = load("base").get_config()
     config.model.preset = "quickstart"
-    config.loss.update(frames="all", draws_per_token=2, regression_weight=1.0)
+    config.loss.update(supervise="all_frames", draws_per_token=2, regression_weight=1.0)
     config.optimizer.update(
         name="muon",
         schedule="cosine",
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         ema_warmup=True,
         warmup_steps=100,
     )
-    config.sampling.update(steps=4, head_steps="4", guidance=1.0, clip=0.0)
+    config.sampling.update(steps=4, head_steps="4", guidance=1.0, latent_clip=0.0)
     config.sampling.update(
         window=4, keep_first=False
     )  # as many frames as training showed: longer videos hold

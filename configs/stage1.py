@@ -104,7 +104,7 @@ def full() -> ConfigDict:
     )  # its language model has 1.5 B
     # ours: the frames after the supervised one are never computed, nor counted in what the loss is
     # divided by
-    config.loss.update(layout="truncated", normaliser="loss_mask")
+    config.loss.update(truncate=True, normaliser="supervised")
     config.optimizer.update(warmup_steps=2000)  # ours; all else of the optimizer is MAR's (base.py)
     config.mesh.update(data=1, fsdp=-1)  # ours: parameters and optimizer are cut over all devices
     config.run.update(
@@ -121,7 +121,7 @@ def tiny() -> ConfigDict:
     config.model.update(preset="tiny", latent_channels=16, text_tokens=8, text_width=64)
     config.tokenizer.fit_clips = 40
     config.optimizer.warmup_steps = 2
-    config.sampling.update(steps=2, head_steps="2", guidance=1.0, clip=0.0)
+    config.sampling.update(steps=2, head_steps="2", guidance=1.0, latent_clip=0.0)
     config.run.update(log_every=1, checkpoint_every=4)
     config.evaluation.update(clips=4, batch_size=4)
     return config

@@ -70,8 +70,8 @@ _SETTINGS = {
     "temperature_law": flags.DEFINE_enum(
         "temperature_law", None, ["constant", "paper", "linear"], "Temperature over frames."
     ),
-    "clip": flags.DEFINE_float(
-        "clip", None, "Largest latent value, from the second new frame on; 0 is off."
+    "latent_clip": flags.DEFINE_float(
+        "latent_clip", None, "Largest latent value, from the second new frame on; 0 is off."
     ),
     "clip_first": flags.DEFINE_bool("clip_first", None, "Clip the first new frame as well."),
     "window": flags.DEFINE_integer(
@@ -83,14 +83,14 @@ _SETTINGS = {
     "keep_first": flags.DEFINE_bool(
         "keep_first", None, "With a window: frame 0 stays one of them."
     ),
-    "positions": flags.DEFINE_string(
-        "positions", None, "Of a kept frame 0: absolute, or shifted next to the window."
+    "first_frame_position": flags.DEFINE_string(
+        "first_frame_position", None, "Of a kept frame 0: absolute, or shifted next to the window."
     ),
-    "position_scaling": flags.DEFINE_string(
-        "position_scaling", None, "Beyond the trained size: interpolate or ntk."
+    "spatial_rope_scaling": flags.DEFINE_string(
+        "spatial_rope_scaling", None, "Beyond the trained size: interpolate or ntk."
     ),
-    "frame_scaling": flags.DEFINE_string(
-        "frame_scaling", None, "Beyond the trained length: interpolate or ntk."
+    "temporal_rope_scaling": flags.DEFINE_string(
+        "temporal_rope_scaling", None, "Beyond the trained length: interpolate or ntk."
     ),
     "dtype": flags.DEFINE_string(
         "dtype", None, "Of the transformer's products: model, float32 or bfloat16."

@@ -10,7 +10,7 @@ from tests.helpers.paths import ROOT
 from videomar_jax.models.config import PRESETS
 from videomar_jax.models.flops import train_step_flops
 from videomar_jax.parallel.sharding import MeshConfig
-from videomar_jax.training.loss import LossConfig
+from videomar_jax.training.config import LossConfig
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -24,15 +24,15 @@ def load(name):
 
 def test_a_training_step_is_measured_at_every_length_of_its_clips():
     bench = load("train_step")
-    loss = LossConfig(layout="truncated", draws_per_token=2)
+    loss = LossConfig(truncate=True, draws_per_token=2)
     case = bench.Case(model="tiny", shape=(3, 2, 3), batch=2, loss=loss, config=PRESETS["tiny"])
     row = bench.measure(case, 2, MeshConfig(data=1))
     assert case.lengths() == [2, 3] and [len(seconds) for seconds in row["steps"]] == [2, 2]
     lengths = [
         train_step_flops(
             PRESETS["tiny"],
-            loss_frames="one",
-            layout="full",
+            supervise="one_frame",
+            truncate=False,
             draws_per_token=2,
             batch=2,
             frames=length,

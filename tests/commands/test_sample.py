@@ -24,6 +24,7 @@ from videomar_jax.inference.batches import Stopped
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.jobs import Order, Output
 from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.pretrained import bundle
 from videomar_jax.pretrained.bundle import load_bundle, load_pretrained, save_settings
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.tokenizers import to_pixels
@@ -769,8 +770,8 @@ app.run(sample.main)
     given = dict(
         window="0",
         keep_first="false",
-        positions="shifted",
-        clip="1.5",
+        first_frame_position="shifted",
+        latent_clip="1.5",
         clip_first="true",
         head_dtype="model",
         token_dtype="bfloat16",
@@ -798,8 +799,8 @@ app.run(sample.main)
     assert {name: value for name, value in settings.items() if value is not None} == dict(
         window=0,
         keep_first=False,
-        positions="shifted",
-        clip=1.5,
+        first_frame_position="shifted",
+        latent_clip=1.5,
         clip_first=True,
         head_dtype="model",
         token_dtype="bfloat16",

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tests.helpers.tiny_run import CONFIGS, load_config, start
+from videomar_jax.experiment import run
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.pretrained.bundle import load_bundle, load_params
 from videomar_jax.tokenizers.base import fingerprint, grid_shape
@@ -43,9 +44,9 @@ def test_stages_are_the_papers_model_and_parts(file):
     )
     model = made.recipe.model
     assert (model.width, model.depth, model.head, model.latent_channels) == (1536, 36, "ddpm", 16)
-    assert made.tokenizer_config.scale == 0.5 and made.recipe.loss.frames == "one"
+    assert made.tokenizer_config.scale == 0.5 and made.recipe.loss.supervise == "one_frame"
     loss = made.recipe.loss
-    assert loss.layout != "truncated" or loss.normaliser == "loss_mask", (
+    assert not loss.truncate or loss.normaliser == "supervised", (
         "later frames, which are not there, count"
     )
     config.data.kind = "shards"

@@ -29,7 +29,7 @@ def clip(dtype, *, text=True, seed=0):
         start=1.5,
         fps=12.5,
         shape=ClipShape(num_frames=5, height=16, width=32),
-        clip=2**40,
+        latent_clip=2**40,
     )
 
 

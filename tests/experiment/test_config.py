@@ -14,9 +14,7 @@ from videomar_jax.experiment.config import Experiment, stage_shape
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.parallel.sharding import MeshConfig
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.training.loss import LossConfig
-from videomar_jax.training.optimizer import OptimizerConfig
-from videomar_jax.training.recipe import RunConfig
+from videomar_jax.training.config import LossConfig, OptimizerConfig, RunConfig
 from videomar_jax.training.stages import ROW
 
 SECTIONS = {
@@ -221,7 +219,11 @@ def test_a_section_that_is_a_value():
             dict(guidance=-1.0),
             r"sampling\.guidance must not be negative, but is -1\.0; 1 turns it off",
         ),
-        ("sampling", dict(clip=-1.0), r"sampling\.clip must not be negative.*0 turns it off"),
+        (
+            "sampling",
+            dict(clip=-1.0),
+            r"sampling\.latent_clip must not be negative.*0 turns it off",
+        ),
         ("sampling", dict(steps=0), r"sampling\.steps must be at least 1"),
         ("sampling", dict(head_steps="many"), "head.*'many'"),
         ("sampling", dict(head_steps="0"), "at least 1, not '0'"),
@@ -238,9 +240,19 @@ def test_a_value_that_cannot_be(section, change, words):
     [
         (ModelConfig(), "head", "gan", r"model\.head is 'gan'.*'ddpm', 'flow'"),
         (ModelConfig(), "dtype", "float16", r"model\.dtype is 'float16'.*'bfloat16'"),
-        (LossConfig(), "frames", "two", r"loss\.frames is 'two'.*'one' or 'all'"),
-        (LossConfig(), "normaliser", "mean", r"loss\.normaliser is 'mean'.*'mask' or 'loss_mask'"),
-        (OptimizerConfig(), "name", "sgd", r"optimizer\.name is 'sgd'.*'adamw' or 'muon'"),
+        (
+            LossConfig(),
+            "supervise",
+            "two",
+            r"loss\.supervise is 'two'.*'one_frame', 'all_frames'",
+        ),
+        (
+            LossConfig(),
+            "normaliser",
+            "mean",
+            r"loss\.normaliser is 'mean'.*'all_masked', 'supervised'",
+        ),
+        (OptimizerConfig(), "name", "sgd", r"optimizer\.name is 'sgd'.*'adamw', 'muon'"),
         (
             SamplingConfig(),
             "temperature_law",

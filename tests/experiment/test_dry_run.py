@@ -14,7 +14,8 @@ from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.dry_run import activation_bytes, dry_run, plan
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.training.draws import Batch, LossConfig
+from videomar_jax.training.config import LossConfig
+from videomar_jax.training.draws import Batch
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import abstract_model, init_state
 from videomar_jax.training.step import make_train_step
@@ -71,7 +72,7 @@ def test_activations_are_estimated_within_a_factor_of_two_of_what_xla_allocates(
         remat="full",
     )
     recipe = dataclasses.replace(
-        Experiment.from_config(tiny()).recipe, model=model, loss=LossConfig(frames="all")
+        Experiment.from_config(tiny()).recipe, model=model, loss=LossConfig(supervise="all_frames")
     )
     optimizer = make_optimizer(recipe.optimizer, lambda step: 1e-3)
     state = jax.eval_shape(lambda: init_state(model, optimizer, jax.random.key(0)))
@@ -136,7 +137,7 @@ def prepared(folder, shapes, spatial_stride=4):
             start=0.0,
             fps=12.0,
             shape=shape,
-            clip=0,
+            latent_clip=0,
         )
         told = write_records(folder / f"clips-{number}", [to_record(clip)] * 2)
         entries.append({"file": f"clips-{number}", "split": "train", **vars(shape), **told})

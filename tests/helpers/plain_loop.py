@@ -117,8 +117,8 @@ def plain_loop(model, given, config, num_frames, all_draws, head_steps=None, sca
             shown = np.array(hidden[:, frame])
             shown[rows, np.asarray(draws.order)[:, count - left :]] = False
             new = (
-                np.clip(new, -config.clip, config.clip)
-                if config.clip and index
+                np.clip(new, -config.latent_clip, config.latent_clip)
+                if config.latent_clip and index
                 else np.asarray(new)
             )
             tokens[:, frame][shown] = new[shown]

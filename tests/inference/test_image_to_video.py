@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_model import SIZES, tiny_model
-from videomar_jax.inference.image_to_video import VideoSampler, image_to_video
 from videomar_jax.inference import image_to_video as module
+from videomar_jax.inference.image_to_video import VideoSampler, image_to_video
 from videomar_jax.sampling.decoder import generate
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer, to_pixels, to_video
 
-CONFIG = SamplingConfig(steps=2, head_steps="2", guidance=2.0, clip=0.0)
+CONFIG = SamplingConfig(steps=2, head_steps="2", guidance=2.0, latent_clip=0.0)
 TEXT = HashedTextEncoder(SIZES["text_tokens"], SIZES["text_width"])
 PROMPTS = ["red moves left", "nothing", "up", "a dog", ""]
 

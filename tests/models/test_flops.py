@@ -10,7 +10,8 @@ from flax import nnx
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import forward_flops, supervised_frame_flops, train_step_flops
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
+from videomar_jax.training.config import LossConfig
+from videomar_jax.training.loss import Batch, draw, next_frame_loss
 
 WIDE = ModelConfig(
     latent_channels=16,
@@ -47,14 +48,14 @@ def compiled_flops(config, loss, frames, *, gradient=False):
 
 
 @pytest.mark.parametrize(
-    ("loss_frames", "frames", "draws"),
-    [("one", 3, 1), ("all", 3, 2), ("all", 1, 1)],
+    ("supervise", "frames", "draws"),
+    [("one_frame", 3, 1), ("all_frames", 3, 2), ("all_frames", 1, 1)],
     ids=["one", "all", "image"],
 )
-def test_a_forward_pass_costs_what_the_compiler_counts(loss_frames, frames, draws):
-    loss = LossConfig(frames=loss_frames, draws_per_token=draws)
+def test_a_forward_pass_costs_what_the_compiler_counts(supervise, frames, draws):
+    loss = LossConfig(supervise=supervise, draws_per_token=draws)
     sizes = dict(
-        loss_frames=loss_frames, draws_per_token=draws, batch=CLIPS, frames=frames, tokens=TOKENS
+        supervise=supervise, draws_per_token=draws, batch=CLIPS, frames=frames, tokens=TOKENS
     )
     counted = forward_flops(WIDE, **sizes).total()
     assert 1.0 < compiled_flops(WIDE, loss, frames) / counted < 1.06
@@ -66,10 +67,15 @@ def test_a_training_step_costs_what_the_compiler_counts(remat):
     slightly less is due."""
     config, loss = (
         dataclasses.replace(WIDE, remat=remat),
-        LossConfig(frames="all", draws_per_token=1),
+        LossConfig(supervise="all_frames", draws_per_token=1),
     )
     sizes = dict(
-        loss_frames="all", layout="full", draws_per_token=1, batch=CLIPS, frames=2, tokens=TOKENS
+        supervise="all_frames",
+        truncate=False,
+        draws_per_token=1,
+        batch=CLIPS,
+        frames=2,
+        tokens=TOKENS,
     )
     counted = train_step_flops(config, **sizes)
     assert 0.97 < compiled_flops(config, loss, 2, gradient=True) / counted < 1.06
@@ -80,15 +86,15 @@ PAPER = dict(draws_per_token=4, batch=2, frames=7, tokens=1440)
 
 def test_truncated_clips_cost_the_mean_of_their_lengths():
     model = PRESETS["videomar_1p4b"]
-    cut = train_step_flops(model, loss_frames="one", layout="truncated", **PAPER)
+    cut = train_step_flops(model, supervise="one_frame", truncate=True, **PAPER)
     lengths = [
-        train_step_flops(model, loss_frames="one", layout="full", **PAPER | dict(frames=t))
+        train_step_flops(model, supervise="one_frame", truncate=False, **PAPER | dict(frames=t))
         for t in range(2, 8)
     ]
     assert cut == pytest.approx(sum(lengths) / 6)
     image = [
-        train_step_flops(model, loss_frames="one", layout=layout, **PAPER | dict(frames=1))
-        for layout in ("full", "truncated")
+        train_step_flops(model, supervise="one_frame", truncate=truncate, **PAPER | dict(frames=1))
+        for truncate in (False, True)
     ]
     assert image[0] == image[1]
 
@@ -96,20 +102,30 @@ def test_truncated_clips_cost_the_mean_of_their_lengths():
 def test_a_supervised_frame_is_cheapest_when_all_are():
     model = PRESETS["videomar_1p4b"]
     costs = {
-        (frames, layout): supervised_frame_flops(model, loss_frames=frames, layout=layout, **PAPER)
-        for frames, layout in (("one", "full"), ("one", "truncated"), ("all", "full"))
+        (frames, truncate): supervised_frame_flops(
+            model, supervise=frames, truncate=truncate, **PAPER
+        )
+        for frames, truncate in (
+            ("one_frame", False),
+            ("one_frame", True),
+            ("all_frames", False),
+        )
     }
-    assert costs["all", "full"] < costs["one", "truncated"] / 1.8 < costs["one", "full"] / 2.5
-    step = train_step_flops(model, loss_frames="all", layout="full", **PAPER)
-    assert step == pytest.approx(costs["all", "full"] * 2 * 6)
+    assert (
+        costs["all_frames", False]
+        < costs["one_frame", True] / 1.8
+        < costs["one_frame", False] / 2.5
+    )
+    step = train_step_flops(model, supervise="all_frames", truncate=False, **PAPER)
+    assert step == pytest.approx(costs["all_frames", False] * 2 * 6)
 
 
 def test_recomputed_layers_cost_one_forward_pass_more_and_dots_less():
     steps = {
         remat: train_step_flops(
             dataclasses.replace(WIDE, remat=remat),
-            loss_frames="one",
-            layout="full",
+            supervise="one_frame",
+            truncate=False,
             draws_per_token=1,
             batch=1,
             frames=3,
@@ -118,7 +134,7 @@ def test_recomputed_layers_cost_one_forward_pass_more_and_dots_less():
         for remat in ("none", "dots", "full")
     }
     forward = forward_flops(
-        WIDE, loss_frames="one", draws_per_token=1, batch=1, frames=3, tokens=TOKENS
+        WIDE, supervise="one_frame", draws_per_token=1, batch=1, frames=3, tokens=TOKENS
     )
     assert steps["none"] == 3 * forward.total()
     assert steps["full"] - steps["none"] == pytest.approx(forward.linear + forward.attention)

@@ -20,9 +20,10 @@ from videomar_jax.parallel.sharding import (
     spec_for,
     state_shardings,
 )
+from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.curriculum import Curriculum
-from videomar_jax.training.loss import Batch, LossConfig
-from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
+from videomar_jax.training.loss import Batch
+from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import abstract_model, init_state
 from videomar_jax.training.step import make_train_step
 
@@ -57,7 +58,11 @@ def optimizer_of(config: OptimizerConfig):
 
 
 def trained(
-    mesh_config: MeshConfig, *, optimizer: str = "adamw", frames: str = "one", accumulate: int = 1
+    mesh_config: MeshConfig,
+    *,
+    optimizer: str = "adamw",
+    supervise: str = "one_frame",
+    accumulate: int = 1,
 ):
     """Losses, parameters with their average, and the state after a few steps on the mesh."""
     config = OptimizerConfig(name=optimizer)
@@ -69,7 +74,7 @@ def trained(
     update = make_train_step(
         abstract_model(MODEL)[0],
         transform,
-        LossConfig(frames=frames, draws_per_token=2),
+        LossConfig(supervise=supervise, draws_per_token=2),
         config,
         accumulate=accumulate,
         shardings=shardings,
@@ -111,7 +116,7 @@ def test_accumulation_on_a_mesh_trains_like_one_device_at_once(alone):
 
 
 def test_muon_over_every_frame_trains_alike_on_a_mesh():
-    settings = dict(optimizer="muon", frames="all")
+    settings = dict(optimizer="muon", supervise="all_frames")
     assert_alike(
         trained(MeshConfig(data=4, context=2), **settings), trained(MeshConfig(data=1), **settings)
     )
@@ -240,7 +245,8 @@ def test_a_block_of_rows_is_placed_as_part_of_the_batch():
 
 
 def test_a_curriculum_must_fit_the_mesh():
-    from videomar_jax.training.recipe import Recipe, RunConfig, check_mesh
+    from videomar_jax.training.config import RunConfig
+    from videomar_jax.training.recipe import Recipe, check_mesh
 
     row = dict(
         name="a", num_frames=3, height=16, width=16, batch_size=6, steps=2, learning_rate=1e-3

@@ -31,7 +31,7 @@ def test_generation(case, model, name):
         steps=settings["num_iter"],
         head_steps=settings["head_respacing"],
         guidance=settings["cfg"],
-        clip=settings["clip"],
+        latent_clip=settings["clip"],
         temperature_law=law,
     )
     draws = decoder.FrameDraws(

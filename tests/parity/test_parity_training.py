@@ -8,8 +8,9 @@ from flax import nnx
 from tests.helpers.videomar_recordings import channels_last, check, official
 from videomar_jax.models import masking
 from videomar_jax.training import step as train
-from videomar_jax.training.loss import Batch, LossConfig, LossDraws, next_frame_loss
-from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
+from videomar_jax.training.config import LossConfig, OptimizerConfig
+from videomar_jax.training.loss import Batch, LossDraws, next_frame_loss
+from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import TrainState
 
 # name → tolerance of the gradient of step 0, of the parameter and of its average after three steps

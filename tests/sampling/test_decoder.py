@@ -18,7 +18,12 @@ from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths
 
 COUNT, BATCH, FRAMES = GRID[0] * GRID[1], 2, 3
 CONFIG = SamplingConfig(
-    steps=3, head_steps="3", guidance=2.0, temperature=0.9, temperature_law="linear", clip=0.0
+    steps=3,
+    head_steps="3",
+    guidance=2.0,
+    temperature=0.9,
+    temperature_law="linear",
+    latent_clip=0.0,
 )
 
 
@@ -69,7 +74,7 @@ def test_flow_with_guidance(made):
 
 def test_ddpm_with_patches_and_two_given_frames_and_clipping():
     model, given = tiny_model(head="ddpm", patch_size=2), given_latents(2, 2)
-    changes = dict(head_steps="ddim4", clip=1.0, guidance=3.0)
+    changes = dict(head_steps="ddim4", latent_clip=1.0, guidance=3.0)
     video, _ = make(model, given, num_frames=4, **changes)
     config = dataclasses.replace(CONFIG, **changes)
     expected = plain_loop.plain_loop(model, given, config, 4, frame_draws(model, 2, 4, "ddim4"))
@@ -193,7 +198,7 @@ def test_values_do_not_recompile(made):
     for change in (
         {"guidance": 5.0},
         {"temperature": 0.5},
-        {"clip": 0.3},
+        {"latent_clip": 0.3},
         {"guidance_schedule": "constant"},
     ):
         assert np.abs(make(**change)[0] - made[0]).max() > 1e-3, f"{change} has no effect"
@@ -201,10 +206,10 @@ def test_values_do_not_recompile(made):
 
 
 def test_clipping_starts_with_the_second_generated_frame(made):
-    video, _ = make(clip=0.3)
+    video, _ = make(latent_clip=0.3)
     np.testing.assert_array_equal(video[:, 1], made[0][:, 1])
     assert np.abs(video[:, 1]).max() > 0.3 and np.abs(video[:, 2]).max() == np.float32(0.3)
-    assert np.abs(make(clip=0.3, clip_first=True)[0][:, 1:]).max() == np.float32(0.3)
+    assert np.abs(make(latent_clip=0.3, clip_first=True)[0][:, 1:]).max() == np.float32(0.3)
 
 
 def test_tokens_may_be_rounded_to_bfloat16(made):

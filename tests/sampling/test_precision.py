@@ -14,7 +14,7 @@ from videomar_jax.sampling.decoder import generate
 from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.sampling.schedules import SamplingConfig
 
-CONFIG = SamplingConfig(steps=3, head_steps="4", guidance=2.0, clip=0.0)
+CONFIG = SamplingConfig(steps=3, head_steps="4", guidance=2.0, latent_clip=0.0)
 
 
 def types(model) -> dict[str, str]:

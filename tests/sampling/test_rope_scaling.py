@@ -23,7 +23,9 @@ from videomar_jax.sampling.rope_scaling import (
 )
 from videomar_jax.sampling.schedules import SamplingConfig
 
-CONFIG = SamplingConfig(steps=2, head_steps="2", guidance=2.0, clip=0.0, positions="absolute")
+CONFIG = SamplingConfig(
+    steps=2, head_steps="2", guidance=2.0, latent_clip=0.0, first_frame_position="absolute"
+)
 FRAMES = 7
 FAST = SpeedOptions(apart=True)
 
@@ -156,7 +158,9 @@ def test_a_first_frame_turned_forward_equals_one_rotated_there():
 
 
 def test_shifting_begins_when_the_first_frame_falls_behind_the_window():
-    absolute, shifted = (make(window=3, positions=way) for way in ("absolute", "shifted"))
+    absolute, shifted = (
+        make(window=3, first_frame_position=way) for way in ("absolute", "shifted")
+    )
     np.testing.assert_allclose(shifted[:, :4], absolute[:, :4], atol=1e-4)
     assert np.abs(shifted[:, 4:] - absolute[:, 4:]).max() > 1e-3
 
@@ -164,7 +168,7 @@ def test_shifting_begins_when_the_first_frame_falls_behind_the_window():
 def test_a_model_without_frame_numbers_has_nothing_to_shift():
     model = tiny_model(rope_frame_origin="restart")
     absolute, shifted = (
-        make(window=3, positions=way, model=model) for way in ("absolute", "shifted")
+        make(window=3, first_frame_position=way, model=model) for way in ("absolute", "shifted")
     )
     np.testing.assert_array_equal(shifted, absolute)
 
@@ -175,20 +179,23 @@ def test_a_model_without_frame_numbers_has_nothing_to_shift():
 def test_no_scaling_asks_for_nothing():
     assert position_scale(CONFIG, (9, 9, 9), None) is None
     with pytest.raises(ValueError, match="need the size the model was trained on"):
-        position_scale(dataclasses.replace(CONFIG, position_scaling="ntk"), (9, 9, 9), None)
+        position_scale(dataclasses.replace(CONFIG, spatial_rope_scaling="ntk"), (9, 9, 9), None)
 
 
 @pytest.mark.parametrize(
     ("changes", "wanted"),
     [
-        (dict(position_scaling="ntk"), PositionScale(ntk=(1.0, 1.5, 2.0))),
-        (dict(position_scaling="interpolate"), PositionScale(interpolate=(1.0, 1.5, 2.0))),
-        (dict(frame_scaling="ntk"), PositionScale(ntk=(2.0, 1.0, 1.0))),
+        (dict(spatial_rope_scaling="ntk"), PositionScale(ntk=(1.0, 1.5, 2.0))),
+        (dict(spatial_rope_scaling="interpolate"), PositionScale(interpolate=(1.0, 1.5, 2.0))),
+        (dict(temporal_rope_scaling="ntk"), PositionScale(ntk=(2.0, 1.0, 1.0))),
         (
-            dict(frame_scaling="interpolate", position_scaling="ntk"),
+            dict(temporal_rope_scaling="interpolate", spatial_rope_scaling="ntk"),
             PositionScale(interpolate=(2.0, 1.0, 1.0), ntk=(1.0, 1.5, 2.0)),
         ),
-        (dict(frame_scaling="interpolate", window=5), PositionScale(interpolate=(1.2, 1.0, 1.0))),
+        (
+            dict(temporal_rope_scaling="interpolate", window=5),
+            PositionScale(interpolate=(1.2, 1.0, 1.0)),
+        ),
     ],
     ids=str,
 )
@@ -197,13 +204,15 @@ def test_factors_are_how_much_longer_and_larger_than_trained(changes, wanted):
 
 
 def test_smaller_than_trained_is_not_stretched():
-    config = dataclasses.replace(CONFIG, position_scaling="interpolate", frame_scaling="ntk")
+    config = dataclasses.replace(
+        CONFIG, spatial_rope_scaling="interpolate", temporal_rope_scaling="ntk"
+    )
     assert position_scale(config, (3, 4, 8), (5, 8, 8)) == PositionScale()
 
 
 def test_the_config_reaches_the_model():
     """`trained` with the config is the explicit scale."""
-    config = dataclasses.replace(CONFIG, position_scaling="interpolate")
+    config = dataclasses.replace(CONFIG, spatial_rope_scaling="interpolate")
     scaled = generate(
         tiny_model(),
         given_latents(),

@@ -90,12 +90,12 @@ def test_temperature_laws(law, expected):
 
 
 def test_the_first_generated_frame_is_clipped_only_on_request():
-    np.testing.assert_array_equal(clip_bounds(3, SamplingConfig(clip=2.0)), [np.inf, 2, 2])
+    np.testing.assert_array_equal(clip_bounds(3, SamplingConfig(latent_clip=2.0)), [np.inf, 2, 2])
     np.testing.assert_array_equal(
-        clip_bounds(3, SamplingConfig(clip=1.5, clip_first=True)), [1.5] * 3
+        clip_bounds(3, SamplingConfig(latent_clip=1.5, clip_first=True)), [1.5] * 3
     )
     np.testing.assert_array_equal(
-        clip_bounds(2, SamplingConfig(clip=0.0, clip_first=True)), [np.inf] * 2
+        clip_bounds(2, SamplingConfig(latent_clip=0.0, clip_first=True)), [np.inf] * 2
     )
 
 

@@ -16,7 +16,7 @@ from videomar_jax.sampling.decoder import SpeedOptions, generate
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.sampling.sharding import placement, ways
 
-CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, clip=0.0)
+CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, latent_clip=0.0)
 GRID, FRAMES = (4, 4), 4
 MESHES = {
     "data": MeshConfig(data=4),
@@ -125,7 +125,7 @@ def test_another_value_compiles_nothing_and_another_shape_does():
         dict(guidance=7.0),
         dict(temperature=0.3),
         dict(temperature_law="paper"),
-        dict(clip=1.0, clip_first=True),
+        dict(latent_clip=1.0, clip_first=True),
         dict(guidance_schedule="constant"),
         dict(guidance_interval=(0.3, 0.6)),
     ]

@@ -17,8 +17,8 @@ from tests.helpers import plain_loop
 from tests.helpers.tiny_model import GRID, tiny_model, tiny_text
 from videomar_jax.interop.videomar import read_checkpoint
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.sampling import reveal as frame_module
 from videomar_jax.sampling import fused_head as head_module
+from videomar_jax.sampling import reveal as frame_module
 from videomar_jax.sampling.decoder import FrameDraws, SpeedOptions, generate, generate_frames
 from videomar_jax.sampling.fused_head import chunk_size
 from videomar_jax.sampling.schedules import SamplingConfig
@@ -34,7 +34,7 @@ ONE_BY_ONE = {
     "apart": dataclasses.replace(PLAIN, apart=True),
     "everything": EVERYTHING,
 }
-CONFIG = SamplingConfig(steps=3, head_steps="ddim4", guidance=2.0, temperature=0.9, clip=0.0)
+CONFIG = SamplingConfig(steps=3, head_steps="ddim4", guidance=2.0, temperature=0.9, latent_clip=0.0)
 BATCH, FRAMES = 2, 5
 
 
@@ -190,7 +190,7 @@ def test_recorded_generation(golden, recorded_model, name):
         steps=settings["num_iter"],
         head_steps=settings["head_respacing"],
         guidance=settings["cfg"],
-        clip=settings["clip"],
+        latent_clip=settings["clip"],
         temperature_law="linear" if "f-" in settings["temperature"] else "constant",
     )
     draws = FrameDraws(*(jnp.asarray(g[f"in/{k}"]) for k in ("orders", "noise", "step_noise")))

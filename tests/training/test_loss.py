@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.tiny_model import GRID, annotations_off, tiny_model, tiny_text
 from videomar_jax.diffusion.base import make_process
-from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss, supervised_frames
+from videomar_jax.training.config import LossConfig
+from videomar_jax.training.loss import Batch, draw, next_frame_loss, supervised_frames
 
 COUNT, CLIPS = GRID[0] * GRID[1], 2
 
@@ -64,7 +65,7 @@ def expected_loss(model, batch, draws, config):
     each = np.broadcast_to(
         np.arange(1, frames) if frames > 1 else np.arange(1), (CLIPS, max(frames - 1, 1))
     )
-    frame = each if config.frames == "all" else np.asarray(draws.current)[:, None]
+    frame = each if config.supervise == "all_frames" else np.asarray(draws.current)[:, None]
     losses, errors = rows_one_by_one(
         model, batch, jnp.asarray(hidden), jnp.asarray(frame), draws.drop, draws.times, draws.noise
     )
@@ -76,19 +77,19 @@ def expected_loss(model, batch, draws, config):
             error += float(np.asarray(errors, np.float64)[b, row][shown].sum())
             counted += int(shown.sum())
             everything += int(shown.sum()) + (
-                COUNT * (frames - 1 - t) if config.frames == "one" else 0
+                COUNT * (frames - 1 - t) if config.supervise == "one_frame" else 0
             )
-    normaliser = everything if config.normaliser == "mask" else counted
+    normaliser = everything if config.normaliser == "all_masked" else counted
     return total / (config.draws_per_token * normaliser), error / counted
 
 
 FORMS = [
-    (3, "flow", LossConfig(frames="one", draws_per_token=2)),
-    (3, "ddpm", LossConfig(frames="one", normaliser="loss_mask", draws_per_token=2)),
-    (3, "flow", LossConfig(frames="all", draws_per_token=2, mask_rate_min=0.1)),
-    (3, "ddpm", LossConfig(frames="all", draws_per_token=1)),
-    (1, "flow", LossConfig(frames="one", draws_per_token=2)),
-    (1, "flow", LossConfig(frames="all", draws_per_token=2)),
+    (3, "flow", LossConfig(supervise="one_frame", draws_per_token=2)),
+    (3, "ddpm", LossConfig(supervise="one_frame", normaliser="supervised", draws_per_token=2)),
+    (3, "flow", LossConfig(supervise="all_frames", draws_per_token=2, mask_rate_min=0.1)),
+    (3, "ddpm", LossConfig(supervise="all_frames", draws_per_token=1)),
+    (1, "flow", LossConfig(supervise="one_frame", draws_per_token=2)),
+    (1, "flow", LossConfig(supervise="all_frames", draws_per_token=2)),
 ]
 
 
@@ -114,7 +115,7 @@ def test_the_two_normalisers_differ_by_the_later_frames():
 
 def test_regression_adds_the_error_of_the_readout():
     model, batch = tiny_model(regression=True), make_batch(3)
-    config = LossConfig(frames="all", draws_per_token=2, regression_weight=0.5)
+    config = LossConfig(supervise="all_frames", draws_per_token=2, regression_weight=0.5)
     draws = make_draws(model, 3, config)
     loss, metrics = loss_of(model, batch, draws, config)
     diffusion, error = expected_loss(model, batch, draws, config)
@@ -125,7 +126,7 @@ def test_regression_adds_the_error_of_the_readout():
 
 # ---- what may not matter
 
-ONE = LossConfig(frames="one", draws_per_token=2)
+ONE = LossConfig(supervise="one_frame", draws_per_token=2)
 
 
 @pytest.mark.parametrize("current", [1, 2])
@@ -143,7 +144,7 @@ def test_frames_after_the_current_one_do_not_matter(current):
 
 def test_each_sample_has_a_current_frame_of_its_own():
     model, batch = tiny_model(), make_batch(3)
-    config = dataclasses.replace(ONE, normaliser="loss_mask")
+    config = dataclasses.replace(ONE, normaliser="supervised")
     draws = dataclasses.replace(make_draws(model, 3, config), current=jnp.array([1, 2]))
     loss, _ = loss_of(model, batch, draws, config)
     for clip, matters in ((0, False), (1, True)):
@@ -186,10 +187,16 @@ def test_an_image_is_its_own_current_frame_and_dropout_may_be_off_or_total():
 
 
 @pytest.mark.parametrize(
-    ("form", "frames", "rows"), [("one", 4, 1), ("all", 4, 3), ("one", 1, 1), ("all", 1, 1)]
+    ("form", "frames", "rows"),
+    [
+        ("one_frame", 4, 1),
+        ("all_frames", 4, 3),
+        ("one_frame", 1, 1),
+        ("all_frames", 1, 1),
+    ],
 )
 def test_rows_of_draws(form, frames, rows):
-    config = LossConfig(frames=form, draws_per_token=3)
+    config = LossConfig(supervise=form, draws_per_token=3)
     assert supervised_frames(frames, config) == rows
     draws = draw(jax.random.key(0), tiny_model(), (5, frames, COUNT), config)
     assert draws.noise.shape == (3, 5, rows, COUNT, 3) and draws.times.shape == (3, 5, rows, COUNT)

@@ -24,7 +24,9 @@ from videomar_jax.training.state import abstract_model
 COUNT, CLIPS, FRAMES = GRID[0] * GRID[1], 4, 3
 SHAPE = (CLIPS, FRAMES, COUNT)
 ONE = LossConfig(draws_per_token=2, regression_weight=0.3)
-ALL = LossConfig(frames="all", draws_per_token=2, regression_weight=0.3, history_noise=0.6)
+ALL = LossConfig(
+    supervise="all_frames", draws_per_token=2, regression_weight=0.3, history_noise=0.6
+)
 
 
 def small(**changes):
@@ -64,7 +66,7 @@ def test_a_truncated_clip_gives_the_sum_of_the_whole_one():
         model,
         kept,
         dataclasses.replace(draws, **fewer),
-        dataclasses.replace(ONE, layout="truncated"),
+        dataclasses.replace(ONE, truncate=True),
     )
     hidden = float(np.asarray(draws.num_masked)[:, current].sum())
     later = CLIPS * COUNT * (FRAMES - 1 - current)
@@ -76,7 +78,7 @@ def test_a_truncated_clip_gives_the_sum_of_the_whole_one():
 
 @pytest.mark.parametrize("frames", [1, 4])
 def test_the_current_frame_of_a_truncated_clip_is_its_last(frames):
-    draws = make_draws(small(), LossConfig(layout="truncated", draws_per_token=1), frames)
+    draws = make_draws(small(), LossConfig(truncate=True, draws_per_token=1), frames)
     assert (draws.current == frames - 1).all()
 
 
@@ -93,7 +95,7 @@ def test_the_length_of_truncated_clips_is_uniform_and_follows_from_seed_and_step
 # ---- parts of a batch
 
 
-@pytest.mark.parametrize("config", [ONE, ALL], ids=lambda c: c.frames)
+@pytest.mark.parametrize("config", [ONE, ALL], ids=lambda c: c.supervise)
 def test_losses_and_metrics_of_parts_add_up_to_those_of_the_batch(config):
     """So their gradients do as well. In `one` the parts hide different numbers of tokens."""
     model, batch = small(), make_batch()
@@ -122,7 +124,7 @@ def test_the_counts_are_those_of_the_masks():
         num_masked=jnp.array([[1, 2, 3], [1, 4, 5], [1, 6, 3], [1, 5, 4]]),
     )
     assert loss_normaliser(draws, SHAPE, ONE) == (2 + 5 + 3 + 5 + 2 * COUNT, 15, CLIPS * COUNT)
-    assert loss_normaliser(draws, SHAPE, LossConfig(normaliser="loss_mask")) == (
+    assert loss_normaliser(draws, SHAPE, LossConfig(normaliser="supervised")) == (
         15,
         15,
         CLIPS * COUNT,
@@ -151,7 +153,7 @@ def test_losses_by_frame_and_by_noise_are_the_loss_taken_apart(config, head):
         np.arange(CLIPS),
     )
     shown = np.argsort(np.asarray(draws.orders), -1) >= COUNT - hidden[..., None]
-    if config.frames == "one":
+    if config.supervise == "one_frame":
         frame, shown = (
             np.bincount(current, hidden[clip, current], minlength=FRAMES),
             shown[clip, current][:, None],
@@ -253,8 +255,11 @@ def test_the_embedding_of_levels_exists_only_when_asked_for_and_starts_at_zero()
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"layout": "short"}, r"loss\.layout is 'short'.*'full' or 'truncated'"),
-        ({"layout": "truncated", "frames": "all"}, r"loss\.layout='truncated'.*loss\.frames='one'"),
+        ({"truncate": "short"}, r"loss\.truncate must be true or false, not 'short'"),
+        (
+            {"truncate": True, "supervise": "all_frames"},
+            r"loss\.truncate .*loss\.supervise='one_frame'",
+        ),
         ({"history_noise": 1.0}, r"loss\.history_noise must lie in \[0, 1\)"),
         ({"history_noise": -0.1}, r"loss\.history_noise"),
     ],

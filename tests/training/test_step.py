@@ -10,12 +10,13 @@ import pytest
 from flax import nnx
 
 from tests.helpers.tiny_model import GRID, tiny_config, tiny_model, tiny_text
-from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
-from videomar_jax.training.optimizer import OptimizerConfig, make_optimizer
+from videomar_jax.training.config import LossConfig, OptimizerConfig
+from videomar_jax.training.loss import Batch, draw, next_frame_loss
+from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step
 
-LOSS = LossConfig(frames="all", draws_per_token=2)
+LOSS = LossConfig(supervise="all_frames", draws_per_token=2)
 OPTIMIZER = OptimizerConfig(clip_norm=1.0, ema_decay=0.9, weight_decay=0.02, epsilon=1e-3)
 """The large epsilon keeps the rounding of near-zero gradients from deciding the direction of an
 update."""

@@ -15,12 +15,13 @@ from videomar_jax.experiment.config import Experiment
 from videomar_jax.parallel.sharding import MeshConfig, make_mesh
 from videomar_jax.training import batches
 from videomar_jax.training.batches import TrainingInputs, to_batch
-from videomar_jax.training.loss import LossConfig, draw, next_frame_loss
+from videomar_jax.training.config import LossConfig
+from videomar_jax.training.loss import draw, next_frame_loss
 from videomar_jax.training.state import abstract_model, init_params
 from videomar_jax.training.validation import Validation
 
 SHAPE = ClipShape(num_frames=3, height=16, width=16)
-LOSS = LossConfig(frames="all", draws_per_token=1)
+LOSS = LossConfig(supervise="all_frames", draws_per_token=1)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +79,10 @@ def test_every_frame_is_judged_where_training_cuts_clips(model, parts):
     params = init_params(model, jax.random.key(1))
     longer, ways = dataclasses.replace(SHAPE, num_frames=7), {}
     for name, changes in {
-        "cut": dict(layout="truncated"),
-        "full": dict(normaliser="loss_mask"),
+        "cut": dict(truncate=True),
+        "full": dict(normaliser="supervised"),
     }.items():
-        config = dataclasses.replace(LOSS, frames="one", **changes)
+        config = dataclasses.replace(LOSS, supervise="one_frame", **changes)
         ways[name] = Validation(
             abstract_model(model)[0],
             config,

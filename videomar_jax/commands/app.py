@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 from absl import logging as absl_logging
 
+from videomar_jax.io.migration import current_flags
 from videomar_jax.parallel import multihost
 
 INTERRUPTED = 75
@@ -47,6 +48,9 @@ def stop_on_sigterm() -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    argv, notes = current_flags(argv)
+    for note in notes:
+        print(note, file=sys.stderr)
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, TypeError, LookupError, OSError) as error:

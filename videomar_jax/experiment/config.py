@@ -32,6 +32,7 @@ from videomar_jax.experiment.sections import (
     check_named,
     one_of,
 )
+from videomar_jax.io.migration import current_config
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.parallel.sharding import MeshConfig
 from videomar_jax.sampling.schedules import SamplingConfig
@@ -39,10 +40,9 @@ from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.tokenizers.base import grid_shape
 from videomar_jax.training.batches import clip_shape
+from videomar_jax.training.config import LossConfig, OptimizerConfig, RunConfig
 from videomar_jax.training.curriculum import Curriculum, Stage
-from videomar_jax.training.loss import LossConfig
-from videomar_jax.training.optimizer import OptimizerConfig
-from videomar_jax.training.recipe import Recipe, RunConfig
+from videomar_jax.training.recipe import Recipe
 
 _T = TypeVar("_T")
 
@@ -78,6 +78,7 @@ class Experiment:
                 a way out.
         """
         values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+        values = current_config(values)
         known = {
             "seed",
             "init_from",

@@ -147,8 +147,8 @@ def _steps(recipe: Recipe, strides: tuple[int, int], sizes: dict[str, int]) -> I
             frames, tokens = grid[0], grid[1] * grid[2]
             flops = train_step_flops(
                 model,
-                loss_frames=loss.frames,
-                layout=loss.layout,
+                supervise=loss.supervise,
+                truncate=loss.truncate,
                 draws_per_token=loss.draws_per_token,
                 batch=shape.batch_size,
                 frames=frames,
@@ -170,8 +170,8 @@ def activation_bytes(
     """What the activations of one step take on one device; see the module."""
     model, loss = recipe.model, recipe.loss
     clips = batch // (sizes["data"] * sizes["fsdp"] * recipe.run.accumulate)
-    supervised = 1 if loss.frames == "one" else max(frames - 1, 1)
-    passes = frames if loss.frames == "one" else frames - 1 + supervised
+    supervised = 1 if loss.supervise == "one_frame" else max(frames - 1, 1)
+    passes = frames if loss.supervise == "one_frame" else frames - 1 + supervised
     own = clips * tokens // sizes["context"]
     width, value = model.width, jnp.dtype(model.dtype).itemsize
     kept = (4 + value * KEPT[model.remat] / sizes["tensor"]) * width * model.depth

@@ -33,6 +33,7 @@ from videomar_jax.experiment.config import Experiment, stage_shape
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.inference.stream import trained_tokens
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
+from videomar_jax.io.migration import current_config
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.sharding import barrier, make_mesh, to_host
 from videomar_jax.pretrained.bundle import (
@@ -223,7 +224,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             )
         return
     try:
-        before = _flat(json.loads(file.read_text(encoding="utf-8")))
+        before = _flat(current_config(json.loads(file.read_text(encoding="utf-8"))))
     except ValueError as error:
         raise ValueError(f"{file} is broken ({error}); choose another --workdir.") from error
     now = _flat(json.loads(json.dumps(config)))

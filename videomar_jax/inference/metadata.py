@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from videomar_jax.inference.video import FORMATS
+from videomar_jax.io.migration import current
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained.bundle import ModelBundle
 from videomar_jax.sampling.config import SamplingConfig
@@ -89,6 +90,7 @@ def read_record(file: str | os.PathLike) -> Record:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
             raise ValueError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
+        values["sampling"] = current("sampling", values["sampling"])
         record = Record(**values)
         record.config()
         return record

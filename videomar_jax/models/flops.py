@@ -46,7 +46,7 @@ class Flops(NamedTuple):
 def forward_flops(
     config: ModelConfig,
     *,
-    loss_frames: str,
+    supervise: str,
     draws_per_token: int,
     batch: int,
     frames: int,
@@ -56,12 +56,12 @@ def forward_flops(
     them computed.
 
     Args:
-        loss_frames: "one" supervised frame a clip, or "all" of them after the first.
+        supervise: "one_frame": one supervised frame a clip, or "all_frames": all of them after the first.
     """
     width, text = config.width, config.text_tokens
-    supervised = 1 if loss_frames == "one" else max(frames - 1, 1)
-    computed = frames if loss_frames == "one" else frames - 1 + supervised
-    if loss_frames == "one" or frames == 1:
+    supervised = 1 if supervise == "one_frame" else max(frames - 1, 1)
+    computed = frames if supervise == "one_frame" else frames - 1 + supervised
+    if supervise == "one_frame" or frames == 1:
         pairs = frames * (frames + 1) // 2
     else:  # clean frame t sees t + 1 frames, and so does the masked copy of frame t
         pairs = frames * (frames - 1) // 2 + sum(t + 1 for t in range(1, frames))
@@ -81,8 +81,8 @@ def forward_flops(
 def train_step_flops(
     config: ModelConfig,
     *,
-    loss_frames: str,
-    layout: str,
+    supervise: str,
+    truncate: bool,
     draws_per_token: int,
     batch: int,
     frames: int,
@@ -90,14 +90,14 @@ def train_step_flops(
 ) -> float:
     """One update on `batch` clips of `frames` latent frames of `tokens` tokens, over all devices.
 
-    With the layout "truncated" the mean over the lengths that a clip is cut to; a clip that is cut
+    With `truncate` the mean over the lengths that a clip is cut to; a clip that is cut
     already is a "full" one of its own length.
     """
 
     def one(length: int) -> float:
         forward = forward_flops(
             config,
-            loss_frames=loss_frames,
+            supervise=supervise,
             draws_per_token=draws_per_token,
             batch=batch,
             frames=length,
@@ -110,14 +110,14 @@ def train_step_flops(
         }[config.remat]
         return 3 * forward.total() + again
 
-    return _mean_over_lengths(one, layout, frames)
+    return _mean_over_lengths(one, truncate, frames)
 
 
 def supervised_frame_flops(
     config: ModelConfig,
     *,
-    loss_frames: str,
-    layout: str,
+    supervise: str,
+    truncate: bool,
     draws_per_token: int,
     batch: int,
     frames: int,
@@ -126,14 +126,14 @@ def supervised_frame_flops(
     """What a training step spends for each frame that carries loss."""
     step = train_step_flops(
         config,
-        loss_frames=loss_frames,
-        layout=layout,
+        supervise=supervise,
+        truncate=truncate,
         draws_per_token=draws_per_token,
         batch=batch,
         frames=frames,
         tokens=tokens,
     )
-    return step / (batch * (1 if loss_frames == "one" else max(frames - 1, 1)))
+    return step / (batch * (1 if supervise == "one_frame" else max(frames - 1, 1)))
 
 
 def _head_row(config: ModelConfig) -> int:
@@ -150,8 +150,8 @@ def _head_row(config: ModelConfig) -> int:
     )
 
 
-def _mean_over_lengths(function: Callable[[int], float], layout: str, frames: int) -> float:
-    if layout == "full" or frames == 1:
+def _mean_over_lengths(function: Callable[[int], float], truncate: bool, frames: int) -> float:
+    if not truncate or frames == 1:
         return function(frames)
     lengths = range(2, frames + 1)
     return sum(map(function, lengths)) / len(lengths)

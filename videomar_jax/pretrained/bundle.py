@@ -25,6 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text encoder is known)
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.streamed import stored_types
+from videomar_jax.io.migration import current
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
@@ -119,7 +120,7 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
         plain = {name: values[name] for name in _PLAIN}
         return plain | {
             "config": ModelConfig.from_dict(values["model"]),
-            "sampling": SamplingConfig(**values["sampling"]),
+            "sampling": SamplingConfig(**current("sampling", values["sampling"])),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is broken: {error!r}.") from error

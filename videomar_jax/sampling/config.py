@@ -15,9 +15,9 @@ _CHOICES = {
     "token_dtype": ("float32", "bfloat16"),
     "dtype": ("model", "float32", "bfloat16"),
     "head_dtype": ("model", "float32", "bfloat16"),
-    "positions": ("absolute", "shifted"),
-    "position_scaling": ("none", "interpolate", "ntk"),
-    "frame_scaling": ("none", "interpolate", "ntk"),
+    "first_frame_position": ("absolute", "shifted"),
+    "spatial_rope_scaling": ("none", "interpolate", "ntk"),
+    "temporal_rope_scaling": ("none", "interpolate", "ntk"),
 }
 
 
@@ -43,7 +43,7 @@ class SamplingConfig:
     )  # share of the reveal steps, from and to, that are guided
     temperature: float = 1.0
     temperature_law: Literal["constant", "paper", "linear"] = "constant"
-    clip: float = (
+    latent_clip: float = (
         2.0  # largest latent value, from the second generated frame on; 0 leaves tokens as drawn
     )
     clip_first: bool = False  # clip the first generated frame as well
@@ -58,13 +58,13 @@ class SamplingConfig:
     # Longer and larger than training
     window: int | None = None  # finished frames that are kept and seen; None: all
     keep_first: bool = True  # with a window: frame 0 is one of them, for good
-    positions: Literal["absolute", "shifted"] = (
+    first_frame_position: Literal["absolute", "shifted"] = (
         "shifted"  # of a kept frame 0: as it is, or next to the window
     )
-    position_scaling: Literal["none", "interpolate", "ntk"] = (
+    spatial_rope_scaling: Literal["none", "interpolate", "ntk"] = (
         "none"  # of rows and columns beyond the trained grid
     )
-    frame_scaling: Literal["none", "interpolate", "ntk"] = (
+    temporal_rope_scaling: Literal["none", "interpolate", "ntk"] = (
         "none"  # of frames beyond the trained length
     )
 
@@ -80,7 +80,7 @@ class SamplingConfig:
         if self.steps < 1:
             raise ValueError(f"sampling.steps must be at least 1, not {self.steps}.")
         self._check_head_steps()
-        for field, off in (("guidance", 1), ("temperature", 0), ("clip", 0)):
+        for field, off in (("guidance", 1), ("temperature", 0), ("latent_clip", 0)):
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(

@@ -271,7 +271,7 @@ def prepare(
     )
     keep_first = config.keep_first and config.window is not None
     shifted = (
-        config.positions == "shifted"
+        config.first_frame_position == "shifted"
         and keep_first
         and model.config.rope_frame_origin == "absolute"
     )

@@ -10,7 +10,7 @@ frame 1000.
 
 Keys keep the rotation of their frame number. Scores depend on differences of numbers, so a moving
 window never goes beyond the distances it began with; only a kept frame 0 falls further behind.
-`positions="shifted"` turns its keys forward as time goes on, so that it stands right behind the
+`first_frame_position="shifted"` turns its keys forward as time goes on, so that it stands right behind the
 window.
 """
 
@@ -66,12 +66,12 @@ def position_scale(
     Raises:
         ValueError: scaling is asked for and the trained size is not known.
     """
-    ways = (config.frame_scaling, config.position_scaling, config.position_scaling)
+    ways = (config.temporal_rope_scaling, config.spatial_rope_scaling, config.spatial_rope_scaling)
     if set(ways) == {"none"}:
         return None
     if trained is None:
         raise ValueError(
-            "sampling.position_scaling and sampling.frame_scaling need the size the model was trained on: give "
+            "sampling.spatial_rope_scaling and sampling.temporal_rope_scaling need the size the model was trained on: give "
             "`trained`, its (frames, rows, columns) in tokens."
         )
     reach = size[0] if config.window is None else min(size[0], config.window + 1)

@@ -134,7 +134,7 @@ def temperatures(generated: int, config: SamplingConfig) -> np.ndarray:
 def clip_bounds(generated: int, config: SamplingConfig) -> np.ndarray:
     """The largest absolute token value of each generated frame, float32 [G]; infinite where nothing
     is clipped."""
-    bounds = np.full(generated, config.clip or np.inf, np.float32)
+    bounds = np.full(generated, config.latent_clip or np.inf, np.float32)
     if not config.clip_first:
         bounds[:1] = np.inf
     return bounds

@@ -7,7 +7,7 @@ draws in, and a batch can be worked on in parts: `LossDraws.split` cuts the draw
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,52 +16,8 @@ import numpy as np
 from videomar_jax.diffusion.base import make_process
 from videomar_jax.models import masking
 from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.training.config import LossConfig
 from videomar_jax.types import Key
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Which frames are supervised, and how (see `training.loss`).
-
-    Raises:
-        ValueError: a value outside its range, by name.
-    """
-
-    frames: Literal["one", "all"] = "one"
-    layout: Literal["full", "truncated"] = (
-        "full"  # with `one`: the whole clip, or cut after the current frame
-    )
-    normaliser: Literal["mask", "loss_mask"] = "mask"
-    mask_rate_min: float = 0.7
-    text_dropout: float = 0.1
-    draws_per_token: int = 4  # (t, eps) draws for each token and step
-    history_noise: float = (
-        0.0  # largest share of noise in the earlier frames (MAGI 2025, Lumos-1 2025)
-    )
-    regression_weight: float = 0.0  # ours: weight of |readout(z) - x_0|^2, needs model.regression
-
-    def __post_init__(self):
-        for field, choices in (
-            ("frames", ("one", "all")),
-            ("layout", ("full", "truncated")),
-            ("normaliser", ("mask", "loss_mask")),
-        ):
-            if getattr(self, field) not in choices:
-                known = " or ".join(map(repr, choices))
-                raise ValueError(f"loss.{field} is {getattr(self, field)!r}; it may be {known}.")
-        if self.layout == "truncated" and self.frames == "all":
-            raise ValueError(
-                "loss.layout='truncated' cuts a clip after its one current frame: set loss.frames='one'."
-            )
-        for field in ("mask_rate_min", "history_noise"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(f"loss.{field} must lie in [0, 1), not {getattr(self, field)}.")
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(f"loss.text_dropout must lie in [0, 1], not {self.text_dropout}.")
-        if self.draws_per_token < 1:
-            raise ValueError(
-                f"loss.draws_per_token must be at least 1, not {self.draws_per_token}."
-            )
 
 
 @functools.partial(
@@ -130,7 +86,7 @@ class LossDraws:
 
 def supervised_frames(frames: int, config: LossConfig) -> int:
     """R, the frames of a clip of `frames` latent frames that carry loss in one step."""
-    return 1 if config.frames == "one" else max(frames - 1, 1)
+    return 1 if config.supervise == "one_frame" else max(frames - 1, 1)
 
 
 def truncated_frames(seed: int, step: int, frames: int) -> int:
@@ -151,7 +107,7 @@ def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossCon
     rows = (config.draws_per_token, batch, supervised_frames(frames, config), tokens)
     rate = masking.mask_rate(jax.random.uniform(keys[2], (batch, frames)), config.mask_rate_min)
     current = jnp.full(batch, frames - 1, jnp.int32)
-    if config.layout == "full" and frames > 1:
+    if not config.truncate and frames > 1:
         current = jax.random.randint(keys[0], (batch,), 1, frames)
     level = history = None
     if config.history_noise:

@@ -273,7 +273,7 @@ class _Trainer:
 
     def _cut(self, batch: Batch) -> Batch:
         """Without the frames after the current one, where the loss has no use for them."""
-        if self.recipe.loss.layout == "full":
+        if not self.recipe.loss.truncate:
             return batch
         frames = truncated_frames(self.recipe.seed, self.step, batch.latents.shape[1])
         return dataclasses.replace(batch, latents=batch.latents[:, :frames])
@@ -284,7 +284,7 @@ class _Trainer:
         loss = self.recipe.loss
         forward = forward_flops(
             self.recipe.model,
-            loss_frames=loss.frames,
+            supervise=loss.supervise,
             draws_per_token=loss.draws_per_token,
             batch=clips,
             frames=frames,

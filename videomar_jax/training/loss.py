@@ -6,8 +6,8 @@ Only frame k's hidden tokens count:
 
     loss = sum over hidden tokens of frame k, over draws of (t, eps), of process.loss / (draws * N)
 
-with N the hidden tokens of all frames (`normaliser="mask"`, as the published code) or of frame k
-("loss_mask"). By causality the frames after k change nothing but N. The layout "truncated"
+with N the hidden tokens of all frames (`normaliser="all_masked"`, as the published code) or of frame k
+("supervised"). By causality the frames after k change nothing but N. The layout "truncated"
 therefore never computes them: the batch shares one k (`truncated_frames`), arrives cut after it,
     and N counts the hidden tokens of the frames that are there,
 so that both normalisers are frame k's.
@@ -33,9 +33,9 @@ from videomar_jax.diffusion.base import make_process
 from videomar_jax.models import masking
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import Context, Grid, History, VideoMAR
+from videomar_jax.training.config import LossConfig
 from videomar_jax.training.draws import (
     Batch,
-    LossConfig,
     LossDraws,
     draw,
     supervised_frames,
@@ -76,11 +76,11 @@ def loss_normaliser(
     `next_frame_loss` with each of its parts, make losses, metrics and gradients of the parts add up
     to those of the whole batch."""
     clips, frames, tokens = shape
-    if config.frames == "all":
+    if config.supervise == "all_frames":
         supervised = hidden = jnp.sum(draws.num_masked[:, min(frames - 1, 1) :], dtype=jnp.float32)
     else:
         supervised = hidden = jnp.sum(_at(draws.num_masked, draws.current), dtype=jnp.float32)
-        if config.normaliser == "mask":
+        if config.normaliser == "all_masked":
             hidden = supervised + tokens * jnp.sum(frames - 1 - draws.current, dtype=jnp.float32)
     return LossNormaliser(hidden, supervised, clips * supervised_frames(frames, config) * tokens)
 
@@ -110,8 +110,8 @@ def next_frame_loss(
     if normaliser is None:
         normaliser = loss_normaliser(draws, tokens.shape[:3], config)
     context = model.context(batch.text, batch.text_mask, draws.drop)
-    forms = {"one": _one_frame, "all": _all_frames}
-    z, target, hidden, frame = forms[config.frames](model, tokens, context, grid, draws, config)
+    forms = {"one_frame": _one_frame, "all_frames": _all_frames}
+    z, target, hidden, frame = forms[config.supervise](model, tokens, context, grid, draws, config)
     losses = jnp.where(hidden, diffusion_losses(model, z, target, draws), 0.0)  # [m, B, R, S]
     diffusion = jnp.sum(losses) / (config.draws_per_token * normaliser.hidden)
     metrics = {
@@ -167,7 +167,7 @@ def _one_frame(
     z = model(seen, mask, context, grid, history=History(_level(draws, clips), earlier))
 
     def at_current(x):
-        return x[:, -1:] if config.layout == "truncated" else _at(x, draws.current)
+        return x[:, -1:] if config.truncate else _at(x, draws.current)
 
     return at_current(z), at_current(tokens), at_current(mask), draws.current[:, None]
 

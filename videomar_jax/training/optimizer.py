@@ -8,56 +8,15 @@ a rate of its own. Layers are stacked on a leading axis, so what a parameter is 
 name, never by its rank.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The update rule; the peak learning rate belongs to each curriculum stage.
-
-    Raises:
-        ValueError: a value outside its range, by name.
-    """
-
-    name: Literal["adamw", "muon"] = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    weight_decay: float = 0.02
-    clip_norm: float = 3.0
-    adam_ratio: float = (
-        0.2  # with muon: Adam's learning rate for the rest, as a fraction of the stage's
-    )
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    final_fraction: float = 0.0  # cosine: the learning rate at the end over its peak
-    ema_decay: float = 0.9999
-    ema_warmup: bool = (
-        False  # ours: decay min(ema_decay, (1 + n) / (20 + n)) at step n, for short runs
-    )
-
-    def __post_init__(self):
-        if self.name not in ("adamw", "muon"):
-            raise ValueError(f"optimizer.name is {self.name!r}; it may be 'adamw' or 'muon'.")
-        for field in ("beta1", "beta2", "ema_decay"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(
-                    f"optimizer.{field} must lie in [0, 1), not {getattr(self, field)}."
-                )
-        for field in ("epsilon", "clip_norm", "adam_ratio"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"optimizer.{field} must be positive, not {getattr(self, field)}.")
-        if self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError(
-                "optimizer.weight_decay and optimizer.warmup_steps must not be negative."
-            )
+from videomar_jax.training.config import OptimizerConfig
 
 
 def names(path: tuple) -> tuple[str, ...]:

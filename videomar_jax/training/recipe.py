@@ -7,44 +7,8 @@ from videomar_jax.parallel.sharding import MeshConfig
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape
 from videomar_jax.training.batches import TrainingInputs
+from videomar_jax.training.config import LossConfig, OptimizerConfig, RunConfig
 from videomar_jax.training.curriculum import Curriculum, learning_rates
-from videomar_jax.training.loss import LossConfig
-from videomar_jax.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How a run works on a batch, and how often it speaks, saves, measures and shows."""
-
-    accumulate: int = 1  # parts a batch is worked on in, for less memory
-    lookahead: bool = True  # the next batch is read and encoded while the device works
-    log_every: int = 10
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
-    keep_every: int = 0  # checkpoints of steps divisible by it stay for good; 0: none
-    validate_every: int = (
-        0  # loss on held-out clips; the checkpoint with the lowest one stays too; 0: never
-    )
-    validation_clips: int = 64
-    sample_every: int = 0
-    progress_seconds: float = 15.0
-    tensorboard: bool = True
-
-    def __post_init__(self):
-        for field in (
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "validation_clips",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f"run.{field} must be at least 1, not {getattr(self, field)}.")
-        for field in ("keep_every", "validate_every", "sample_every"):
-            if getattr(self, field) < 0:
-                raise ValueError(
-                    f"run.{field} must not be negative, but is {getattr(self, field)}."
-                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

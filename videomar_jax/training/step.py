@@ -16,8 +16,9 @@ import optax
 from flax import nnx
 
 from videomar_jax.models.partitioning import Rule, laid_out, layout
-from videomar_jax.training.loss import Batch, LossConfig, draw, loss_normaliser, next_frame_loss
-from videomar_jax.training.optimizer import OptimizerConfig, ema_decay
+from videomar_jax.training.config import LossConfig, OptimizerConfig
+from videomar_jax.training.loss import Batch, draw, loss_normaliser, next_frame_loss
+from videomar_jax.training.optimizer import ema_decay
 from videomar_jax.training.state import TrainState
 from videomar_jax.types import Array, Key
 

@@ -13,7 +13,8 @@ from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.parallel.sharding import batch_shardings, place, process_share
 from videomar_jax.training.batches import TrainingInputs, encoded_at_once, to_batch
-from videomar_jax.training.loss import Batch, LossConfig, draw, next_frame_loss
+from videomar_jax.training.config import LossConfig
+from videomar_jax.training.loss import Batch, draw, next_frame_loss
 from videomar_jax.training.state import Params
 from videomar_jax.training.step import token_shape
 from videomar_jax.types import Array
@@ -40,9 +41,9 @@ class Validation:
         batch_size: int,
     ):
         if (
-            config.layout == "truncated"
+            config.truncate
         ):  # every frame is to be judged, not the last alone; the same loss otherwise
-            config = dataclasses.replace(config, layout="full", normaliser="loss_mask")
+            config = dataclasses.replace(config, truncate=False, normaliser="supervised")
         self._graph, self._config, self._mesh = graph, config, mesh
         count = max(min(clips, len(parts.held_out)) // batch_size, 1)
         self._batches = [self._read(parts, shape, i, batch_size) for i in range(count)]
