@@ -5,15 +5,14 @@ whose text says what to do; it ends the program with that text and code 2. Anyth
 and keeps its traceback, as does everything with `--traceback`.
 """
 
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
-from absl import logging as absl_logging
 
+from videomar_jax.io.log import show_log
 from videomar_jax.io.migration import current_flags
 from videomar_jax.parallel import multihost
 
@@ -86,12 +85,7 @@ def _without_traceback(text: str) -> str:
 
 
 def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-    absl_logging.get_absl_handler().setFormatter(
-        logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
-    )
-    absl_logging.set_verbosity(absl_logging.INFO)
-    for noisy in ("jax", "orbax", "absl", "grain", "tensorboardX"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    show_log()
     try:
         main(argv)
     except Interrupted as stop:

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from videomar_jax.checks import UserError
+from videomar_jax.io.paths import is_address, user_path
+
+
+def test_home_and_relative_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.chdir(tmp_path)
+    assert user_path("~/clips") == Path("/home/ada/clips")
+    assert user_path("clips/a.mp4") == tmp_path / "clips" / "a.mp4"
+    assert user_path(Path("/data/x")) == Path("/data/x")
+    assert user_path("a~b:c") == tmp_path / "a~b:c"
+
+
+@pytest.mark.parametrize(
+    "text", ["gs://bucket/x", "s3://bucket", "file:///x", Path("gs://bucket/x")]
+)
+def test_addresses_are_refused_by_name(text):
+    assert is_address(text)
+    with pytest.raises(UserError, match=r"--output: '.*:/.*' is not a local path: copy"):
+        user_path(text, "--output")
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_text_is_refused(text):
+    with pytest.raises(UserError, match="names no file or folder"):
+        user_path(text)
+
+
+@pytest.mark.parametrize("text", ["/data/x", "C:/data", "a:b/c", "~/x"])
+def test_local_paths_are_no_addresses(text):
+    assert not is_address(text)
