@@ -34,13 +34,9 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import train_step_flops
-from videomar_jax.parallel.sharding import (
-    MeshConfig,
-    batch_shardings,
-    layout_rule,
-    make_mesh,
-    state_shardings,
-)
+from videomar_jax.parallel.config import MeshConfig
+from videomar_jax.parallel.mesh import make_mesh
+from videomar_jax.parallel.sharding import batch_shardings, layout_rule, state_shardings
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.batches import TrainingInputs, training_batches

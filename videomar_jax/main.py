@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from videomar_jax.commands import app
-from videomar_jax.parallel import multihost
+from videomar_jax.parallel import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "For instance configs/quickstart.py.", lock_config=True
@@ -37,7 +37,7 @@ flags.mark_flag_as_required("config")
 def main(_: Sequence[str]) -> None:
     """Runs the config's curriculum and reports."""
     app.stop_on_sigterm()
-    multihost.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    launch.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from videomar_jax.experiment.config import Experiment
     from videomar_jax.experiment.run import Profile, run
 

@@ -157,7 +157,7 @@ def _output(formats: Sequence[str]):
 def _new() -> list[str]:
     from videomar_jax.inference import jobs, requests
     from videomar_jax.inference.video import local_path
-    from videomar_jax.parallel.sharding import MeshConfig
+    from videomar_jax.parallel.config import MeshConfig
 
     if not _CHECKPOINT.value:
         raise ValueError("Name the model with --checkpoint=DIR.")

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from videomar_jax.models.config import PRESETS
 from videomar_jax.models.flops import train_step_flops
-from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.training.config import LossConfig
 
 BENCHMARKS = ROOT / "benchmarks"

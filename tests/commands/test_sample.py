@@ -23,7 +23,7 @@ from videomar_jax.inference import batches, jobs, requests, stream
 from videomar_jax.inference.batches import Stopped
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.jobs import Order, Output
-from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.pretrained import bundle
 from videomar_jax.pretrained.bundle import load_bundle, load_pretrained, save_settings
 from videomar_jax.sampling.config import SamplingConfig

@@ -12,7 +12,7 @@ from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment import config
 from videomar_jax.experiment.config import Experiment, stage_shape
 from videomar_jax.models.config import PRESETS, ModelConfig
-from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.training.config import LossConfig, OptimizerConfig, RunConfig
 from videomar_jax.training.stages import ROW

@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 from videomar_jax.inference import pipeline
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.pipeline import VideoMARPipeline
-from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.tokenizers import PCATokenizer, to_pixels, to_video
 
 

@@ -335,8 +335,8 @@ def test_a_cancelled_slurm_job_does_not_queue_again(slurm):
 
 JOINS = """
 import sys, jax
-from videomar_jax.parallel import multihost
-multihost.start(timeout=60.0)
+from videomar_jax.parallel import launch
+launch.start(timeout=60.0)
 print("joined", jax.process_index(), jax.process_count(), len(jax.local_devices()), flush=True)
 """
 

@@ -7,16 +7,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from videomar_jax.models.config import PRESETS, ModelConfig
+from videomar_jax.parallel.config import MeshConfig
+from videomar_jax.parallel.mesh import abstract_mesh, make_mesh
+from videomar_jax.parallel.multihost import process_share
 from videomar_jax.parallel.sharding import (
-    MeshConfig,
-    abstract_mesh,
     batch_shardings,
     bytes_per_device,
     layout_rule,
-    make_mesh,
     param_shardings,
     place,
-    process_share,
     spec_for,
     state_shardings,
 )

@@ -10,7 +10,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.helpers.tiny_model import tiny_model, tiny_text
-from videomar_jax.parallel.sharding import MeshConfig, make_mesh, param_shardings
+from videomar_jax.parallel.config import MeshConfig
+from videomar_jax.parallel.mesh import make_mesh
+from videomar_jax.parallel.sharding import param_shardings
 from videomar_jax.sampling import decoder
 from videomar_jax.sampling.decoder import SpeedOptions, generate
 from videomar_jax.sampling.schedules import SamplingConfig

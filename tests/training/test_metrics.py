@@ -7,7 +7,8 @@ import signal
 import numpy as np
 import pytest
 
-from videomar_jax.parallel.sharding import MeshConfig, make_mesh
+from videomar_jax.parallel.config import MeshConfig
+from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.training.logging import Progress, RunLog
 from videomar_jax.training.metrics import Meters, StageClock, peak_flops
 from videomar_jax.training.preemption import any_process_stopped, stop_signals

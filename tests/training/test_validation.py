@@ -12,7 +12,8 @@ from tests.helpers.tiny_run import tiny
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.config import Experiment
-from videomar_jax.parallel.sharding import MeshConfig, make_mesh
+from videomar_jax.parallel.config import MeshConfig
+from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.training import batches
 from videomar_jax.training.batches import TrainingInputs, to_batch
 from videomar_jax.training.config import LossConfig

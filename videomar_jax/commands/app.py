@@ -14,7 +14,7 @@ from absl import app, flags
 
 from videomar_jax.io.log import show_log
 from videomar_jax.io.migration import current_flags
-from videomar_jax.parallel import multihost
+from videomar_jax.parallel import launch
 
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop and saved its state: start the same command again
@@ -100,4 +100,4 @@ def _fail(text: str, code: int) -> None:
     print(text, file=sys.stderr, flush=True)
     if code == INTERRUPTED:
         sys.exit(code)
-    multihost.leave(code)
+    launch.leave(code)

@@ -34,7 +34,7 @@ from videomar_jax.experiment.sections import (
 )
 from videomar_jax.io.migration import current_config
 from videomar_jax.models.config import PRESETS, ModelConfig
-from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer

@@ -35,7 +35,8 @@ from videomar_jax.inference.stream import trained_tokens
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
 from videomar_jax.io.migration import current_config
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.parallel.sharding import barrier, make_mesh, to_host
+from videomar_jax.parallel.mesh import make_mesh
+from videomar_jax.parallel.multihost import barrier, to_host
 from videomar_jax.pretrained.bundle import (
     ModelBundle,
     load_bundle,

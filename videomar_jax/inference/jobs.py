@@ -29,7 +29,8 @@ from videomar_jax.inference.pipeline import (
 )
 from videomar_jax.inference.requests import Request
 from videomar_jax.inference.video import Output, local_path
-from videomar_jax.parallel.sharding import AXES, MeshConfig, make_mesh
+from videomar_jax.parallel.config import AXES, MeshConfig
+from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, run_folder
 from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.text_encoders import tokens_cut

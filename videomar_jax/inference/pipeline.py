@@ -16,7 +16,7 @@ from videomar_jax.inference.requests import paired
 from videomar_jax.inference.stream import FrameStream
 from videomar_jax.inference.video import Video
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_pretrained, run_folder
 from videomar_jax.sampling.config import SamplingConfig, with_preset
 from videomar_jax.sampling.precision import for_sampling

@@ -1,1 +1,1 @@
-"""Meshes, sharding rules and several processes."""
+"""Meshes, sharding rules and runs of several processes."""

@@ -24,7 +24,7 @@ import jax
 from videomar_jax.data.records import part_name
 from videomar_jax.data.shards import MANIFEST
 from videomar_jax.data.windows import find_videos
-from videomar_jax.parallel import multihost
+from videomar_jax.parallel import launch
 from videomar_jax.preparation.encoding import ShardEncoder
 from videomar_jax.preparation.folder import (
     MODEL,
@@ -211,10 +211,10 @@ def find_process(
         raise ValueError("Give --process_index and --process_count together, or neither.")
     if index is not None and count is not None:
         return index, count
-    if (launcher := multihost.launched_by(environ)) is not None:
+    if (launcher := launch.launched_by(environ)) is not None:
         return launcher.process_id, launcher.num_processes
-    if multihost.on_tpu(jax.config.jax_platforms, environ):
-        multihost.start()
+    if launch.on_tpu(jax.config.jax_platforms, environ):
+        launch.start()
     return (
         (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
     )

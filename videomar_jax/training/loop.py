@@ -27,15 +27,14 @@ from videomar_jax.data.sources import ClipShape
 from videomar_jax.io.media import write_mp4, write_png
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.flops import forward_flops
+from videomar_jax.parallel.mesh import make_mesh
+from videomar_jax.parallel.multihost import process_share, to_host
 from videomar_jax.parallel.sharding import (
     batch_shardings,
     layout_rule,
-    make_mesh,
     place,
-    process_share,
     replicated,
     state_shardings,
-    to_host,
 )
 from videomar_jax.training.batches import TrainingInputs, training_batches
 from videomar_jax.training.curriculum import Stage

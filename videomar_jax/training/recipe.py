@@ -3,7 +3,7 @@
 import dataclasses
 
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.parallel.sharding import MeshConfig
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape
 from videomar_jax.training.batches import TrainingInputs

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.parallel.sharding import batch_shardings, place, process_share
+from videomar_jax.parallel.multihost import process_share
+from videomar_jax.parallel.sharding import batch_shardings, place
 from videomar_jax.training.batches import TrainingInputs, encoded_at_once, to_batch
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.loss import Batch, draw, next_frame_loss

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-from videomar_jax.parallel import multihost
-from videomar_jax.parallel.multihost import Launcher, gpu_share, launched_by, on_tpu, start
+from videomar_jax.parallel import launch
+from videomar_jax.parallel.launch import Launcher, gpu_share, launched_by, on_tpu, start
 from videomar_jax.parallel.rendezvous import meet, split
 
 SLURM = {
@@ -233,8 +233,8 @@ def machine(monkeypatch):
     there."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
-    monkeypatch.setattr(multihost, "_joined", False)
-    monkeypatch.setattr(multihost.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(launch, "_joined", False)
+    monkeypatch.setattr(launch.glob, "glob", lambda pattern: [])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr("videomar_jax.parallel.rendezvous.meet", lambda *arguments: None)
     for name in [*os.environ]:
@@ -332,7 +332,7 @@ def test_a_tpu_host_without_metadata_is_told_what_to_do(machine, monkeypatch):
         raise ConnectionError("no metadata server")
 
     machine()
-    monkeypatch.setattr(multihost, "on_tpu", lambda *arguments: True)
+    monkeypatch.setattr(launch, "on_tpu", lambda *arguments: True)
     monkeypatch.setattr(jax.distributed, "initialize", no_server)
     with pytest.raises(OSError, match=r"no metadata server.*TPU_SKIP_MDS_QUERY=1"):
         start()
@@ -344,11 +344,11 @@ PROCESS = """
 import logging, sys, time
 from absl import flags
 from videomar_jax.commands import app
-from videomar_jax.parallel import multihost
+from videomar_jax.parallel import launch
 NUMBER = flags.DEFINE_integer("number", 0, "")
 def main(_):
-    multihost.start("localhost:" + "PORT", 2, NUMBER.value, timeout=60)
-    multihost.start("localhost:" + "PORT", 2, NUMBER.value)
+    launch.start("localhost:" + "PORT", 2, NUMBER.value, timeout=60)
+    launch.start("localhost:" + "PORT", 2, NUMBER.value)
     import jax
     logging.getLogger("videomar_jax.any").info("heard")
     logging.getLogger("videomar_jax.any").warning("warned %d", jax.process_index())
