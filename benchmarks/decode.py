@@ -148,12 +148,12 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
         )
 
         loaded = load_pretrained(name)
-        model, card = loaded.model, loaded.card
+        model, bundle = loaded.model, loaded.bundle
         sampling = dataclasses.replace(
-            card.sampling, dtype=args.dtype
+            bundle.sampling, dtype=args.dtype
         )  # so that the peak is that of its products
-        stride = card.tokenizer.spatial_stride * model.config.patch_size
-        grid = (card.height // stride, card.width // stride)
+        stride = bundle.tokenizer.spatial_stride * model.config.patch_size
+        grid = (bundle.height // stride, bundle.width // stride)
     sampling = with_preset(sampling, args.preset, model.config.head) if args.preset else sampling
     asked = {
         key: getattr(args, key)

@@ -44,22 +44,22 @@ class Bench:
     """A model, and clips that it never saw."""
 
     def __init__(self, loaded: Pretrained, clips: int):
-        self.loaded, self.card, self.clips = loaded, loaded.card, clips
+        self.loaded, self.bundle, self.clips = loaded, loaded.bundle, clips
 
     def shape(self, num_frames: int | None = None, side: float = 1.0) -> ClipShape:
         """Clips as trained, or longer, or `side` times larger."""
-        card = self.card
+        bundle = self.bundle
         return ClipShape(
-            num_frames=num_frames or card.num_frames,
-            height=int(card.height * side),
-            width=int(card.width * side),
+            num_frames=num_frames or bundle.num_frames,
+            height=int(bundle.height * side),
+            width=int(bundle.width * side),
         )
 
     def trained(self) -> tuple[int, int, int]:
         """The trained size in tokens."""
-        card, size = self.card, self.loaded.model.config.patch_size
+        bundle, size = self.bundle, self.loaded.model.config.patch_size
         frames, rows, columns = latent_shape(
-            card.tokenizer, card.num_frames, card.height, card.width
+            bundle.tokenizer, bundle.num_frames, bundle.height, bundle.width
         )
         return frames, rows // size, columns // size
 
@@ -71,8 +71,8 @@ class Bench:
         clips = fixed_clips(source, range(self.clips), shape=shape)
         sampler = VideoSampler(
             self.loaded.model,
-            self.card.tokenizer,
-            self.card.text_encoder,
+            self.bundle.tokenizer,
+            self.bundle.text_encoder,
             config,
             self.clips,
             self.trained(),
@@ -152,7 +152,7 @@ def remedies(
     rows, shown = [], [("truth", bench.truth(shape)[1])]
     for name, change in ways.items():
         row, made = bench.score(
-            dataclasses.replace(bench.card.sampling, **change), shape, timed=False
+            dataclasses.replace(bench.bundle.sampling, **change), shape, timed=False
         )
         rows.append([name, *row[:-1]])
         print("|", " | ".join(map(_plain, rows[-1])), "|", flush=True)
@@ -164,15 +164,19 @@ def remedies(
 def main() -> None:
     args = _arguments()
     loaded = load_pretrained(args.checkpoint)
-    bench, card = Bench(loaded, args.clips), loaded.card
-    print(f"{args.clips} held-out clips, {card.num_frames} frames of {card.height}x{card.width}")
+    bench, bundle = Bench(loaded, args.clips), loaded.bundle
+    print(
+        f"{args.clips} held-out clips, {bundle.num_frames} frames of {bundle.height}x{bundle.width}"
+    )
     _head(HEADER)
-    for name, config in options(card.sampling, card.config.head).items():
+    for name, config in options(bundle.sampling, bundle.config.head).items():
         row, _ = bench.score(config, bench.shape())
         print("|", " | ".join(map(_plain, [name, *row])), "|", flush=True)
-    latents = 2 * latent_shape(card.tokenizer, card.num_frames, card.height, card.width)[0] - 1
+    latents = (
+        2 * latent_shape(bundle.tokenizer, bundle.num_frames, bundle.height, bundle.width)[0] - 1
+    )
     cases = {
-        "longer": (bench.shape(num_frames=pixel_frames(card.tokenizer, latents)), LONGER),
+        "longer": (bench.shape(num_frames=pixel_frames(bundle.tokenizer, latents)), LONGER),
         "larger": (bench.shape(side=1.5), LARGER),
     }
     for name, (shape, ways) in cases.items():

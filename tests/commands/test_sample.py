@@ -221,19 +221,19 @@ def test_files_begin_with_the_image(finished, tmp_path):
         f"v{n}.{ending}" for n in range(3) for ending in ("gif", "json", "mp4", "png")
     ]
     loaded = load_pretrained(finished)
-    card = loaded.card
+    bundle = loaded.bundle
     for n, image in enumerate(images):
         given = pixels(image)
         base = tmp_path / "out" / f"v{n}"
         np.testing.assert_array_equal(first_tile(f"{base}.png"), given)
         video = image_to_video(
             loaded.model,
-            card.tokenizer,
-            card.text_encoder,
+            bundle.tokenizer,
+            bundle.text_encoder,
             given[None, None],
             [asked[n].prompt],
             num_frames=5,
-            config=card.sampling,
+            config=bundle.sampling,
             seeds=[20 + n],
         )[0]
         np.testing.assert_array_equal(video[0], given)
@@ -278,10 +278,10 @@ def test_temperature_zero_takes_the_chance_out_of_the_noise(finished, tmp_path):
 
 
 def test_a_window_of_none_is_the_models_and_of_zero_all_frames(finished, tmp_path):
-    card = load_bundle(finished)
+    bundle = load_bundle(finished)
     (tmp_path / "run" / "model").mkdir(parents=True)
     save_settings(
-        dataclasses.replace(card, sampling=dataclasses.replace(card.sampling, window=2)),
+        dataclasses.replace(bundle, sampling=dataclasses.replace(bundle.sampling, window=2)),
         tmp_path / "run",
     )
     for part in ("tokenizer", "text_encoder"):
@@ -364,7 +364,7 @@ def test_a_video_goes_on_where_it_ends(finished, tmp_path):
     assert "5 given frames leave nothing of 5 to make" in faults[1]
     ends = mp4_frames(clip)[-3:]
     np.testing.assert_array_equal(first_tile(tmp_path / "out" / "on.png"), ends[0])
-    tokenizer = load_pretrained(finished).card.tokenizer
+    tokenizer = load_pretrained(finished).bundle.tokenizer
     wanted = np.asarray(tokenizer.encode(to_pixels(ends[None])))[0]
     np.testing.assert_allclose(latents(tmp_path / "out", "on")[:2], wanted, atol=1e-4)
     assert latents(tmp_path / "out", "on").shape == latents(tmp_path / "out").shape == (3, 6, 6, 16)
@@ -594,11 +594,11 @@ def test_a_prompt_that_is_too_long_is_told_with_what_is_cut(finished, tmp_path, 
     assert jobs.read_record(tmp_path / "out" / "v.json").prompt_tokens_cut == 3
 
 
-# Told before weights are read: the folder here has a card and no checkpoint
+# Told before weights are read: the folder here has a bundle and no checkpoint
 
 
 @pytest.fixture
-def card_only(finished, tmp_path):
+def bundle_only(finished, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(finished / "model")
     return tmp_path / "run"
@@ -637,27 +637,27 @@ def card_only(finished, tmp_path):
         "weights",
     ],
 )
-def test_what_cannot_be_sampled(card_only, tmp_path, changes, words):
+def test_what_cannot_be_sampled(bundle_only, tmp_path, changes, words):
     image = draw(tmp_path / "i.png")
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        make([request(image)], card_only, tmp_path / "out", **changes)
+        make([request(image)], bundle_only, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_cannot_be(card_only, tmp_path):
+def test_an_output_that_cannot_be(bundle_only, tmp_path):
     asked = [request(draw(tmp_path / "i.png"))]
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match="file is a file: --output names a folder"):
-        make(asked, card_only, tmp_path / "file" / "out")
+        make(asked, bundle_only, tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_no_image_at_all_can_be_read(card_only, tmp_path):
+def test_no_image_at_all_can_be_read(bundle_only, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4")
     with pytest.raises(
         ValueError, match=r"No request can be met: .*clip.mp4.*cannot be read as an image"
     ):
-        make([request(clip)], card_only, tmp_path / "out")
+        make([request(clip)], bundle_only, tmp_path / "out")
 
 
 # The command itself

@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers.tiny_run import STEPS, saved_parts, start, tiny
 from videomar_jax.checkpoints.manager import Checkpoints
-from videomar_jax.commands.app import Interrupted
+from videomar_jax.checks import Interrupted
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.pretrained.bundle import load_bundle
 from videomar_jax.training import batches, loop
@@ -68,9 +68,11 @@ def train_in(workdir, finished, monkeypatch, number=None, act=None, **options):
     """One start of the training loop, by default without pictures; `act` is called at its
     `number`-th batch."""
     experiment = Experiment.from_config(tiny())
-    card = load_bundle(finished)
+    bundle = load_bundle(finished)
     parts = batches.TrainingInputs(
-        source=experiment.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder
+        source=experiment.source("train"),
+        tokenizer=bundle.tokenizer,
+        text_encoder=bundle.text_encoder,
     )
     workdir.mkdir(exist_ok=True)
     with monkeypatch.context() as patch:
@@ -162,9 +164,9 @@ def test_the_whole_command(finished, tmp_path, monkeypatch):
 
 def test_the_checkpoint_of_another_model_is_refused(finished, tmp_path, monkeypatch):
     other = Experiment.from_config(tiny(model=dict(width=48)))
-    card = load_bundle(finished)
+    bundle = load_bundle(finished)
     parts = batches.TrainingInputs(
-        source=other.source("train"), tokenizer=card.tokenizer, text_encoder=card.text_encoder
+        source=other.source("train"), tokenizer=bundle.tokenizer, text_encoder=bundle.text_encoder
     )
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(

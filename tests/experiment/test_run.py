@@ -242,11 +242,13 @@ class Still(VideoSampler):
 @pytest.fixture(scope="module")
 def asked(finished, tmp_path_factory):
     """What the sampler is asked in each case: first frames, prompts, number of frames."""
-    experiment, card = (
+    experiment, loaded = (
         Experiment.from_config(tiny(evaluation=dict(clips=8))),
         load_pretrained(finished),
     )
-    still = Still(card.model, card.card.tokenizer, card.card.text_encoder, card.card.sampling, 4)
+    still = Still(
+        loaded.model, loaded.bundle.tokenizer, loaded.bundle.text_encoder, loaded.bundle.sampling, 4
+    )
     still.asked = []
     report, _ = evaluate(
         experiment, still, experiment.source("test"), tmp_path_factory.mktemp("cases")
@@ -291,8 +293,10 @@ def test_a_larger_canvas_is_a_whole_number_of_tokens(finished, tmp_path):
     """With patches of two latents 1.5 times the side would be nine latents: known before, not after
     training."""
     experiment = Experiment.from_config(tiny(model=dict(patch_size=2), curriculum=ROWS_OF_TOKENS))
-    card = load_pretrained(finished)
-    still = Still(card.model, card.card.tokenizer, card.card.text_encoder, card.card.sampling, 4)
+    loaded = load_pretrained(finished)
+    still = Still(
+        loaded.model, loaded.bundle.tokenizer, loaded.bundle.text_encoder, loaded.bundle.sampling, 4
+    )
     still.asked = []
     evaluate(experiment, still, experiment.source("test"), tmp_path)
     assert still.asked[-1][0].shape[2:] == (32, 32, 3)

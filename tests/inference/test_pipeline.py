@@ -37,16 +37,16 @@ def test_the_docstrings_run(finished, tmp_path):
 
 def test_a_call_is_image_to_video(pipe):
     """Each video of a list, with its own prompt and seed."""
-    images, prompts, card = [picture(n) for n in range(3)], ["up", "down", "left"], pipe.card
+    images, prompts, bundle = [picture(n) for n in range(3)], ["up", "down", "left"], pipe.bundle
     videos = pipe(images, prompts, seed=5, batch_size=2)
     wanted = image_to_video(
         pipe.model,
-        card.tokenizer,
-        card.text_encoder,
+        bundle.tokenizer,
+        bundle.text_encoder,
         np.stack(images)[:, None],
         prompts,
         num_frames=5,
-        config=card.sampling,
+        config=bundle.sampling,
         seeds=[5, 6, 7],
     )
     for video, prompt, reference in zip(videos, prompts, wanted, strict=True):
@@ -71,7 +71,7 @@ def test_a_stream_is_the_whole_video_in_pieces(pipe):
     pieces += list(stream)
     assert [len(piece) for piece in pieces] == [2] * 4 and stream.first_frame_s == first
     video = stream.video
-    whole = jax.jit(lambda latents: to_video(pipe.card.tokenizer.decode(latents)))(
+    whole = jax.jit(lambda latents: to_video(pipe.bundle.tokenizer.decode(latents)))(
         video.latents[None]
     )[0]
     np.testing.assert_array_equal(np.concatenate(pieces), whole[1:])
@@ -84,7 +84,7 @@ def test_clips_go_on_and_their_frames_come_back(pipe):
     video = pipe(clip, "up")
     np.testing.assert_array_equal(video.frames[:3], clip)
     assert (len(video), video.given) == (5, 3)
-    encoded = np.asarray(pipe.card.tokenizer.encode(to_pixels(clip[None])))[0]
+    encoded = np.asarray(pipe.bundle.tokenizer.encode(to_pixels(clip[None])))[0]
     np.testing.assert_allclose(video.latents[:2], encoded, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_a_clip_is_decoded_one_latent_frame_at_a_time(pipe, monkeypatch):
     assert lengths == [1] * 5 and [len(piece) for piece in pieces] == [2, 2]
     assert stream.video.latents.shape[0] == 5 and stream.video.given == 5
     whole = np.asarray(
-        to_video(pipe.card.tokenizer.decode(jnp.asarray(stream.video.latents)[None]))
+        to_video(pipe.bundle.tokenizer.decode(jnp.asarray(stream.video.latents)[None]))
     )[0]
     assert np.abs(np.concatenate(pieces).astype(int) - whole[5:]).max() <= 1
 
@@ -130,10 +130,10 @@ def test_eight_devices_make_the_videos_of_one(pipe, finished):
 
 
 def test_a_window_of_none_is_all_frames(pipe):
-    card = dataclasses.replace(
-        pipe.card, sampling=dataclasses.replace(pipe.card.sampling, window=2)
+    bundle = dataclasses.replace(
+        pipe.bundle, sampling=dataclasses.replace(pipe.bundle.sampling, window=2)
     )
-    windowed = dataclasses.replace(pipe, card=card)
+    windowed = dataclasses.replace(pipe, bundle=bundle)
     assert windowed(picture(), "up").settings["window"] == 2
     assert windowed(picture(), "up", window=None).settings["window"] is None
 

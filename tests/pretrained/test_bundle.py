@@ -36,20 +36,20 @@ def differ(ours, theirs):
 
 
 def test_the_card_says_what_the_config_said(finished):
-    wanted, card = Experiment.from_config(tiny()), load_bundle(finished)
-    assert (card.num_frames, card.height, card.width, card.fps) == (5, 24, 24, 12.0)
-    assert card.config == wanted.recipe.model and card.sampling == wanted.sampling
-    assert card.text_encoder == wanted.text_encoder()
+    wanted, bundle = Experiment.from_config(tiny()), load_bundle(finished)
+    assert (bundle.num_frames, bundle.height, bundle.width, bundle.fps) == (5, 24, 24, 12.0)
+    assert bundle.config == wanted.recipe.model and bundle.sampling == wanted.sampling
+    assert bundle.text_encoder == wanted.text_encoder()
 
 
 def test_a_card_comes_back(finished, tmp_path):
-    card = dataclasses.replace(load_bundle(finished), height=32, fps=7.5)
-    save_bundle(card, tmp_path)
+    bundle = dataclasses.replace(load_bundle(finished), height=32, fps=7.5)
+    save_bundle(bundle, tmp_path)
     again = load_bundle(tmp_path)
-    assert fingerprint(again.tokenizer) == fingerprint(card.tokenizer)
-    plain = [field.name for field in dataclasses.fields(card) if field.name != "tokenizer"]
-    assert [getattr(again, name) for name in plain] == [getattr(card, name) for name in plain]
-    save_bundle(dataclasses.replace(card, width=40), tmp_path)
+    assert fingerprint(again.tokenizer) == fingerprint(bundle.tokenizer)
+    plain = [field.name for field in dataclasses.fields(bundle) if field.name != "tokenizer"]
+    assert [getattr(again, name) for name in plain] == [getattr(bundle, name) for name in plain]
+    save_bundle(dataclasses.replace(bundle, width=40), tmp_path)
     assert load_bundle(tmp_path).width == 40
     assert not list(tmp_path.rglob("*.part"))
 
@@ -59,7 +59,7 @@ def test_a_card_comes_back(finished, tmp_path):
 def test_weights_and_step(finished, weights, step):
     path = finished if step is None else finished / "checkpoints" / str(step)
     loaded = load_pretrained(path, weights=weights)
-    _, shapes = abstract_model(loaded.card.config)
+    _, shapes = abstract_model(loaded.bundle.config)
     wanted = {
         part: saved_parts(finished, step or STEPS, {part: shapes})[part]
         for part in ("ema", "params")
@@ -121,7 +121,7 @@ def test_a_broken_card(finished, tmp_path, change, words):
 
 
 def test_the_checkpoint_of_another_model_size(finished, tmp_path):
-    """Somebody changed the card: the weights are not cut to it."""
+    """Somebody changed the bundle: the weights are not cut to it."""
     shutil.copytree(finished / "model", tmp_path / "model")
     (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
     file = tmp_path / "model" / "model.json"

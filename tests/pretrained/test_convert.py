@@ -189,16 +189,16 @@ def test_published_files_of_every_family_make_a_video_through_the_commands(offic
 def test_converted_parameters_and_parts_are_the_published_ones(official, converted):
     pretrained = load_pretrained(converted)
     _, params, step = load_params(converted)
-    assert step == 0 and pretrained.card.config == official.config
+    assert step == 0 and pretrained.bundle.config == official.config
     assert_same(params, official.params)
-    tokenizer, theirs = pretrained.card.tokenizer, open_tokenizer(official.tokenizer)
+    tokenizer, theirs = pretrained.bundle.tokenizer, open_tokenizer(official.tokenizer)
     assert (tokenizer.config, tokenizer.scale, tokenizer.dtype) == (
         theirs.config,
         theirs.scale,
         theirs.dtype,
     )
     assert_same(tokenizer.params, theirs.params)
-    ours = pretrained.card.text_encoder.encode(["red circle"])
+    ours = pretrained.bundle.text_encoder.encode(["red circle"])
     theirs = open_text_encoder(official.text_encoder, tokens=10).encode(["red circle"])
     np.testing.assert_array_equal(ours[0], theirs[0])
     np.testing.assert_array_equal(ours[1], theirs[1])
@@ -253,15 +253,15 @@ def test_the_digest_of_a_model_stays_where_its_text_encoder_moves_to(official, c
     loaded = load_pretrained(converted)
 
     def digests(encoder):
-        return model_digests(loaded.model, dataclasses.replace(loaded.card, text_encoder=encoder))
+        return model_digests(loaded.model, dataclasses.replace(loaded.bundle, text_encoder=encoder))
 
     moved = shutil.copytree(official.text_encoder.removeprefix("qwen2:"), tmp_path / "moved")
     assert digests(open_text_encoder(f"qwen2:{moved}", tokens=10)) == digests(
-        loaded.card.text_encoder
+        loaded.bundle.text_encoder
     )
     (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
     other = digests(open_text_encoder(f"qwen2:{moved}", tokens=10))
-    assert other["text encoder"] != digests(loaded.card.text_encoder)["text encoder"]
+    assert other["text encoder"] != digests(loaded.bundle.text_encoder)["text encoder"]
 
 
 # ---- the type of the parameters

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
+from videomar_jax.checks import Interrupted
 from videomar_jax.io.log import show_log
 from videomar_jax.io.migration import current_flags
 from videomar_jax.parallel import launch
@@ -21,10 +22,6 @@ INTERRUPTED = 75
 (EX_TEMPFAIL)."""
 
 flags.DEFINE_bool("traceback", False, "Show the Python traceback of every error.")
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its state is saved, as the text says."""
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

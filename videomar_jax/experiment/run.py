@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from videomar_jax.commands.app import Interrupted
+from videomar_jax.checks import Interrupted
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape, ClipSource, digest_of, name_of
@@ -98,18 +98,18 @@ def run(
     with _phase(seconds, "prepare"):
         last = experiment.final_stage
         source, held_out = experiment.source("train"), experiment.source("test")
-        card = _card(experiment, source, workdir)
+        bundle = _bundle(experiment, source, workdir)
         parts = TrainingInputs(
             source=source,
-            tokenizer=card.tokenizer,
-            text_encoder=card.text_encoder,
+            tokenizer=bundle.tokenizer,
+            text_encoder=bundle.text_encoder,
             threads=experiment.data.threads,
             held_out=held_out,
         )
         check_parts(experiment.recipe, parts)
         check_mesh(
             experiment.recipe,
-            card.tokenizer.spatial_stride,
+            bundle.tokenizer.spatial_stride,
             dict(make_mesh(experiment.recipe.mesh).shape),
         )
         check_same_clips(workdir, source)
@@ -125,12 +125,12 @@ def run(
         if jax.process_index() == 0:
             claim(workdir, config)
             remember_clips(workdir, source)
-            (save_settings if _has_card(workdir) else save_bundle)(card, workdir)
+            (save_settings if _has_bundle(workdir) else save_bundle)(bundle, workdir)
         barrier("claimed")
-    graph, _ = abstract_model(card.config)
+    graph, _ = abstract_model(bundle.config)
 
     def sampler(params: Params) -> VideoSampler:
-        return video_sampler(card, nnx.merge(graph, params), experiment.evaluation.batch_size)
+        return video_sampler(bundle, nnx.merge(graph, params), experiment.evaluation.batch_size)
 
     moving = last.num_frames > 1
     outcome = train(
@@ -194,8 +194,8 @@ def evaluate_checkpoint(
     if (workdir / "report.json").exists():
         raise ValueError(f"{workdir} already holds a report; choose another --output.")
     pretrained = load_pretrained(checkpoint)
-    card = dataclasses.replace(pretrained.card, sampling=experiment.sampling)
-    sampler = video_sampler(card, pretrained.model, experiment.evaluation.batch_size)
+    bundle = dataclasses.replace(pretrained.bundle, sampling=experiment.sampling)
+    sampler = video_sampler(bundle, pretrained.model, experiment.evaluation.batch_size)
     held_out = experiment.source("test", min_frames=experiment.final_stage.num_frames)
     report, pictures = evaluate(experiment, sampler, held_out, workdir / "report")
     report["step"] = pretrained.step
@@ -203,10 +203,15 @@ def evaluate_checkpoint(
     return report
 
 
-def video_sampler(card: ModelBundle, model: VideoMAR, batch_size: int) -> VideoSampler:
-    """A sampler with what the card says."""
+def video_sampler(bundle: ModelBundle, model: VideoMAR, batch_size: int) -> VideoSampler:
+    """A sampler with what the bundle says."""
     return VideoSampler(
-        model, card.tokenizer, card.text_encoder, card.sampling, batch_size, trained_tokens(card)
+        model,
+        bundle.tokenizer,
+        bundle.text_encoder,
+        bundle.sampling,
+        batch_size,
+        trained_tokens(bundle),
     )
 
 
@@ -443,10 +448,10 @@ def _tiles(reference: np.ndarray, generated: np.ndarray, columns: int = 8) -> np
     return np.concatenate(rows, axis=1)
 
 
-def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelBundle:
-    """The run's model card: read where it exists (the tokenizer is fitted once), else made."""
+def _bundle(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelBundle:
+    """The run's model bundle: read where it exists (the tokenizer is fitted once), else made."""
     last = experiment.final_stage
-    if _has_card(workdir):
+    if _has_bundle(workdir):
         before = load_bundle(workdir)
         tokenizer, text_encoder = before.tokenizer, before.text_encoder
     else:
@@ -463,7 +468,7 @@ def _card(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelBun
     )
 
 
-def _has_card(workdir: Path) -> bool:
+def _has_bundle(workdir: Path) -> bool:
     return (workdir / "model" / "model.json").exists()
 
 

@@ -74,7 +74,7 @@ def make_batch(
     prompts, seeds = [one.request.prompt for one in batch], [one.request.seed for one in batch]
     stream = FrameStream(
         work.model,
-        work.pipe.card,
+        work.pipe.bundle,
         np.stack([one.frames for one in batch]),
         prompts,
         seeds,
@@ -87,7 +87,7 @@ def make_batch(
     with _undisturbed() as interrupts:
         if not stopped or stream.new_frames:
             videos = videos_of(
-                stream, prompts, seeds, work.config, work.output.fps or work.pipe.card.fps
+                stream, prompts, seeds, work.config, work.output.fps or work.pipe.bundle.fps
             )
             for row in rows:
                 _write(work, batch[row], videos[row], stream, len(batch), row)
@@ -153,10 +153,10 @@ def _write(
     paths = work.output.paths(request.name)
     for format in work.output.formats:
         video.save(paths[format], overwrite=work.output.overwrite)
-    pipe, card = work.pipe, work.pipe.card
+    pipe, bundle = work.pipe, work.pipe.bundle
     record = Record(
         prompt=request.prompt,
-        prompt_tokens_cut=tokens_cut(card.text_encoder, [request.prompt])[0],
+        prompt_tokens_cut=tokens_cut(bundle.text_encoder, [request.prompt])[0],
         seed=request.seed,
         image=str(request.image.absolute()),
         image_sha256=ready.sha256,

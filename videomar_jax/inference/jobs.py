@@ -72,13 +72,17 @@ def run_jobs(requests: Sequence[Request], order: Order, output: Output) -> list[
     """
     output.check([request.name for request in requests])
     mesh = _sized(order.mesh)
-    card = load_bundle(run_folder(order.checkpoint))
-    config = changed_sampling(card, _chosen(order.settings), order.preset)
-    size = asked_size(card, *(order.shape.get(name) for name in ("num_frames", "height", "width")))
-    check_request(card, config, size)
-    given, faults = _read_all(requests, card, size, order.fit)
-    _tell_cuts([one.request for one in given], card)
-    pipe = VideoMARPipeline.from_checkpoint(order.checkpoint, order.weights, card=card, mesh=mesh)
+    bundle = load_bundle(run_folder(order.checkpoint))
+    config = changed_sampling(bundle, _chosen(order.settings), order.preset)
+    size = asked_size(
+        bundle, *(order.shape.get(name) for name in ("num_frames", "height", "width"))
+    )
+    check_request(bundle, config, size)
+    given, faults = _read_all(requests, bundle, size, order.fit)
+    _tell_cuts([one.request for one in given], bundle)
+    pipe = VideoMARPipeline.from_checkpoint(
+        order.checkpoint, order.weights, bundle=bundle, mesh=mesh
+    )
     new = sum(size[0] - len(one.frames) for one in given)
     with tqdm(total=new, unit="frame", disable=None) as bar:  # no bar where nobody watches
         work = Work(
@@ -88,7 +92,7 @@ def run_jobs(requests: Sequence[Request], order: Order, output: Output) -> list[
             size=size,
             fit=order.fit,
             output=output,
-            digests=model_digests(pipe.model, card),
+            digests=model_digests(pipe.model, bundle),
             bar=bar,
         )
         planned = batches(given, order.batch_size, 1 if mesh is None else mesh.data * mesh.fsdp)
@@ -135,7 +139,7 @@ def reproduce(
             f"The checkpoint of {file} is gone: {path}. Name where it lies now with --checkpoint."
         )
     pipe = VideoMARPipeline.from_checkpoint(path, record.weights, mesh=_mesh_of(record))
-    digests = model_digests(pipe.model, pipe.card)
+    digests = model_digests(pipe.model, pipe.bundle)
     changed = [part for part in digests if digests[part] != record.checkpoint_sha256.get(part)]
     if changed:
         raise ValueError(
@@ -151,7 +155,7 @@ def reproduce(
         name=name,
         given_frames=record.given_frames,
     )
-    ready = _read(request, pipe.card, size, record.fit)
+    ready = _read(request, pipe.bundle, size, record.fit)
     with tqdm(total=record.frames - len(ready.frames), unit="frame", disable=None) as bar:
         work = Work(
             pipe=pipe,
@@ -190,24 +194,24 @@ def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
     return chosen | ({"window": None} if chosen.get("window") == 0 else {})
 
 
-def _read(request: Request, card: ModelBundle, size: tuple[int, int, int], fit: str) -> Ready:
+def _read(request: Request, bundle: ModelBundle, size: tuple[int, int, int], fit: str) -> Ready:
     place = dict(height=size[1], width=size[2], fit=fit)
     if request.given_frames is None:
         return Ready(request, load_image(request.image, **place)[None], file_digest(request.image))
-    latent_shape(card.tokenizer, request.given_frames, *size[1:])
+    latent_shape(bundle.tokenizer, request.given_frames, *size[1:])
     if request.given_frames >= size[0]:
         raise ValueError(
             f"{request.image}: {request.given_frames} given frames leave nothing of {size[0]} to make."
         )
-    clip = load_clip(request.image, request.given_frames, fps=card.fps, **place)
+    clip = load_clip(request.image, request.given_frames, fps=bundle.fps, **place)
     return Ready(request, clip, file_digest(request.image))
 
 
-def _read_all(requests, card, size, fit) -> tuple[list[Ready], list[str]]:
+def _read_all(requests, bundle, size, fit) -> tuple[list[Ready], list[str]]:
     read, faults = [], []
     for request in requests:
         try:
-            read.append(_read(request, card, size, fit))
+            read.append(_read(request, bundle, size, fit))
         except (ValueError, OSError) as error:
             faults.append(str(error))
             _log.warning("%s", error)
@@ -216,14 +220,14 @@ def _read_all(requests, card, size, fit) -> tuple[list[Ready], list[str]]:
     return read, faults
 
 
-def _tell_cuts(requests: Sequence[Request], card: ModelBundle) -> None:
+def _tell_cuts(requests: Sequence[Request], bundle: ModelBundle) -> None:
     for request, cut in zip(
-        requests, tokens_cut(card.text_encoder, [r.prompt for r in requests]), strict=True
+        requests, tokens_cut(bundle.text_encoder, [r.prompt for r in requests]), strict=True
     ):
         if cut:
             _log.warning(
                 "The prompt of %s is %d tokens longer than the %d that the model reads: they are cut.",
                 request.name,
                 cut,
-                card.text_encoder.max_tokens,
+                bundle.text_encoder.max_tokens,
             )

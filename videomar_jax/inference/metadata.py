@@ -104,20 +104,20 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_digests(model: VideoMAR, card: ModelBundle) -> dict[str, str]:
+def model_digests(model: VideoMAR, bundle: ModelBundle) -> dict[str, str]:
     """SHA-256 of parameters, tokenizer and text encoder: the same exactly where they compute the
     same, wherever they lie (of an encoder that refers to a folder, its fingerprint counts)."""
-    parameters = hashlib.sha256(json.dumps(card.config.to_dict(), sort_keys=True).encode())
+    parameters = hashlib.sha256(json.dumps(bundle.config.to_dict(), sort_keys=True).encode())
     for path, leaf in sorted(nnx.to_pure_dict(nnx.state(model)).items()):
         _add(parameters, path, leaf)
-    text = card.text_encoder
+    text = bundle.text_encoder
     settings = text.settings() if hasattr(text, "settings") else repr(text)
     if isinstance(settings, dict):
         settings = {name: value for name, value in settings.items() if name != "folder"}
     named = json.dumps([type(text).__name__, settings], sort_keys=True, default=str)
     return {
         "parameters": parameters.hexdigest(),
-        "tokenizer": fingerprint(card.tokenizer),
+        "tokenizer": fingerprint(bundle.tokenizer),
         "text encoder": hashlib.sha256(named.encode()).hexdigest(),
     }
 

@@ -48,7 +48,7 @@ def example(
     """A first frame of the quick start's kind that it was not trained on, and four captions that
     fit it."""
     shape = ClipShape(
-        num_frames=pipe.card.num_frames, height=pipe.card.height, width=pipe.card.width
+        num_frames=pipe.bundle.num_frames, height=pipe.bundle.height, width=pipe.bundle.width
     )
     clips = Shapes(seed=2024, length=number + 1, split="test", bounce=False).counterfactuals(
         number, shape

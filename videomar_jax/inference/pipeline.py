@@ -57,7 +57,7 @@ class VideoMARPipeline:
     """
 
     model: VideoMAR
-    card: ModelBundle
+    bundle: ModelBundle
     checkpoint: Path  # the checkpoint's own folder, DIR/checkpoints/STEP
     step: int
     weights: str
@@ -69,7 +69,7 @@ class VideoMARPipeline:
         directory: str | os.PathLike,
         weights: str = "ema",
         *,
-        card: ModelBundle | None = None,
+        bundle: ModelBundle | None = None,
         mesh: MeshConfig | None = None,
     ) -> "VideoMARPipeline":
         """Reads a run's workdir (its newest checkpoint), one of its checkpoints/STEP, or a
@@ -77,7 +77,7 @@ class VideoMARPipeline:
 
         Args:
             weights: "ema", the averaged parameters, or "params", those of the last step.
-            card: what `load_bundle` gave for this folder, so that tokenizer and text encoder are not
+            bundle: what `load_bundle` gave for this folder, so that tokenizer and text encoder are not
                 read again.
             mesh: several devices to work on, such as `MeshConfig(data=4)` of `training.sharding`:
                 videos of a batch over data and fsdp (if their number divides), parameters over fsdp
@@ -85,11 +85,11 @@ class VideoMARPipeline:
         Raises:
             FileNotFoundError, ValueError: what is missing or does not fit, and where.
         """
-        loaded = load_pretrained(directory, weights=weights, card=card, mesh=mesh)
+        loaded = load_pretrained(directory, weights=weights, bundle=bundle, mesh=mesh)
         checkpoint = (run_folder(directory) / "checkpoints" / str(loaded.step)).absolute()
         return cls(
             model=loaded.model,
-            card=loaded.card,
+            bundle=loaded.bundle,
             checkpoint=checkpoint,
             step=loaded.step,
             weights=weights,
@@ -144,7 +144,7 @@ class VideoMARPipeline:
             part = slice(start, start + batch_size)
             stream = FrameStream(
                 model,
-                self.card,
+                self.bundle,
                 np.stack(given[part]),
                 prompts[part],
                 seeds[part],
@@ -153,7 +153,7 @@ class VideoMARPipeline:
             )
             for _ in stream:
                 pass
-            videos += videos_of(stream, prompts[part], seeds[part], config, self.card.fps)
+            videos += videos_of(stream, prompts[part], seeds[part], config, self.bundle.fps)
         return videos[0] if single else videos
 
     def stream(
@@ -180,18 +180,18 @@ class VideoMARPipeline:
         given = given_frames(image, height=size[1], width=size[2], fit=fit)
         model = for_sampling(self.model, config)
         frames = FrameStream(
-            model, self.card, given[None], [prompt], [seed], num_frames=size[0], config=config
+            model, self.bundle, given[None], [prompt], [seed], num_frames=size[0], config=config
         )
         return VideoStream(
-            frames=frames, prompt=prompt, seed=seed, config=config, fps=self.card.fps
+            frames=frames, prompt=prompt, seed=seed, config=config, fps=self.bundle.fps
         )
 
     def _asked(
         self, num_frames, height, width, preset, settings
     ) -> tuple[SamplingConfig, tuple[int, int, int]]:
-        config = changed_sampling(self.card, settings, preset)
-        size = asked_size(self.card, num_frames, height, width)
-        check_request(self.card, config, size)
+        config = changed_sampling(self.bundle, settings, preset)
+        size = asked_size(self.bundle, num_frames, height, width)
+        check_request(self.bundle, config, size)
         return config, size
 
 
@@ -256,7 +256,7 @@ def seeds_from(seed: int, count: int) -> list[int]:
 
 
 def changed_sampling(
-    card: ModelBundle, settings: Mapping[str, Any], preset: str | None = None
+    bundle: ModelBundle, settings: Mapping[str, Any], preset: str | None = None
 ) -> SamplingConfig:
     """The model's own sampling settings, changed by a preset and then by `settings`, where a window
     of None means all frames.
@@ -265,7 +265,9 @@ def changed_sampling(
         ValueError: a setting that does not exist or makes no sense, a preset that does not exist.
     """
     config = (
-        card.sampling if preset is None else with_preset(card.sampling, preset, card.config.head)
+        bundle.sampling
+        if preset is None
+        else with_preset(bundle.sampling, preset, bundle.config.head)
     )
     names = [field.name for field in dataclasses.fields(SamplingConfig)]
     for name in settings:
@@ -282,28 +284,28 @@ def changed_sampling(
 
 
 def asked_size(
-    card: ModelBundle, num_frames: int | None, height: int | None, width: int | None
+    bundle: ModelBundle, num_frames: int | None, height: int | None, width: int | None
 ) -> tuple[int, int, int]:
     """(frames, height, width) in pixels; None as the model was trained."""
     return (
-        card.num_frames if num_frames is None else num_frames,
-        card.height if height is None else height,
-        card.width if width is None else width,
+        bundle.num_frames if num_frames is None else num_frames,
+        bundle.height if height is None else height,
+        bundle.width if width is None else width,
     )
 
 
-def check_request(card: ModelBundle, config: SamplingConfig, size: tuple[int, int, int]) -> None:
+def check_request(bundle: ModelBundle, config: SamplingConfig, size: tuple[int, int, int]) -> None:
     """Raises a ValueError for (frames, height, width) and steps that the model cannot make."""
-    frames, height, width = latent_shape(card.tokenizer, *size)
+    frames, height, width = latent_shape(bundle.tokenizer, *size)
     if frames < 2:
         raise ValueError(
-            f"num_frames must be at least {1 + card.tokenizer.temporal_stride}, not {size[0]}."
+            f"num_frames must be at least {1 + bundle.tokenizer.temporal_stride}, not {size[0]}."
         )
-    patch = card.config.patch_size
+    patch = bundle.config.patch_size
     if height % patch or width % patch:
-        side = patch * card.tokenizer.spatial_stride
+        side = patch * bundle.tokenizer.spatial_stride
         raise ValueError(
             f"height {size[1]} and width {size[2]} must be multiples of {side} for this model."
         )
     plan = reveal_plan(height * width // patch**2, config)
-    head_plan(card.config, config, head_step_names(config.head_steps, len(plan.count)))
+    head_plan(bundle.config, config, head_step_names(config.head_steps, len(plan.count)))

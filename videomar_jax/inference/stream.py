@@ -38,7 +38,7 @@ class FrameStream:
     def __init__(
         self,
         model: VideoMAR,
-        card: ModelBundle,
+        bundle: ModelBundle,
         given: UInt8[np.ndarray, "B G Hp Wp 3"],
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -52,7 +52,7 @@ class FrameStream:
             model: where its parameters lie on a mesh, the work is spread over it: videos over
                 `data` and `fsdp` if their number divides, rows of latents over `context`. Pixels
                 are decoded for each video in one place.
-            card: of the model; its sizes are those it was trained on.
+            bundle: of the model; its sizes are those it was trained on.
             num_frames: pixel frames in all; config: how they are drawn.
         Raises:
             ValueError: numbers that do not go together, sizes the tokenizer cannot cut, too little
@@ -66,13 +66,13 @@ class FrameStream:
             raise ValueError(f"Seeds must lie in 0..2**32 - 1, not {list(seeds)}.")
         self._started = time.monotonic()
         self._frames, self.first_frame_s, self.seconds = [given], None, 0.0
-        total, _, _ = latent_shape(card.tokenizer, num_frames, *given.shape[2:4])
-        mesh, tokenizer = _mesh(model), card.tokenizer
+        total, _, _ = latent_shape(bundle.tokenizer, num_frames, *given.shape[2:4])
+        mesh, tokenizer = _mesh(model), bundle.tokenizer
         if mesh is not None:
             tokenizer = jax.device_put(tokenizer, replicated(mesh))
         first = _spread(_encode(tokenizer, jnp.asarray(given)), mesh, "context")
         self._latents = [np.asarray(first)]
-        text, mask = card.text_encoder.encode(list(prompts))
+        text, mask = bundle.text_encoder.encode(list(prompts))
         keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
         new = generate_frames(
             model,
@@ -82,7 +82,7 @@ class FrameStream:
             num_frames=total,
             config=config,
             keys=keys,
-            trained=trained_tokens(card),
+            trained=trained_tokens(bundle),
         )
         pieces = (_spread(piece, mesh) for piece in self._kept(first, new))
         self._pixels = map(to_video, tokenizer.decode_stream(pieces, max_frames=total))
@@ -126,10 +126,12 @@ class FrameStream:
         return np.concatenate(self._latents[: len(self._frames)], axis=1)
 
 
-def trained_tokens(card: ModelBundle) -> tuple[int, int, int]:
+def trained_tokens(bundle: ModelBundle) -> tuple[int, int, int]:
     """(frames, rows, columns) in tokens that the model was trained on."""
-    frames, height, width = latent_shape(card.tokenizer, card.num_frames, card.height, card.width)
-    return frames, height // card.config.patch_size, width // card.config.patch_size
+    frames, height, width = latent_shape(
+        bundle.tokenizer, bundle.num_frames, bundle.height, bundle.width
+    )
+    return frames, height // bundle.config.patch_size, width // bundle.config.patch_size
 
 
 def _mesh(model: VideoMAR) -> Mesh | None:

@@ -25,6 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text encoder is known)
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.streamed import stored_types
+from videomar_jax.checks import UserError
 from videomar_jax.io.migration import current
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
@@ -54,35 +55,61 @@ class ModelBundle:
     width: int
     fps: float
 
+    def __post_init__(self):
+        check_fit(self.config, self.tokenizer, self.text_encoder)
+
+
+def check_fit(model: ModelConfig, tokenizer: Tokenizer, text: TextEncoder) -> None:
+    """Checks that a model, a tokenizer and a text encoder fit together.
+
+    Raises:
+        UserError: the numbers of latent channels, or the shapes of text features, differ.
+    """
+    if model.latent_channels != tokenizer.channels:
+        raise UserError(
+            f"The model takes {model.latent_channels} latent channels, the tokenizer gives "
+            f"{tokenizer.channels}: set model.latent_channels={tokenizer.channels}."
+        )
+    if (model.text_tokens, model.text_width) != (text.max_tokens, text.width):
+        raise UserError(
+            f"The model takes text of {model.text_tokens} tokens x {model.text_width} values, the "
+            f"text encoder gives {text.max_tokens} x {text.width}: set model.text_tokens and "
+            f"model.text_width to that."
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """A model with its parameters, ready to sample."""
 
     model: VideoMAR
-    card: ModelBundle
+    bundle: ModelBundle
     step: int
 
 
 _PLAIN = ("num_frames", "height", "width", "fps")
 
 
-def save_bundle(card: ModelBundle, directory: str | os.PathLike) -> None:
+def save_bundle(bundle: ModelBundle, directory: str | os.PathLike) -> None:
     """Writes DIR/model; model.json comes last, so that where it stands the folder is complete."""
     folder = Path(directory) / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(card.tokenizer, folder / "tokenizer")
-    save_text_encoder(card.text_encoder, folder / "text_encoder")
-    save_settings(card, directory)
+    save_tokenizer(bundle.tokenizer, folder / "tokenizer")
+    save_text_encoder(bundle.text_encoder, folder / "text_encoder")
+    save_settings(bundle, directory)
 
 
-def save_settings(card: ModelBundle, directory: str | os.PathLike) -> None:
+def save_settings(bundle: ModelBundle, directory: str | os.PathLike) -> None:
     """Writes DIR/model/model.json alone, in one move: the tokenizer and the text encoder stay as
     they are."""
     folder = Path(directory) / "model"
-    plain = {name: getattr(card, name) for name in _PLAIN}
+    plain = {name: getattr(bundle, name) for name in _PLAIN}
     text = json.dumps(
-        {"model": card.config.to_dict(), "sampling": dataclasses.asdict(card.sampling), **plain},
+        {
+            "model": bundle.config.to_dict(),
+            "sampling": dataclasses.asdict(bundle.sampling),
+            **plain,
+        },
         indent=2,
     )
     part = folder / "model.json.part"
@@ -132,7 +159,7 @@ def load_pretrained(
     path: str | os.PathLike,
     *,
     weights: str = "ema",
-    card: ModelBundle | None = None,
+    bundle: ModelBundle | None = None,
     mesh: MeshConfig | None = None,
 ) -> Pretrained:
     """Reads a model from a run's folder (its newest checkpoint) or from one of its
@@ -143,7 +170,7 @@ def load_pretrained(
 
     Args:
         weights: "ema", the averaged parameters, or "params", those of the last step.
-        card: what `load_bundle` gave for this folder, where it is loaded already.
+        bundle: what `load_bundle` gave for this folder, where it is loaded already.
         mesh: the devices over which parameters are spread, none of which then holds all of those
             that are cut.
     Raises:
@@ -152,10 +179,12 @@ def load_pretrained(
     if mesh is not None:
         make_mesh(mesh)  # what is wrong with it is told first
     folder, params, step = load_params(path, weights, dtype=None)
-    card = load_bundle(folder) if card is None else card
-    graph, _ = abstract_model(card.config)
+    bundle = load_bundle(folder) if bundle is None else bundle
+    graph, _ = abstract_model(bundle.config)
     return Pretrained(
-        model=nnx.merge(graph, for_running(params, card.config.dtype, mesh)), card=card, step=step
+        model=nnx.merge(graph, for_running(params, bundle.config.dtype, mesh)),
+        bundle=bundle,
+        step=step,
     )
 
 

@@ -22,7 +22,6 @@ from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, w
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.training.recipe import check_fit
 
 _log = logging.getLogger(__name__)
 
@@ -63,9 +62,8 @@ def import_official(
     _log.info("reading %s", report)
     opened = open_tokenizer(tokenizer, scale=scale, dtype=tokenizer_dtype)
     encoder = open_text_encoder(text_encoder, **(text_options or {}))
-    check_fit(report.config, opened, encoder)
     frames, height, width = shape
-    card = ModelBundle(
+    bundle = ModelBundle(
         config=report.config,
         tokenizer=opened,
         text_encoder=encoder,
@@ -78,8 +76,8 @@ def import_official(
     output.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        save_bundle(card, part)
-        del opened, encoder, card  # a language model may be larger than ours
+        save_bundle(bundle, part)
+        del opened, encoder, bundle  # a language model may be larger than ours
         checkpoint = StreamedCheckpoint(part / "checkpoints", "ema")
         read_checkpoint(
             file,
