@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # tests compile more than they compute
+# Tests compile more than they compute; tests/test_optimised.py runs some of them without this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "videomar_jax_test_cache")
 )
@@ -20,6 +21,31 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook("videomar_jax", "beartype.beartype")
 
+GOLDEN = Path(__file__).parent / "golden"
+NOT_RECORDED = "no recorded file"
+"""What a skip's reason begins with where the recording is not at hand."""
+
+
+def pytest_configure(config):
+    folder = os.environ.get("VIDEOMAR_GOLDEN")
+    if folder and not Path(folder).is_dir():
+        raise pytest.UsageError(f"VIDEOMAR_GOLDEN names {folder}, which is not a folder.")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter):
+    """Ends a test run with how many tests lacked their recorded file, over all workers."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    count = sum(NOT_RECORDED in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(
+            f"{count} recorded cases were skipped: their files are outside the repository. "
+            "Set VIDEOMAR_GOLDEN to the folder with the full set of recordings to run them."
+        )
+    else:
+        terminalreporter.write_line("No recorded case was skipped.")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags():
@@ -30,9 +56,11 @@ def _parsed_flags():
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Every compiled program takes memory maps of its process, of which Linux grants 65 530:
-    without any left, the next one ends in a segmentation fault. So programs of earlier files are
-    let go; the cache on disk brings them back."""
+    """Drops the compiled programs of earlier files once they take too many memory maps.
+
+    Linux grants a process 65 530 maps, and a program that gets none ends in a segmentation fault.
+    The cache on disk brings the programs back.
+    """
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
@@ -41,27 +69,28 @@ def _few_programs():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """The workdir of a finished run of the quick start's tiny variant; look, do not touch."""
-    from tests.helpers.tiny_run import start, tiny  # late: it imports all of the package
+    """The workdir of a finished run of the quick start's tiny variant; tests only read it."""
+    from tests.helpers.tiny_run import start, tiny  # late: it imports the whole package
 
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     start(tiny(), workdir)
     return workdir
 
 
-GOLDEN = Path(__file__).parent / "golden"
-FULL_GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-
-
 @pytest.fixture(scope="session")
 def golden():
-    """Finds a recorded file, such as "videomar/loss.safetensors": the full set where it is at hand,
-    else our subset."""
+    """Finds a recorded file, such as "videomar/loss.safetensors".
+
+    The full set in the folder VIDEOMAR_GOLDEN comes first, then the subset in tests/golden; a test
+    whose file is in neither is skipped.
+    """
+    full = os.environ.get("VIDEOMAR_GOLDEN")
+    folders = [Path(full), GOLDEN] if full else [GOLDEN]
 
     def find(name: str) -> Path:
-        for folder in (FULL_GOLDEN, GOLDEN):
+        for folder in folders:
             if (folder / name).exists():
                 return folder / name
-        pytest.skip(f"the recorded file {name} is not part of the subset in tests/golden")
+        pytest.skip(f"{NOT_RECORDED} {name} in tests/golden")
 
     return find

@@ -2,20 +2,14 @@
 recorded run."""
 
 import itertools
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from videomar_jax.tokenizers.haar import haar_patches, haar_rounds, haar_unpatch, still_channels
-
-GOLDEN = (
-    Path(os.environ.get("VIDEOMAR_GOLDEN", Path(__file__).parents[2] / "golden"))
-    / "cosmos/patcher_f64.safetensors"
-)
 
 
 def random_video(shape, seed=0):
@@ -115,15 +109,10 @@ def test_wrong_sizes_are_refused():
 
 
 @pytest.mark.parametrize(("case", "patch"), [("p2", 2), ("p4", 4), ("p4_image", 4), ("p4_c2", 4)])
-def test_recorded_run_of_the_original(case, patch):
-    if not GOLDEN.is_file():
-        pytest.skip(f"no recorded arrays at {GOLDEN} (set VIDEOMAR_GOLDEN)")
-    from safetensors.numpy import load_file
-
+def test_recorded_run_of_the_original(golden, case, patch):
+    arrays = load_file(golden("cosmos/patcher_f64.safetensors"))
     stored = {
-        name: np.moveaxis(x, 1, -1)
-        for name, x in load_file(GOLDEN).items()
-        if name.startswith(f"{case}.")
+        name: np.moveaxis(x, 1, -1) for name, x in arrays.items() if name.startswith(f"{case}.")
     }
     np.testing.assert_allclose(
         haar_patches(stored[f"{case}.x"], patch), stored[f"{case}.patched"], atol=1e-12
