@@ -12,9 +12,9 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import write_clip
-from videomar_jax.data.records import file_digest
 from videomar_jax.data.shards import LatentShards
 from videomar_jax.data.sources import ClipShape
+from videomar_jax.io.files import sha256
 from videomar_jax.tokenizers import PCATokenizer, fingerprint, load_tokenizer
 
 FLAGS = [
@@ -47,7 +47,7 @@ def command(*flags):
 
 def files(output):
     return {
-        path.relative_to(output).as_posix(): file_digest(path)
+        path.relative_to(output).as_posix(): sha256(path)
         for path in output.rglob("*")
         if path.is_file()
     }

@@ -9,12 +9,12 @@ from videomar_jax.data import records
 from videomar_jax.data.records import (
     PreparedClip,
     count_records,
-    file_digest,
     from_record,
     to_record,
     write_records,
 )
 from videomar_jax.data.sources import ClipShape
+from videomar_jax.io.files import sha256
 
 
 def clip(dtype, *, text=True, seed=0):
@@ -29,7 +29,7 @@ def clip(dtype, *, text=True, seed=0):
         start=1.5,
         fps=12.5,
         shape=ClipShape(num_frames=5, height=16, width=32),
-        latent_clip=2**40,
+        clip=2**40,
     )
 
 
@@ -78,7 +78,7 @@ def test_other_bytes_are_refused(record):
 def test_a_file_is_written_in_one_move_and_its_digest_told(tmp_path):
     path = tmp_path / "x.array_record"
     told = write_records(path, (bytes([i]) * 1000 for i in range(7)))
-    assert told == {"clips": 7, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    assert told == {"clips": 7, "bytes": path.stat().st_size, "sha256": sha256(path)}
     assert count_records(path) == 7 and [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 

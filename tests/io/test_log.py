@@ -6,6 +6,8 @@ from videomar_jax.io.log import log
 
 PROGRAM = """
 import logging
+from absl import flags
+flags.FLAGS.mark_as_parsed()
 from videomar_jax.io.log import log, show_log
 log.info("not shown yet")
 show_log()

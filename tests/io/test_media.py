@@ -1,4 +1,5 @@
 import inspect
+import os
 from fractions import Fraction
 
 import av
@@ -186,7 +187,7 @@ def test_an_interrupted_write_leaves_the_folder_as_it_was(tmp_path, name, monkey
         raise KeyboardInterrupt
 
     (tmp_path / name).write_bytes(b"the file before")
-    monkeypatch.setattr(media.os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         WRITERS[name](tmp_path / name, overwrite=True)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(name, b"the file before")]

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from videomar_jax.data.records import file_digest
+from videomar_jax.io.files import sha256
 from videomar_jax.preparation import beam as pipelines
 from videomar_jax.preparation import run
 from videomar_jax.preparation.beam import prepare_with_beam
@@ -14,7 +14,7 @@ from videomar_jax.preparation.beam import prepare_with_beam
 
 def files(output):
     return {
-        path.relative_to(output).as_posix(): file_digest(path)
+        path.relative_to(output).as_posix(): sha256(path)
         for path in output.rglob("*")
         if path.is_file()
     }

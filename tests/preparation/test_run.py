@@ -12,10 +12,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.helpers.tiny_run import write_clip
-from videomar_jax.data.records import DTYPES, file_digest
+from videomar_jax.data.records import DTYPES
 from videomar_jax.data.shards import LatentShards
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.data.windows import Cutting, read_window
+from videomar_jax.io.files import sha256
 from videomar_jax.preparation import encoding, folder, run
 from videomar_jax.preparation.plan_file import load_plan
 from videomar_jax.text_encoders import load_text_encoder
@@ -34,7 +35,7 @@ class Killed(BaseException):
 def files(output):
     """Every file below a folder with its digest."""
     return {
-        path.relative_to(output).as_posix(): file_digest(path)
+        path.relative_to(output).as_posix(): sha256(path)
         for path in output.rglob("*")
         if path.is_file()
     }
@@ -187,7 +188,7 @@ def kill_at(monkeypatch, place, name, count):
         (run, "save_plan", 1),  # nothing is decided yet
         (run, "save_tokenizer", 1),  # the plan stands, the model does not
         (encoding.ShardEncoder, "_record", 6),  # inside a shard
-        (folder, "write_text", 3),  # a shard stands, its receipt does not
+        (folder, "atomic_write", 3),  # a shard stands, its receipt does not
         (folder, "write_tfds_info", 1),  # all shards stand
         (folder, "_remove_parts", 1),  # all is done but tidying up
     ],
@@ -400,7 +401,7 @@ def test_a_folder_of_something_else_is_left_alone(task, tmp_path):
         FileExistsError, match=r"is not empty \(thesis.txt\) and holds no plan.json"
     ):
         run.prepare(task(output=tmp_path))
-    assert files(tmp_path) == {"thesis.txt": file_digest(tmp_path / "thesis.txt")}
+    assert files(tmp_path) == {"thesis.txt": sha256(tmp_path / "thesis.txt")}
     with pytest.raises(OSError, match=r"thesis.txt"):
         run.prepare(task(output=tmp_path / "thesis.txt" / "out"))
 

@@ -13,10 +13,6 @@ A record is a tf.train.Example (`examples`) with
 `text` and `text_mask` are missing where only captions were kept.
 """
 
-import hashlib
-import os
-import socket
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +24,7 @@ from array_record.python import array_record_module
 
 from videomar_jax.data.examples import decode, encode
 from videomar_jax.data.sources import ClipShape
+from videomar_jax.io.files import replacing, sha256
 from videomar_jax.types import Bool, Float
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -95,76 +92,41 @@ def from_record(record: bytes, dtype: str) -> PreparedClip:
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
-    """Writes an ArrayRecord file in one move and says {"clips", "bytes", "sha256"} of it.
+    """Writes an ArrayRecord file in one move and returns its "clips", "bytes" and "sha256".
 
-    Raises OSError where it cannot be written. Whatever is raised, a file that stood there before is
-    left as it was.
+    Raises:
+        OSError: the file cannot be written. Whatever is raised, an older file is left as it was.
     """
-    part = part_name(path)
-    try:
-        writer = _told(path, array_record_module.ArrayRecordWriter, str(part), _OPTIONS)
+    with replacing(path) as part:
         count = 0
+        writer = _naming(path, array_record_module.ArrayRecordWriter, str(part), _OPTIONS)
         try:
             for record in records:
-                _told(path, writer.write, record)
+                _naming(path, writer.write, record)
                 count += 1
         finally:
-            _told(path, writer.close)
-        if (found := count_records(part)) != count:
+            _naming(path, writer.close)
+        # The writer does not report every failed write itself.
+        written = count_records(part)
+        if written != count:
             raise OSError(
-                f"cannot write {path}: {found} of {count} clips arrived; is the disk full?"
+                f"cannot write {path}: {written} of {count} clips arrived; is the disk full?"
             )
-        digest = file_digest(part)
-        size = settle(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return {"clips": count, "bytes": size, "sha256": digest}
+        return {"clips": count, "bytes": part.stat().st_size, "sha256": sha256(part)}
 
 
 def count_records(path: Path) -> int:
     """How many records a file holds; 0 for one that is cut off. Raises OSError where it cannot be
     read."""
-    reader = _told(path, array_record_module.ArrayRecordReader, str(path))
+    reader = _naming(path, array_record_module.ArrayRecordReader, str(path))
     try:
-        return _told(path, reader.num_records)
+        return _naming(path, reader.num_records)
     finally:
         reader.close()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def part_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process or thread writes to."""
-    return path.with_name(
-        f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.part"
-    )
-
-
-def settle(part: Path, path: Path) -> int:
-    """Moves a finished file to its name once its bytes are on the disk; says how many they are."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-        size = os.fstat(file.fileno()).st_size
-    os.replace(part, path)
-    return size
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one move."""
-    part = part_name(path)
-    try:
-        part.write_text(text, encoding="utf-8")
-        settle(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _told(path: Path, call: Callable, *args: Any) -> Any:
-    """`call(*args)`, with the library's errors told as OSError naming the file."""
+def _naming(path: Path, call: Callable, *args: Any) -> Any:
+    """`call(*args)`; errors of the library become an OSError that names the file."""
     try:
         return call(*args)
     except RuntimeError as error:

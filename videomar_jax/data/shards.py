@@ -22,8 +22,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from array_record.python import array_record_module
 
-from videomar_jax.data.records import DTYPES, PreparedClip, file_digest, from_record
+from videomar_jax.data.records import DTYPES, PreparedClip, from_record
 from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, short_digest
+from videomar_jax.io.files import sha256
 from videomar_jax.types import Int
 
 FORMAT, VERSION = "videomar_jax prepared clips", 1
@@ -191,7 +192,7 @@ def _check_file(folder: Path, shard: Shard, verify: bool) -> None:
         raise FileNotFoundError(f"{path} is missing, which {MANIFEST} names: {way_out}")
     if (size := path.stat().st_size) != shard.bytes:
         raise ValueError(f"{path} has {size} bytes, {shard.bytes} in {MANIFEST}: {way_out}")
-    if verify and file_digest(path) != shard.sha256:
+    if verify and sha256(path) != shard.sha256:
         raise ValueError(f"{path} has another SHA-256 than {MANIFEST} says: {way_out}")
 
 

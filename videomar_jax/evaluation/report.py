@@ -19,6 +19,7 @@ from urllib.parse import quote
 import numpy as np
 
 from videomar_jax.evaluation import metrics, motion
+from videomar_jax.io.files import atomic_write
 from videomar_jax.types import UInt8
 
 Clips = UInt8[np.ndarray, "N F Hp Wp 3"]
@@ -109,8 +110,8 @@ def write_report(
         lines.append(f"- `{name}`: {_plain(value)}")
     for file, caption in pictures.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({quote(file)})"]
-    _replace(folder / "report.json", json.dumps(report, indent=2) + "\n")
-    _replace(folder / "report.md", "\n".join(lines) + "\n")
+    atomic_write(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(folder / "report.md", "\n".join(lines) + "\n")
 
 
 def _table(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -131,9 +132,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     return str(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -32,6 +32,7 @@ from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
 from videomar_jax.experiment.config import Experiment, stage_shape
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.inference.stream import trained_tokens
+from videomar_jax.io.files import atomic_write
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
 from videomar_jax.io.migration import current_config
 from videomar_jax.models.videomar import VideoMAR
@@ -268,19 +269,14 @@ def check_same_clips(workdir: Path, source: ClipSource) -> None:
 
 def remember_clips(workdir: Path, source: ClipSource) -> None:
     """Notes which clips the run in `workdir` is trained on, for `check_same_clips`."""
-    _write_json(workdir / "data.json", {"clips": len(source), "digest": digest_of(source)})
+    note = {"clips": len(source), "digest": digest_of(source)}
+    atomic_write(workdir / "data.json", json.dumps(note, indent=2) + "\n")
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     """Makes `workdir` the folder of the run with this config."""
     workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(workdir / "config.json", config)
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    atomic_write(workdir / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def preview(

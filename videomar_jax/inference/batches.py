@@ -17,7 +17,7 @@ from videomar_jax.inference.pipeline import VideoMARPipeline, videos_of
 from videomar_jax.inference.requests import Request
 from videomar_jax.inference.stream import FrameStream
 from videomar_jax.inference.video import Output, Video
-from videomar_jax.io.media import write_text
+from videomar_jax.io.files import atomic_write
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.text_encoders import tokens_cut
 from videomar_jax.types import UInt8
@@ -181,4 +181,4 @@ def _write(
         device=device(),
         mesh={} if pipe.mesh is None else dataclasses.asdict(pipe.mesh),
     )
-    write_text(paths["json"], record.to_json(), overwrite=work.output.overwrite)
+    atomic_write(paths["json"], record.to_json(), overwrite=work.output.overwrite)

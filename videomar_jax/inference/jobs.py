@@ -17,7 +17,6 @@ from videomar_jax.inference.images import load_clip, load_image
 from videomar_jax.inference.metadata import (
     Record,
     differences,
-    file_digest,
     model_digests,
     read_record,
 )
@@ -29,6 +28,7 @@ from videomar_jax.inference.pipeline import (
 )
 from videomar_jax.inference.requests import Request
 from videomar_jax.inference.video import Output, local_path
+from videomar_jax.io.files import sha256
 from videomar_jax.parallel.config import AXES, MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, run_folder
@@ -129,7 +129,7 @@ def reproduce(
         raise FileNotFoundError(
             f"The image of {file} is gone: {source}. Name where it lies now with --image."
         )
-    if file_digest(source) != record.image_sha256:
+    if sha256(source) != record.image_sha256:
         raise ValueError(
             f"{source} is not the image that {file} was made from: its contents have changed."
         )
@@ -197,14 +197,14 @@ def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _read(request: Request, bundle: ModelBundle, size: tuple[int, int, int], fit: str) -> Ready:
     place = dict(height=size[1], width=size[2], fit=fit)
     if request.given_frames is None:
-        return Ready(request, load_image(request.image, **place)[None], file_digest(request.image))
+        return Ready(request, load_image(request.image, **place)[None], sha256(request.image))
     latent_shape(bundle.tokenizer, request.given_frames, *size[1:])
     if request.given_frames >= size[0]:
         raise ValueError(
             f"{request.image}: {request.given_frames} given frames leave nothing of {size[0]} to make."
         )
     clip = load_clip(request.image, request.given_frames, fps=bundle.fps, **place)
-    return Ready(request, clip, file_digest(request.image))
+    return Ready(request, clip, sha256(request.image))
 
 
 def _read_all(requests, bundle, size, fit) -> tuple[list[Ready], list[str]]:

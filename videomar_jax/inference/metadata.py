@@ -98,12 +98,6 @@ def read_record(file: str | os.PathLike) -> Record:
         raise ValueError(f"{file} is no record of a video: {error}") from error
 
 
-def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def model_digests(model: VideoMAR, bundle: ModelBundle) -> dict[str, str]:
     """SHA-256 of parameters, tokenizer and text encoder: the same exactly where they compute the
     same, wherever they lie (of an encoder that refers to a folder, its fingerprint counts)."""

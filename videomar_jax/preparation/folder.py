@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from videomar_jax.data.records import write_records, write_text
+from videomar_jax.data.records import write_records
 from videomar_jax.data.shards import FORMAT, MANIFEST, VERSION
+from videomar_jax.io.files import atomic_write
 from videomar_jax.preparation.encoding import Encode
 from videomar_jax.preparation.plan import Plan, ShardPlan
 from videomar_jax.preparation.progress import Progress
@@ -43,7 +44,7 @@ def write_shard(output: Path, shard: ShardPlan, encode: Encode, progress: Progre
                 rejected.append({"file": window.video, "start": window.start, "reason": result})
 
     receipt = write_records(output / shard.name, records())
-    write_text(_receipt_path(output, shard), json.dumps(receipt | {"rejected": rejected}) + "\n")
+    atomic_write(_receipt_path(output, shard), json.dumps(receipt | {"rejected": rejected}) + "\n")
 
 
 def receipt_of(output: Path, shard: ShardPlan) -> Receipt | None:
@@ -73,7 +74,7 @@ def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
     if None in receipts or not (output / MODEL / "tokenizer").exists():
         return None
     rejected = [*plan.rejected, *(entry for receipt in receipts for entry in receipt["rejected"])]
-    write_text(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
+    atomic_write(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
     if not any(receipt["clips"] for receipt in receipts):
         reasons = [f"  {entry['reason']}" for entry in rejected[:10]]
         raise ValueError(
@@ -81,7 +82,7 @@ def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
         )
     manifest = _manifest(plan, receipts, len(rejected))
     write_tfds_info(output, plan, receipts)
-    write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    atomic_write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     _remove_parts(output)
     return manifest
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from videomar_jax.data.records import write_text
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.data.windows import Cutting, Window
+from videomar_jax.io.files import atomic_write
 from videomar_jax.preparation.plan import Plan, Settings, ShardPlan
 
 PLAN = "plan.json"
@@ -45,7 +45,7 @@ def save_plan(plan: Plan, output: Path) -> None:
         "rejected": list(plan.rejected),
         "shards": shards,
     }
-    write_text(output / PLAN, json.dumps(values) + "\n")
+    atomic_write(output / PLAN, json.dumps(values) + "\n")
 
 
 def load_plan(output: Path) -> Plan:

@@ -12,8 +12,7 @@ killed at any moment: the same command goes on where it stopped, and ends with t
 
 import dataclasses
 import logging
-import os
-import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any
 
 import jax
 
-from videomar_jax.data.records import part_name
 from videomar_jax.data.shards import MANIFEST
 from videomar_jax.data.windows import find_videos
+from videomar_jax.io.files import replacing
 from videomar_jax.parallel import launch
 from videomar_jax.preparation.encoding import ShardEncoder
 from videomar_jax.preparation.folder import (
@@ -225,9 +224,8 @@ def check_folders(videos: Path, output: Path) -> None:
     planned folder."""
     find_videos(videos)
     output.mkdir(parents=True, exist_ok=True)
-    probe = part_name(output / PLAN)
-    probe.touch()
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=output):
+        pass  # OUTPUT can be written to
     foreign = [
         path.name
         for path in output.iterdir()
@@ -268,15 +266,10 @@ def _save_parts(task: Task) -> None:
     model = task.output / MODEL
     if model.exists():
         return
-    part = part_name(model)
-    try:
+    with replacing(model) as part:
         save_tokenizer(task.tokenizer, part / "tokenizer")
         if task.text_encoder is not None:
             save_text_encoder(task.text_encoder, part / "text_encoder")
-        os.replace(part, model)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _devices() -> str:

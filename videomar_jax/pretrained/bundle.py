@@ -26,6 +26,7 @@ import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text enc
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.streamed import stored_types
 from videomar_jax.checks import UserError
+from videomar_jax.io.files import atomic_write
 from videomar_jax.io.migration import current
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
@@ -112,9 +113,7 @@ def save_settings(bundle: ModelBundle, directory: str | os.PathLike) -> None:
         },
         indent=2,
     )
-    part = folder / "model.json.part"
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, folder / "model.json")
+    atomic_write(folder / "model.json", text + "\n")
 
 
 def load_bundle(directory: str | os.PathLike) -> ModelBundle:

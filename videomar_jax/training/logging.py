@@ -24,6 +24,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from videomar_jax.io.files import replacing
 from videomar_jax.types import UInt8
 
 _log = logging.getLogger(__name__)
@@ -247,8 +248,8 @@ def _cut_back(path: Path, resume_step: int) -> None:
     move."""
     if not path.exists():
         return
-    rest = path.with_suffix(".jsonl.part")
     with (
+        replacing(path) as rest,
         open(path, encoding="utf-8", errors="replace") as lines,
         open(rest, "w", encoding="utf-8") as kept,
     ):
@@ -256,7 +257,6 @@ def _cut_back(path: Path, resume_step: int) -> None:
             step = _step_of(line)
             if resume_step and step is not None and step <= resume_step:
                 kept.write(line)
-    os.replace(rest, path)
 
 
 def _step_of(line: str) -> int | None:
