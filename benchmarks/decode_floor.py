@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measuring import copy_peak, matmul_peak
-from videomar_jax.diffusion.base import output_values
-from videomar_jax.diffusion.solver import head_plan
+from videomar_jax.diffusion.solver import plan_steps
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.memory import cache_bytes
@@ -47,7 +46,8 @@ def frame_work(
     """(FLOPs, bytes read) of the transformer and of the head."""
     tokens = math.prod(grid)
     plan = reveal_plan(tokens, sampling)
-    steps = head_plan(config, sampling, head_step_names(sampling.head_steps, len(plan.count)))
+    names = head_step_names(sampling.head_steps, len(plan.count))
+    steps = plan_steps(config.process, names, sampling.head_solver)
     evaluations = jax.device_get(steps.count)[plan.head]
     doubled = 1 + plan.guided
     rows = (
@@ -61,7 +61,9 @@ def frame_work(
     cache = cache_bytes(config, batch=batch, frames=seen, grid=grid, guided=bool(doubled.max() > 1))
     read = (len(plan.count) + 1) * (config.depth * linear * item + cache)
     w = config.head_width
-    weights = (5 * config.head_depth + 2) * w**2 + w * (config.token_dim + output_values(config))
+    weights = (5 * config.head_depth + 2) * w**2 + w * (
+        config.token_dim + config.process.output_channels(config.token_dim)
+    )
     drawn = batch * float((plan.count * doubled * evaluations).sum())
     head = jnp.dtype("float32" if sampling.head_dtype == "model" else sampling.head_dtype).itemsize
     once = 4 * batch * tokens * width * w  # the part of the condition that z gives

@@ -3,22 +3,24 @@ exactly."""
 
 import functools
 import math
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_model import tiny_config
-from videomar_jax.diffusion import base
-from videomar_jax.diffusion.base import (
+from tests.helpers.tiny_model import tiny_config, tiny_model
+from videomar_jax.diffusion.base import PROCESSES, Process, Timesteps
+from videomar_jax.diffusion.ddpm import (
     DDPM,
-    Flow,
     cosine_betas,
     ddpm_tables,
+    discretised_nll,
     kept_steps,
-    make_process,
 )
+from videomar_jax.diffusion.flow import Flow
+from videomar_jax.models.config import ModelConfig
 
 # ---------------------------------------------------------------- tables and respacing
 
@@ -36,7 +38,8 @@ PUBLISHED = {  # t: beta, alpha_bar, clipped posterior log-variance
 def test_base_tables_have_the_published_values(t):
     tables = ddpm_tables(kept_steps(""), cosine_betas())
     own = [
-        tables[name][t] for name in ("betas", "alphas_cumprod", "posterior_log_variance_clipped")
+        getattr(tables, name)[t]
+        for name in ("betas", "alphas_cumprod", "posterior_log_variance_clipped")
     ]
     np.testing.assert_allclose(own, PUBLISHED[t], rtol=2e-8)
 
@@ -52,12 +55,12 @@ def test_kept_steps_keep_their_marginals_and_posteriors_lead_from_one_to_the_nex
     tables = ddpm_tables(kept, cosine_betas())
     base = np.cumprod(1 - cosine_betas())[kept]
     before = np.append(1.0, base[:-1])
-    c1, c2 = tables["posterior_mean_coef1"], tables["posterior_mean_coef2"]
+    c1, c2 = tables.posterior_mean_coef1, tables.posterior_mean_coef2
     # 1 - beta loses digits where beta is near one: 1e-16 of 2e-9 at step 999.
-    np.testing.assert_allclose(tables["alphas_cumprod"], base, rtol=1e-7)
+    np.testing.assert_allclose(tables.alphas_cumprod, base, rtol=1e-7)
     np.testing.assert_allclose(c1 + c2 * np.sqrt(base), np.sqrt(before), rtol=1e-7)
     np.testing.assert_allclose(
-        c2**2 * (1 - base) + tables["posterior_variance"], 1 - before, atol=1e-12
+        c2**2 * (1 - base) + tables.posterior_variance, 1 - before, atol=1e-12
     )
 
 
@@ -79,8 +82,8 @@ def test_every_table_is_a_function_of_alpha_bar(respacing):
         "posterior_log_variance_clipped": np.log(np.append(variance[1], variance[1:])),
     }
     for name, values in expected.items():
-        np.testing.assert_allclose(tables[name], values, rtol=1e-6, err_msg=name)
-    np.testing.assert_array_equal(tables["timestep_map"], kept_steps(respacing))
+        np.testing.assert_allclose(getattr(tables, name), values, rtol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(tables.timestep_map, kept_steps(respacing))
 
 
 def test_kept_steps_examples():
@@ -143,7 +146,7 @@ def test_respacings_that_cannot_be_met_are_refused(respacing, text):
 @pytest.mark.parametrize("steps", ["0", "ddim25", "", "1.5", -3])
 def test_flow_takes_whole_numbers_of_steps_only(steps):
     with pytest.raises(ValueError, match="whole number of steps"):
-        Flow().plan(steps)
+        Flow().timesteps(steps)
 
 
 # ---------------------------------------------------------------- training
@@ -158,11 +161,11 @@ def rows():
     return x_0, t, jax.random.normal(keys[1], (12, 5)), 0.5 * jax.random.normal(keys[2], (12, 10))
 
 
-def test_noised_is_the_forward_process(rows):
+def test_add_noise_is_the_forward_process(rows):
     x_0, t, eps, _ = rows
     a = np.cumprod(1 - cosine_betas())[np.asarray(t)][:, None]
     np.testing.assert_allclose(
-        DDPM().noised(x_0, t, eps), a**0.5 * x_0 + (1 - a) ** 0.5 * eps, atol=1e-6
+        DDPM().add_noise(x_0, t, eps), a**0.5 * x_0 + (1 - a) ** 0.5 * eps, atol=1e-6
     )
 
 
@@ -199,7 +202,7 @@ def test_ddpm_loss_is_its_formula(rows):
     output = output.at[:2, :5].set(
         eps[:2] + 0.01 * output[:2, :5]
     )  # near the truth, so that no logarithm is floored
-    x_t = DDPM().noised(x_0, t, eps)
+    x_t = DDPM().add_noise(x_0, t, eps)
     mse, bits = jax.jit(DDPM().loss_terms)(output, x_0, x_t, t, eps)
     one = np.vectorize(ddpm_loss_of_one_value)
     values = (np.asarray(x, np.float64) for x in (x_0, eps, output[:, :5], output[:, 5:]))
@@ -214,7 +217,7 @@ def test_ddpm_loss_is_its_formula(rows):
 
 def test_the_noise_learns_from_the_squared_error_and_the_variance_from_the_bits(rows):
     x_0, t, eps, output = rows
-    x_t = DDPM().noised(x_0, t, eps)
+    x_t = DDPM().add_noise(x_0, t, eps)
     by_term = [
         jax.grad(lambda o, i=i: jnp.sum(DDPM().loss_terms(o, x_0, x_t, t, eps)[i]))(output)
         for i in range(2)
@@ -229,7 +232,7 @@ def test_the_bits_vanish_for_the_true_posterior(rows):
     output = jnp.concatenate(
         [eps, -jnp.ones_like(eps)], axis=-1
     )  # the true noise, the lower variance bound
-    _, bits = DDPM().loss_terms(output, x_0, DDPM().noised(x_0, t, eps), t, eps)
+    _, bits = DDPM().loss_terms(output, x_0, DDPM().add_noise(x_0, t, eps), t, eps)
     np.testing.assert_allclose(bits[2:], 0, atol=2e-4)
 
 
@@ -237,14 +240,14 @@ def test_the_bits_vanish_for_the_true_posterior(rows):
 def test_the_discretised_likelihood_of_all_bins_adds_up_to_one(mean):
     bins = jnp.linspace(-1, 1, 256)
     for logvar in (-7.0, -2.0):
-        nll = base.discretised_nll(bins, jnp.float32(mean), jnp.float32(logvar))
+        nll = discretised_nll(bins, jnp.float32(mean), jnp.float32(logvar))
         np.testing.assert_allclose(jnp.sum(jnp.exp(-nll)), 1, atol=1e-4)
 
 
 def test_flow_is_a_straight_line(rows):
     x_0, _, eps, output = rows
     t = jnp.linspace(0, 1, 12)
-    x_t = Flow().noised(x_0, t, eps)
+    x_t = Flow().add_noise(x_0, t, eps)
     np.testing.assert_array_equal(x_t[0], x_0[0])
     np.testing.assert_array_equal(x_t[-1], eps[-1])
     np.testing.assert_allclose(x_t + t[:, None] * (x_0 - eps), x_0, atol=1e-6)
@@ -260,19 +263,33 @@ def test_times_follow_their_laws():
     uniform = np.asarray(Flow().draw_times(key, shape))
     assert 0 <= uniform.min() and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 5 * 0.2887 / 200
     normal = np.log(
-        (t := np.asarray(Flow(time="logit_normal").draw_times(key, shape), np.float64)) / (1 - t)
+        (t := np.asarray(Flow(time_distribution="logit_normal").draw_times(key, shape), np.float64))
+        / (1 - t)
     )
     assert abs(normal.mean()) < 5 / 200 and abs(normal.std() - 1) < 5 * 0.7071 / 200
 
 
 def test_the_config_chooses_the_process():
-    assert make_process(tiny_config(head="ddpm")) == DDPM()
-    assert make_process(tiny_config(head="flow", flow_time="logit_normal")) == Flow(
-        time="logit_normal"
-    )
-    assert base.needs_step_noise(DDPM()) and not base.needs_step_noise(Flow())
-    values = [base.output_values(tiny_config(head=head, patch_size=2)) for head in ("ddpm", "flow")]
-    assert values == [24, 12]
+    assert tiny_config(head="ddpm").process == DDPM()
+    flow = tiny_config(head="flow", flow_time="logit_normal").process
+    assert flow == Flow(time_distribution="logit_normal")
+    assert tiny_model(head="ddpm").process == DDPM(), "the model's process is that of its config"
+
+
+def test_every_registered_process_is_a_head_of_the_model():
+    assert set(PROCESSES) == set(typing.get_args(typing.get_type_hints(ModelConfig)["head"]))
+    for kind, process in PROCESSES.items():
+        assert process.kind == kind and isinstance(process(), Process)
+
+
+def test_facts_of_the_processes():
+    assert DDPM().stochastic and not Flow().stochastic
+    assert [process.output_channels(12) for process in (DDPM(), Flow())] == [24, 12]
+    levels = [
+        float(DDPM().noise_level(jnp.asarray(250))),
+        float(Flow().noise_level(jnp.asarray(0.25))),
+    ]
+    assert levels == [0.25, 0.25]
 
 
 # ---------------------------------------------------------------- sampling a Gaussian with the
@@ -284,22 +301,21 @@ TOLERANCE = 5 * STD / math.sqrt(COUNT)
 
 
 def gaussian_plan(respacing):
-    """The DDPM plan with what the best network answers for x_0 ~ N(MU, STD^2): e = slope (x -
+    """The DDPM timesteps with what the best network answers for x_0 ~ N(MU, STD^2): e = slope (x -
     centre), and v.
 
     q(x_{s} | x_t) of the data has the posterior's mean at E[x_0 | x_t] and its variance plus c1^2
     Var[x_0 | x_t]; v is solved for that. Then every step, however long, maps one marginal exactly
     to the one before.
     """
-    plan = DDPM().plan(respacing)
-    tables = {k: v[::-1] for k, v in ddpm_tables(kept_steps(respacing), cosine_betas()).items()}
-    a = tables["alphas_cumprod"]
+    plan = DDPM().timesteps(respacing)
+    tables = jax.tree.map(lambda v: v[::-1], ddpm_tables(kept_steps(respacing), cosine_betas()))
+    a = tables.alphas_cumprod
     spread = a * STD**2 + 1 - a
     variance = (
-        tables["posterior_variance"]
-        + tables["posterior_mean_coef1"] ** 2 * STD**2 * (1 - a) / spread
+        tables.posterior_variance + tables.posterior_mean_coef1**2 * STD**2 * (1 - a) / spread
     )
-    low, high = tables["posterior_log_variance_clipped"], tables["log_betas"]
+    low, high = tables.posterior_log_variance_clipped, tables.log_betas
     answer = {
         "slope": np.sqrt(1 - a) / spread,
         "centre": np.sqrt(a) * MU,
@@ -327,10 +343,10 @@ def run_ddpm(plan, answer, start, key, temperature, guided=False):
         # variance is rubbish and must not count.
         null = ddpm_output(x, answer | {"v": 9.0}, guidance / (guidance - 1)) if guided else None
         cond = ddpm_output(x, answer, 1.0 if guided else 0.0)
-        return process.advance(x, cond, null, plan, noise, jnp.float32(guidance), temperature), None
+        return process.step(x, cond, null, plan, noise, jnp.float32(guidance), temperature), None
 
-    keys = jax.random.split(key, len(plan["time"]))
-    return jax.lax.scan(step, process.start(start, temperature), (plan, answer, keys))[0]
+    keys = jax.random.split(key, len(plan.time))
+    return jax.lax.scan(step, process.init_noise(start, temperature), (plan, answer, keys))[0]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +390,7 @@ def test_the_temperature_scales_injected_noise_but_not_the_start():
         float(run_ddpm(plan, answer, start, jax.random.key(1), t).std()) for t in (0.0, 0.5, 1.0)
     ]
     assert spread[0] + 0.02 < spread[1] < spread[2] - 0.02
-    np.testing.assert_array_equal(DDPM().start(start, jnp.float32(0.3)), start)
+    np.testing.assert_array_equal(DDPM().init_noise(start, jnp.float32(0.3)), start)
 
 
 def run_flow(steps, start, temperature=1.0):
@@ -382,13 +398,15 @@ def run_flow(steps, start, temperature=1.0):
     process, temperature = Flow(), jnp.float32(temperature)
 
     def step(x, plan):
-        t = plan["time"]
+        t = plan.time
         spread = (1 - t) ** 2 * STD**2 + t**2
         velocity = MU + ((1 - t) * STD**2 - t) / spread * (x - (1 - t) * MU)
-        return process.advance(x, velocity, None, plan, None, jnp.float32(1), temperature), None
+        return process.step(x, velocity, None, plan, None, jnp.float32(1), temperature), None
 
     return jax.jit(
-        lambda x: jax.lax.scan(step, process.start(x, temperature), process.plan(steps))[0]
+        lambda x: jax.lax.scan(step, process.init_noise(x, temperature), process.timesteps(steps))[
+            0
+        ]
     )(start)
 
 
@@ -412,7 +430,7 @@ def test_flow_temperature_scales_the_start():
 
 def test_flow_guidance_extrapolates_from_null_through_cond():
     x, cond, null = jax.random.normal(jax.random.key(0), (3, 4, 2))
-    step = {"time": jnp.float32(0.5), "size": jnp.float32(0.25)}
+    now = Timesteps(time=jnp.float32(0.5), size=jnp.float32(0.25))
     for g in (0.0, 1.0, 3.0):
-        out = Flow().advance(x, cond, null, step, None, jnp.float32(g), jnp.float32(1))
+        out = Flow().step(x, cond, null, now, None, jnp.float32(g), jnp.float32(1))
         np.testing.assert_allclose(out, x + 0.25 * ((1 - g) * null + g * cond), atol=1e-6)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.helpers.tiny_model import GRID, tiny_text
-from videomar_jax.diffusion.base import guide, make_process, needs_step_noise
+from videomar_jax.diffusion.base import guide
 from videomar_jax.models import attention
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.sampling.draws import draw_frame
@@ -57,19 +57,17 @@ def z_of(model, tokens, mask, dropped, seen, scale=None):
 @functools.partial(jax.jit, static_argnames=("steps", "heun"))
 def denoised(model, z, null_z, noise, step_noise, guidance, temperature, steps, heun=False):
     """New values for all tokens of a frame, one head step after the other."""
-    process = make_process(model.config)
-    plan, x = process.plan(steps), process.start(noise, temperature)
-    for i in range(len(plan["time"])):
-        now, injected = (
-            {k: v[i] for k, v in plan.items()},
-            step_noise[i] if needs_step_noise(process) else None,
-        )
-        outputs = [model.head(x, now["time"], each) for each in (z, null_z)]
-        moved = process.advance(x, *outputs, now, injected, guidance, temperature)
+    process = model.process
+    plan, x = process.timesteps(steps), process.init_noise(noise, temperature)
+    for i in range(len(plan.time)):
+        now = jax.tree.map(lambda table, i=i: table[i], plan)
+        injected = step_noise[i] if process.stochastic else None
+        outputs = [model.head(x, now.time, each) for each in (z, null_z)]
+        moved = process.step(x, *outputs, now, injected, guidance, temperature)
         if heun:
-            size = now["size"]
+            size = now.size
             after = guide(
-                *(model.head(moved, now["time"] - size, each) for each in (z, null_z)), guidance
+                *(model.head(moved, now.time - size, each) for each in (z, null_z)), guidance
             )
             moved = x + size / 2 * (guide(*outputs, guidance) + after)
         x = moved
@@ -129,8 +127,7 @@ def plain_loop(model, given, config, num_frames, all_draws, head_steps=None, sca
 
 def frame_draws(model, keys, num_given, num_frames, head_steps):
     """The draws of every generated frame; `head_steps` is the largest number of them."""
-    noisy = len(make_process(model.config).plan(head_steps)["time"])
-    noisy = noisy if needs_step_noise(make_process(model.config)) else 0
+    noisy = len(model.process.timesteps(head_steps).time) if model.process.stochastic else 0
     count = GRID[0] * GRID[1]
     numbers = range(num_given, num_frames)
     return [draw_frame(keys, jnp.asarray(n), count, model.config.token_dim, noisy) for n in numbers]

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from tests.helpers.videomar_recordings import check, official
-from videomar_jax.diffusion.base import DDPM, cosine_betas, ddpm_tables, guide, kept_steps
+from videomar_jax.diffusion.base import guide
+from videomar_jax.diffusion.ddpm import DDPM, cosine_betas, ddpm_tables, kept_steps
 from videomar_jax.models.diffusion_head import time_features
 from videomar_jax.sampling import decoder
 from videomar_jax.training.loss import LossDraws, diffusion_losses
@@ -41,7 +42,7 @@ def test_loss(case, model):
         DDPM(),
         *(jnp.asarray(g[f"in/{k}"]) for k in ("t", "target", "noise")),
     )
-    x_t = process.noised(target, t, noise)
+    x_t = process.add_noise(target, t, noise)
     check("loss", "x_t", x_t, g["out/x_t"], 2e-6)
     output = model.head(x_t, t, jnp.asarray(g["in/z"]))
     check("loss", "model_out", output, g["out/model_out"], 2e-5)
@@ -106,7 +107,7 @@ def test_schedules(case):
                 kept_steps("" if name == "train1000" else name), cosine_betas()
             )
         rtol = 0.0 if table == "timestep_map" else 1e-12
-        check("schedules", table, tables[name][table], theirs, 0, rtol)
+        check("schedules", table, getattr(tables[name], table), theirs, 0, rtol)
     assert len(g) == 11 * 13, (
         f"{len(g)} tables were compared; the recording has 11 respacings of 13 tables"
     )
@@ -125,7 +126,7 @@ P_SAMPLE = {
 def test_p_sample(case, model, name, guidance, temperature):
     g, settings = case(name)
     process, start, noise = DDPM(), jnp.asarray(g["in/noise"]), jnp.asarray(g["in/step_noise"])
-    plan = process.plan(settings["respacing"])
+    plan = process.timesteps(settings["respacing"])
     guided, z = guidance != "1.0", jnp.asarray(g["in/z"])
     z = z if guided else z[: len(start)]
     scale, heat = jnp.float32(guidance), jnp.float32(temperature)
@@ -134,13 +135,13 @@ def test_p_sample(case, model, name, guidance, temperature):
 
     @jax.jit
     def one(x, step, injected):
-        output = model.head(jnp.tile(x, (1 + guided, 1)), step["time"], z)
+        output = model.head(jnp.tile(x, (1 + guided, 1)), step.time, z)
         noise, variance = guided_output(output, scale) if guided else jnp.split(output, 2, axis=-1)
-        _, _, clean = process.posterior(noise, variance[: len(x)], x, step)
+        _, _, clean = process.posterior(noise, variance[: len(x)], x, step.coefficients)
         null = output[len(x) :] if guided else None
-        return process.advance(x, output[: len(x)], null, step, injected, scale, heat), clean
+        return process.step(x, output[: len(x)], null, step, injected, scale, heat), clean
 
-    x = process.start(start, heat)
+    x = process.init_noise(start, heat)
     for i in range(len(noise)):
         x, clean = one(x, jax.tree.map(lambda table, i=i: table[i], plan), noise[i])
         check(name, f"x, guidance {guidance}", x, g[f"{out}/x"][i], tol_x)

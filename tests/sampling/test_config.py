@@ -7,9 +7,9 @@ import json
 import pytest
 
 from tests.helpers.tiny_model import annotations_off, tiny_config
-from videomar_jax.diffusion.solver import head_plan
+from videomar_jax.diffusion.solver import plan_steps
 from videomar_jax.sampling.config import PRESETS, SamplingConfig, with_preset
-from videomar_jax.sampling.schedules import reveal_plan
+from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,8 @@ def test_an_interval_between_two_steps_is_told():
 def test_presets_go_with_every_head_and_size(name, head):
     config = with_preset(SamplingConfig(temperature=0.7), name, head)
     assert config.temperature == 0.7, "a preset leaves what it does not name"
-    head_plan(tiny_config(head=head), config)
+    names = head_step_names(config.head_steps, config.steps)
+    plan_steps(tiny_config(head=head).process, names, config.head_solver)
     for tokens in (16, 64, 1440):
         assert reveal_plan(tokens, config).count.sum() == tokens
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_model import GRID, annotations_off, tiny_model, tiny_text
-from videomar_jax.diffusion.base import make_process
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.loss import Batch, draw, next_frame_loss, supervised_frames
 
@@ -48,9 +47,9 @@ def rows_one_by_one(model, batch, hidden, frame, drop, times, noise):
 
     z = jnp.moveaxis(jax.vmap(z_of)(jnp.arange(frames)), 0, 1)[jnp.arange(clips)[:, None], frame]
     clean = tokens[jnp.arange(clips)[:, None], frame]
-    process, losses = make_process(model.config), []
+    process, losses = model.process, []
     for t, eps in zip(times, noise, strict=True):
-        noisy = process.noised(clean, t, eps)
+        noisy = process.add_noise(clean, t, eps)
         losses.append(process.loss(model.head(noisy, t, z), clean, noisy, t, eps))
     read = model.regression(z) if model.config.regression else z[..., :3]
     return jnp.stack(losses), jnp.mean((read - clean) ** 2, axis=-1)

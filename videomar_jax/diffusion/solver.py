@@ -1,91 +1,137 @@
-"""The diffusion steps of the head for a whole video: one row of tables for each number of steps
-that occurs.
+"""Solvers: from noise to a token, one evaluation of the network at a time.
 
-Heun's method for the flow head (Karras et al. 2022) in the form of the Euler step, from time t to t
-- h:
+A stochastic process has one way, its ancestral step. One that follows a velocity v has two, from t
+to t - h:
 
-    x' = x + h v,    x'' = x' + (h/2) v' - (h/2) v         v = velocity at (x, t),  v' = velocity at
-    (x', t - h)
+    Euler   x' = x + h v(x, t)                                                              (1)
+    Heun    x'' = x + (h/2) (v + v'),   v' = v(x', t - h)       (Karras et al. 2022)        (2)
 
-so that every evaluation adds `size` times its velocity and `back` times the one before it.
+Heun's second evaluation corrects the Euler step that the first one made,
+
+    x'' = x' + (h/2) v' - (h/2) v                                                           (3)
+
+so every evaluation adds `size` times its velocity and `back` times the one before. All solvers
+are then the same loop over `solver_step`; only the `Timesteps` differ.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.diffusion.base import Plan, make_process
-from videomar_jax.models.config import ModelConfig
-from videomar_jax.sampling.config import SamplingConfig
-from videomar_jax.sampling.schedules import head_step_names
-from videomar_jax.types import Array, Int
+from videomar_jax.checks import UserError
+from videomar_jax.diffusion.base import Process, Timesteps, guide
+from videomar_jax.types import Array, Float, Int
 
 
-class HeadPlan(NamedTuple):
-    """Tables of m numbers of steps, each padded to N evaluations of the head.
+class SolverState(NamedTuple):
+    """Between two evaluations."""
 
-    `steps` holds "time" and whatever the process reads, [m, N]; "back" with Heun; "active" (False
-    where padded) where rows differ in length.
+    x: Float[Array, "B *rows P"]
+    velocity: Float[Array, "B *rows P"]  # of the evaluation before; only Heun uses it
+
+
+class SolverPlan(NamedTuple):
+    """The timesteps for m different numbers of steps, rows padded to N evaluations."""
+
+    steps: Timesteps  # arrays [m, N]
+    count: Int[Array, "m"]  # evaluations of each row that are not padding
+
+
+def init_state(process: Process, noise: Array, temperature: Array) -> SolverState:
+    """The state before the first evaluation, from standard normal noise."""
+    return SolverState(process.init_noise(noise, temperature), jnp.zeros_like(noise))
+
+
+def solver_step(
+    process: Process,
+    state: SolverState,
+    output: Array,
+    now: Timesteps,
+    noise: Array | None,
+    guidance: Array,
+    temperature: Array,
+) -> SolverState:
+    """The state after one evaluation.
+
+    Args:
+        output: what the network answered to `state.x` at `now.time`: B rows with text, then
+            (with guidance) B rows without.
+        noise: standard normal noise like `state.x`; None if the process is not stochastic.
     """
+    batch = len(state.x)
+    cond = output[:batch]
+    null = output[batch:] if len(output) > batch else None
+    x = process.step(state.x, cond, null, now, noise, guidance, temperature)
+    velocity = state.velocity
+    if now.back is not None:  # Heun, equation (3)
+        x = x + now.back * velocity
+        null = None if null is None else null.astype(x.dtype)
+        velocity = guide(cond.astype(x.dtype), null, guidance)
+    if now.active is not None:
+        x = jnp.where(now.active, x, state.x)
+        velocity = jnp.where(now.active, velocity, state.velocity)
+    return SolverState(x, velocity)
 
-    steps: Plan
-    count: Int[Array, "m"]  # evaluations that are not padding
 
+def plan_steps(process: Process, names: Sequence[str], solver: str = "euler") -> SolverPlan:
+    """The timesteps for every different entry of `names`, in the order of first appearance.
 
-def head_plan(
-    model: ModelConfig, config: SamplingConfig, names: Sequence[str] | None = None
-) -> HeadPlan:
-    """The plan for these numbers of steps (`head_step_names` of all reveal steps; None: of the
-    config's own).
-
+    Args:
+        names: numbers of steps, in the form that `process.timesteps` takes.
+        solver: "euler" (for a stochastic process its ancestral step) or "heun".
     Raises:
-        ValueError: the process cannot take so many steps, or has no such solver.
+        UserError: the process cannot take so many steps, or has no such solver.
     """
-    names = head_step_names(config.head_steps, config.steps) if names is None else names
-    plans = [_plan(model, config, name) for name in dict.fromkeys(names)]
-    count = np.array([len(plan["time"]) for plan in plans], np.int32)
-    if len(plans) == 1:
-        return HeadPlan({key: value[None] for key, value in plans[0].items()}, jnp.asarray(count))
-    return HeadPlan(_stacked(plans, int(count.max())), jnp.asarray(count))
+    rows = [process.timesteps(name) for name in dict.fromkeys(names)]
+    if solver == "heun":
+        rows = [_heun(process, row) for row in rows]
+    count = np.array([len(row.time) for row in rows], np.int32)
+    if len(rows) == 1:
+        return SolverPlan(jax.tree.map(lambda x: x[None], rows[0]), jnp.asarray(count))
+    return SolverPlan(_stack(rows, int(count.max())), jnp.asarray(count))
 
 
-def with_length(plan: HeadPlan, length: int) -> HeadPlan:
-    """The plan with every row padded to `length` evaluations."""
-    rows = [{key: value[i] for key, value in plan.steps.items()} for i in range(len(plan.count))]
-    return (
-        plan if rows[0]["time"].shape[0] == length else HeadPlan(_stacked(rows, length), plan.count)
+def _heun(process: Process, steps: Timesteps) -> Timesteps:
+    """Two evaluations for every Euler step: the step itself, and its correction."""
+    if process.stochastic:
+        raise UserError(
+            "head_solver 'heun' is for the flow head, which adds no noise on the way; with a "
+            f"{process.kind} head use 'euler'."
+        )
+    time, size = steps.time, steps.size
+    return Timesteps(
+        time=jnp.stack([time, time - size], axis=1).ravel(),
+        size=jnp.stack([size, size / 2], axis=1).ravel(),
+        back=jnp.stack([jnp.zeros_like(size), -size / 2], axis=1).ravel(),
     )
 
 
-def evaluations(plan: HeadPlan) -> int:
+def evaluations(plan: SolverPlan) -> int:
     """N, the length of the rows."""
-    return plan.steps["time"].shape[1]
+    return plan.steps.time.shape[1]
 
 
-def _stacked(plans: list[Plan], length: int) -> Plan:
-    """Rows of one length: the last entry repeated, and marked as not active."""
-    padded = []
-    for plan in plans:
-        count = len(plan["time"])
-        row = {"active": jnp.ones(count, bool)} | plan
-        row = {key: value[jnp.minimum(jnp.arange(length), count - 1)] for key, value in row.items()}
-        padded.append(row | {"active": row["active"] & (jnp.arange(length) < count)})
-    return {key: jnp.stack([plan[key] for plan in padded]) for key in padded[0]}
-
-
-def _plan(model: ModelConfig, config: SamplingConfig, name: str) -> Plan:
-    plan = make_process(model).plan(name)
-    if config.head_solver == "euler":
+def with_length(plan: SolverPlan, length: int) -> SolverPlan:
+    """The plan with every row padded to `length` evaluations."""
+    if evaluations(plan) == length:
         return plan
-    if model.head != "flow":
-        raise ValueError(
-            "sampling.head_solver 'heun' is for the flow head; this model has a ddpm head: use 'euler'."
-        )
-    time, size = plan["time"], plan["size"]
-    return {
-        "time": jnp.stack([time, time - size], axis=1).ravel(),
-        "size": jnp.stack([size, size / 2], axis=1).ravel(),
-        "back": jnp.stack([jnp.zeros_like(size), -size / 2], axis=1).ravel(),
-    }
+    rows = [jax.tree.map(lambda x, i=i: x[i], plan.steps) for i in range(len(plan.count))]
+    return plan._replace(steps=_stack(rows, length))
+
+
+def _stack(rows: Sequence[Timesteps], length: int) -> Timesteps:
+    """Rows padded to one length: the last entry repeated, and marked as not active."""
+    padded = [_pad(row, length) for row in rows]
+    return jax.tree.map(lambda *x: jnp.stack(x), *padded)
+
+
+def _pad(row: Timesteps, length: int) -> Timesteps:
+    count = len(row.time)
+    if row.active is None:
+        row = row._replace(active=jnp.ones(count, bool))
+    places = jnp.arange(length)
+    row = jax.tree.map(lambda x: x[jnp.minimum(places, count - 1)], row)
+    return row._replace(active=row.active & (places < count))

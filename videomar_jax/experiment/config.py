@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from videomar_jax.data.shards import MANIFEST, read_manifest
 from videomar_jax.data.sources import ClipShape, ClipSource
-from videomar_jax.diffusion.solver import head_plan
+from videomar_jax.diffusion.solver import plan_steps
 from videomar_jax.experiment.build import (
     make_text_encoder,
     make_tokenizer,
@@ -35,7 +35,7 @@ from videomar_jax.experiment.sections import (
 from videomar_jax.io.migration import current_config
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.parallel.config import MeshConfig
-from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.schedules import SamplingConfig, head_step_names
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.tokenizers.base import grid_shape
@@ -119,7 +119,10 @@ class Experiment:
         )
         check_named(experiment.data, experiment.tokenizer_config, experiment.text, recipe.init_from)
         experiment._check_stages()
-        head_plan(recipe.model, experiment.sampling)  # steps that the head cannot take are told now
+        sampling = experiment.sampling
+        # Refuses steps that the head cannot take now, rather than at the first preview.
+        names = head_step_names(sampling.head_steps, sampling.steps)
+        plan_steps(recipe.model.process, names, sampling.head_solver)
         return experiment
 
     def _check_stages(self) -> None:

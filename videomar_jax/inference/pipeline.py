@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from videomar_jax.diffusion.solver import head_plan
+from videomar_jax.diffusion.solver import plan_steps
 from videomar_jax.inference.images import Given, given_frames
 from videomar_jax.inference.requests import paired
 from videomar_jax.inference.stream import FrameStream
@@ -308,4 +308,5 @@ def check_request(bundle: ModelBundle, config: SamplingConfig, size: tuple[int, 
             f"height {size[1]} and width {size[2]} must be multiples of {side} for this model."
         )
     plan = reveal_plan(height * width // patch**2, config)
-    head_plan(bundle.config, config, head_step_names(config.head_steps, len(plan.count)))
+    names = head_step_names(config.head_steps, len(plan.count))
+    plan_steps(bundle.config.process, names, config.head_solver)

@@ -10,6 +10,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from videomar_jax.diffusion.base import PROCESSES, Process
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -127,6 +129,12 @@ class ModelConfig:
     def rope_channels(self) -> tuple[int, int, int]:
         """Channels of a head that encode the frame, the row and the column."""
         return self.rope_split or (self.head_dim // 2, self.head_dim // 4, self.head_dim // 4)
+
+    @property
+    def process(self) -> Process:
+        """The diffusion process of the head."""
+        options = {"flow": {"time_distribution": self.flow_time}}
+        return PROCESSES[self.head](**options.get(self.head, {}))
 
     def sizes(self) -> dict[str, Any]:
         """The fields that decide which parameters there are, and of what shape."""

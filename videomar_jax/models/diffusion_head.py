@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from videomar_jax.diffusion.base import output_values
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.layers import Linear, layer_norm, linear
 from videomar_jax.types import Array, Float
@@ -82,9 +81,8 @@ class DiffusionHead(nnx.Module):
         )
         self.final_norm = layer_norm(width, 1e-6, rngs, affine=False)
         self.final_modulation = dense(width, 2 * width, config, rngs, modulation_std(config))
-        self.final = dense(
-            width, output_values(config), config, rngs, 0.0 if config.head_zero_init else 0.02
-        )
+        outputs = config.process.output_channels(config.token_dim)
+        self.final = dense(width, outputs, config, rngs, 0.0 if config.head_zero_init else 0.02)
 
     def condition(self, z: Float[Array, "... D"]) -> Float[Array, "... W"]:
         """The part of the condition that stays the same over the sampling steps."""

@@ -26,7 +26,6 @@ optimizer and whatever else is no matrix product are not counted.
 from collections.abc import Callable
 from typing import NamedTuple
 
-from videomar_jax.diffusion.base import output_values
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion_head import FEATURES
 
@@ -146,7 +145,7 @@ def _head_row(config: ModelConfig) -> int:
         + config.token_dim * width
         + config.head_depth * block
         + 2 * width**2
-        + width * output_values(config)
+        + width * config.process.output_channels(config.token_dim)
     )
 
 

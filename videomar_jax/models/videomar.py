@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from videomar_jax.diffusion.base import Process
 from videomar_jax.models import attention
 from videomar_jax.models.attention import KVCache, TextKV
 from videomar_jax.models.config import ModelConfig
@@ -77,6 +78,11 @@ class VideoMAR(nnx.Module):
             self.history_embed = linear(
                 FEATURES, config.width, config, rngs, use_bias=True, std=0.0
             )
+
+    @property
+    def process(self) -> Process:
+        """The diffusion process of the head."""
+        return self.config.process
 
     # ---- text
 

@@ -99,7 +99,7 @@ class SamplingConfig:
             )
 
     def _check_head_steps(self):
-        """The form only; what a process can do with it, `head_plan` knows."""
+        """The form only; what a process can do with it, `plan_steps` knows."""
         text = str(self.head_steps).strip()
         object.__setattr__(self, "head_steps", text)
         numbers = [int(number) for number in re.findall(r"\d+", text)]

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.diffusion.base import make_process, needs_step_noise
-from videomar_jax.diffusion.solver import HeadPlan, evaluations, head_plan
+from videomar_jax.diffusion.solver import SolverPlan, evaluations, plan_steps
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
@@ -93,7 +92,7 @@ class Decoder(NamedTuple):
     head: FastHead
     keys: Array | None  # one per sample
     plan: RevealPlan
-    head_plan: HeadPlan
+    head_plan: SolverPlan
 
 
 @functools.partial(jax.jit, static_argnames=("guided", "program"))
@@ -102,12 +101,12 @@ def start_decoding(
     given: Float[Array, "B G h w C"],
     text: TextFeatures,
     text_mask: TextMask,
-    plan: HeadPlan,
+    plan: SolverPlan,
     scale: PositionScale | None,
     *,
     guided: bool,
     program: Program,
-) -> tuple[Context, FastHead, HeadPlan, DecodeState]:
+) -> tuple[Context, FastHead, SolverPlan, DecodeState]:
     """What is computed once for a video: the text's keys and values, the head's weights and times,
     and a cache that holds all given frames but the last (which the first step remembers)."""
     given = patchify(given, model.config.patch_size)
@@ -125,8 +124,8 @@ def start_decoding(
         return _remember(model, context, cache, frame, number, scale, program)
 
     cache = jax.lax.fori_loop(0, num_given - 1, remember, cache) if num_given > 1 else cache
-    times = model.head.time_embedding(plan.steps["time"])
-    plan = plan._replace(steps=plan.steps | {"embedding": times})
+    times = model.head.time_embedding(plan.steps.time)
+    plan = plan._replace(steps=plan.steps._replace(embedding=times))
     return context, fast_head(model.head), plan, DecodeState(cache, last)
 
 
@@ -164,9 +163,7 @@ def next_frame(
     number = settings.number
     cache = _remember(model, decoder.context, state.cache, state.last, number - 1, scale, program)
     if draws is None:
-        noisy = (
-            evaluations(decoder.head_plan) if needs_step_noise(make_process(model.config)) else 0
-        )
+        noisy = evaluations(decoder.head_plan) if model.process.stochastic else 0
         draws = draw_frame(decoder.keys, number, tokens, width, noisy)
     places = (
         "all"
@@ -243,7 +240,8 @@ def prepare(
     grid = (given.shape[2] // size, given.shape[3] // size)
     tokens = grid[0] * grid[1]
     plan = reveal_plan(tokens, config)
-    heads = head_plan(model.config, config, head_step_names(config.head_steps, len(plan.count)))
+    names = head_step_names(config.head_steps, len(plan.count))
+    heads = plan_steps(model.process, names, config.head_solver)
     scale = position_scale(config, (num_frames, *grid), trained) if scale is None else scale
     length = cache_length(config, num_frames - 1)
     levers = (

@@ -16,8 +16,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videomar_jax.diffusion.base import Plan, Process, guide, make_process, needs_step_noise
-from videomar_jax.diffusion.solver import HeadPlan, evaluations, with_length
+from videomar_jax.diffusion.base import Process, Timesteps
+from videomar_jax.diffusion.solver import (
+    SolverPlan,
+    evaluations,
+    init_state,
+    solver_step,
+    with_length,
+)
 from videomar_jax.models.diffusion_head import DiffusionHead
 from videomar_jax.models.layers import Linear
 from videomar_jax.models.videomar import VideoMAR
@@ -29,68 +35,29 @@ def draw_tokens(
     z: Float[Array, "G k D"],
     noise: Float[Array, "B k P"],
     step_noise: Float[Array, "N B k P"],
-    head_plan: Plan,
+    steps: Timesteps,
     guidance: Array,
     temperature: Array,
 ) -> Float[Array, "B k P"]:
     """Draws tokens given z by running the head's diffusion backwards; with guidance z has 2B rows,
     text first.
 
-    `head_plan` holds one row of a `HeadPlan`, [N] each.
+    `steps` is one row of a `SolverPlan`, [N] each.
     """
-    process, batch = make_process(model.config), len(noise)
+    process, batch = model.process, len(noise)
     condition = model.head.condition(z)
     guided = len(z) == 2 * batch
 
-    def head_step(carry, step):
-        plan, injected = step
-        rows = jnp.concatenate([carry.x, carry.x]) if guided else carry.x
-        output = model.head.denoise(rows, plan["time"], condition)
-        return _advance(process, carry, output, plan, injected, guidance, temperature), None
+    def head_step(state, step):
+        now, injected = step
+        rows = jnp.concatenate([state.x, state.x]) if guided else state.x
+        output = model.head.denoise(rows, now.time, condition)
+        return solver_step(process, state, output, now, injected, guidance, temperature), None
 
-    injected = step_noise if needs_step_noise(process) else None
+    injected = step_noise if process.stochastic else None
+    start = init_state(process, noise, temperature)
     with jax.named_scope("diffusion_head"):
-        return jax.lax.scan(head_step, _start(process, noise, temperature), (head_plan, injected))[
-            0
-        ].x
-
-
-class _Carry(NamedTuple):
-    """Between two evaluations: the tokens, and the velocity that was used last."""
-
-    x: Array
-    velocity: Array
-
-
-def _start(process: Process, noise: Array, temperature: Array) -> _Carry:
-    return _Carry(process.start(noise, temperature), jnp.zeros_like(noise))
-
-
-def _advance(
-    process: Process,
-    carry: _Carry,
-    output: Array,
-    plan: Plan,
-    injected: Array | None,
-    guidance: Array,
-    temperature: Array,
-) -> _Carry:
-    """The tokens after one evaluation, whose output has the rows with text, then perhaps those
-    without."""
-    batch = len(carry.x)
-    null = output[batch:] if len(output) > batch else None
-    x = process.advance(carry.x, output[:batch], null, plan, injected, guidance, temperature)
-    velocity = carry.velocity
-    if "back" in plan:
-        x = x + plan["back"] * velocity
-        velocity = guide(
-            output[:batch].astype(x.dtype), None if null is None else null.astype(x.dtype), guidance
-        )
-    if "active" in plan:
-        x, velocity = (
-            jnp.where(plan["active"], a, b) for a, b in ((x, carry.x), (velocity, carry.velocity))
-        )
-    return _Carry(x, velocity)
+        return jax.lax.scan(head_step, start, (steps, injected))[0].x
 
 
 # ---------------------------------------------------------------- the fast way
@@ -185,7 +152,7 @@ def draw_tokens_fast(
     z: Float[Array, "G k D"],
     noise: Float[Array, "B k P"],
     step_noise: Float[Array, "N B k P"],
-    plan: HeadPlan,
+    plan: SolverPlan,
     which: Int[Array, ""],
     guidance: Array,
     temperature: Array,
@@ -200,33 +167,26 @@ def draw_tokens_fast(
         lambda x: x[which].reshape(-1, chunk, *x.shape[2:]), with_length(plan, length).steps
     )
     injected = None
-    if needs_step_noise(process):
+    if process.stochastic:
         step_noise = jnp.pad(step_noise, ((0, length - len(step_noise)), *[(0, 0)] * 3))
         injected = step_noise.reshape(-1, chunk, *rows.shape)
 
-    def step(carry, now):
-        plan, injected, modulation = now
-        return _advance(
-            process,
-            carry,
-            denoise(head, carry.x, modulation),
-            plan,
-            injected,
-            guidance,
-            temperature,
-        ), None
+    def step(state, inputs):
+        now, injected, modulation = inputs
+        output = denoise(head, state.x, modulation)
+        return solver_step(process, state, output, now, injected, guidance, temperature), None
 
-    def advance(carry, now):
-        plan, injected = now
-        modulation = head.modulation(jax.nn.silu(plan.pop("embedding")[:, None] + condition))
-        return jax.lax.scan(step, carry, (plan, injected, modulation))[0]
+    def advance(state, inputs):
+        now, injected = inputs
+        modulation = head.modulation(jax.nn.silu(now.embedding[:, None] + condition))
+        now = now._replace(embedding=None)
+        return jax.lax.scan(step, state, (now, injected, modulation))[0]
 
-    start, chunks = _start(process, rows, temperature), (steps, injected)
+    start, chunks = init_state(process, rows, temperature), (steps, injected)
     with jax.named_scope("diffusion_head"):
         if len(plan.count) == 1:
             carry = jax.lax.scan(lambda carry, now: (advance(carry, now), None), start, chunks)[0]
         else:
-            # noqa: E731
             body = lambda i, carry: advance(carry, jax.tree.map(lambda x: x[i], chunks))
             carry = jax.lax.fori_loop(0, -(-plan.count[which] // chunk), body, start)
     return carry.x.reshape(noise.shape)

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videomar_jax.diffusion.base import make_process
-from videomar_jax.diffusion.solver import HeadPlan, evaluations
+from videomar_jax.diffusion.solver import SolverPlan, evaluations
 from videomar_jax.models.attention import KVCache, TextKV
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.masking import ranks
@@ -110,7 +109,7 @@ def generate_frame(
     settings: FrameSettings,
     draws: FrameDraws,
     plan: RevealPlan,
-    head_plan: HeadPlan,
+    head_plan: SolverPlan,
     program: FrameProgram,
     scale: PositionScale | None = None,
 ) -> tuple[Float[Array, "B S P"], FrameTrace | None]:
@@ -202,7 +201,7 @@ def _backbone(model, context, seen, settings, program, scale, batch, guided):
 
 def _drawing(model, head, head_plan, settings, program, batch, size, guided):
     """(z, noise, injected noise of K tokens, step) → K new tokens, of which `size` are drawn."""
-    process, doubled = make_process(model.config), 2 if guided else 1
+    process, doubled = model.process, 2 if guided else 1
     varying = len(head_plan.count) > 1
     chunk = chunk_size(evaluations(head_plan), doubled * batch * size, varying)
 

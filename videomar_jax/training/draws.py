@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.diffusion.base import make_process
 from videomar_jax.models import masking
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.config import LossConfig
@@ -121,7 +120,7 @@ def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossCon
         orders=masking.random_orders(keys[1], shape),
         num_masked=masking.num_masked(tokens, rate),
         drop=jax.random.bernoulli(keys[3], config.text_dropout, (batch,)),
-        times=make_process(model.config).draw_times(keys[4], rows),
+        times=model.process.draw_times(keys[4], rows),
         noise=jax.random.normal(keys[5], (*rows, model.config.token_dim)),
         history_level=level,
         history_noise=history,

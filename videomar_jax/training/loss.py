@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videomar_jax.diffusion.base import make_process
 from videomar_jax.models import masking
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import Context, Grid, History, VideoMAR
@@ -124,7 +123,7 @@ def next_frame_loss(
         metrics["regression_loss"] = jnp.sum(error * hidden) / normaliser.supervised
         loss = loss + config.regression_weight * metrics["regression_loss"]
     counted = jnp.broadcast_to(hidden, losses.shape)
-    level = make_process(model.config).level(draws.times)
+    level = model.process.noise_level(draws.times)
     bins = jnp.minimum((level * NOISE_BINS).astype(jnp.int32), NOISE_BINS - 1)
     metrics["by_frame"] = _binned(losses.sum((0, 3)), counted.sum((0, 3)), frame, tokens.shape[1])
     metrics["by_noise"] = _binned(losses, counted, bins, NOISE_BINS)
@@ -135,9 +134,9 @@ def diffusion_losses(
     model: VideoMAR, z: Array, target: Array, draws: LossDraws
 ) -> Float[Array, "m B R S"]:
     """The head's loss for every row and draw; z and target are [B, R, S, ...]."""
-    process = make_process(model.config)
+    process = model.process
     with jax.named_scope("diffusion_head"):
-        noisy = process.noised(target, draws.times, draws.noise)
+        noisy = process.add_noise(target, draws.times, draws.noise)
         output = model.head.denoise(noisy, draws.times, model.head.condition(z))
         return process.loss(output, target, noisy, draws.times, draws.noise)
 
