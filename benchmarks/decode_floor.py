@@ -61,9 +61,8 @@ def frame_work(
     cache = cache_bytes(config, batch=batch, frames=seen, grid=grid, guided=bool(doubled.max() > 1))
     read = (len(plan.count) + 1) * (config.depth * linear * item + cache)
     w = config.head_width
-    weights = (5 * config.head_depth + 2) * w**2 + w * (
-        config.token_dim + config.process.output_channels(config.token_dim)
-    )
+    outputs = config.process.output_channels(config.token_dim)
+    weights = (5 * config.head_depth + 2) * w**2 + w * (config.token_dim + outputs)
     drawn = batch * float((plan.count * doubled * evaluations).sum())
     head = jnp.dtype("float32" if sampling.head_dtype == "model" else sampling.head_dtype).itemsize
     once = 4 * batch * tokens * width * w  # the part of the condition that z gives
