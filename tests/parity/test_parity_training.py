@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from tests.helpers.videomar_recordings import channels_last, check, official
+from videomar_jax.io.migration import current
 from videomar_jax.models import masking
 from videomar_jax.training import step as train
 from videomar_jax.training.config import LossConfig, OptimizerConfig
@@ -63,9 +64,8 @@ def recorded_draws(
 def test_train_steps(case, model, monkeypatch):
     g, settings = case("train_steps")
     draws, batches = recorded_draws(g, settings["diffusion_batch_mul"])
-    loss_config = LossConfig(
-        draws_per_token=settings["diffusion_batch_mul"], normaliser=settings["normaliser"]
-    )
+    recorded = current("loss", {"normaliser": settings["normaliser"]})
+    loss_config = LossConfig(draws_per_token=settings["diffusion_batch_mul"], **recorded)
     graph, state = nnx.split(model)
     params = nnx.to_pure_dict(state)
 

@@ -107,7 +107,9 @@ def test_the_two_normalisers_differ_by_the_later_frames():
     draws = dataclasses.replace(
         draws, current=jnp.array([1, 2]), num_masked=jnp.array([[4, 5, 6], [6, 5, 4]])
     )
-    configs = (LossConfig(draws_per_token=2, normaliser=name) for name in ("mask", "loss_mask"))
+    configs = (
+        LossConfig(draws_per_token=2, normaliser=name) for name in ("all_masked", "supervised")
+    )
     by_mask, by_loss_mask = (loss_of(model, batch, draws, config)[0] for config in configs)
     np.testing.assert_allclose(by_loss_mask / by_mask, (5 + 6 + 4) / (5 + 4), rtol=1e-5)
 

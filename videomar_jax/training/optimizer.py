@@ -39,7 +39,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     """Scales gradients by min(1, limit / (norm + 1e-6)), PyTorch's rule to the last digit."""
 
     def update(updates, state, params=None):
-        factor = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
+        factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
         return jax.tree.map(lambda g: g * factor, updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)

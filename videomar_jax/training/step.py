@@ -70,10 +70,10 @@ def make_train_step(
             lambda average, new: decay * average + (1 - decay) * new, state.ema, params
         )
         norms = {
-            "gradient_norm": optax.global_norm(gradients),
-            "update_norm": optax.global_norm(updates),
-            "parameter_norm": optax.global_norm(params),
-            "ema_drift": optax.global_norm(jax.tree.map(jnp.subtract, params, ema)),
+            "gradient_norm": optax.tree.norm(gradients),
+            "update_norm": optax.tree.norm(updates),
+            "parameter_norm": optax.tree.norm(params),
+            "ema_drift": optax.tree.norm(jax.tree.map(jnp.subtract, params, ema)),
         }
         return TrainState(state.step + 1, params, ema, opt_state), metrics | norms
 
