@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import numbers
 import textwrap
@@ -24,6 +25,8 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
+
+import numpy as np
 
 
 class UserError(ValueError):
@@ -58,15 +61,26 @@ class Range:
         return above and below
 
     def __str__(self) -> str:
-        if self.high is not None and self.low is not None:
-            left = "(" if self.low_open else "["
-            right = ")" if self.high_open else "]"
-            return f"must lie in {left}{self.low:g}, {self.high:g}{right}"
-        if self.low is not None:
-            if self.low_open:
-                return "must be positive" if self.low == 0 else f"must be above {self.low:g}"
-            return "must not be negative" if self.low == 0 else f"must be at least {self.low:g}"
-        return f"must be {'below' if self.high_open else 'at most'} {self.high:g}"
+        if self.low is not None and self.high is not None:
+            return f"must lie in {self.words}"
+        if self.low == 0:
+            return "must be positive" if self.low_open else "must not be negative"
+        return f"must be {self.words}"
+
+    @property
+    def words(self) -> str:
+        """The interval in words, such as "at least 1" or "[0, 1)"."""
+        if self.low is None:
+            return f"{'below' if self.high_open else 'at most'} {_number(self.high)}"
+        if self.high is None:
+            return f"{'above' if self.low_open else 'at least'} {_number(self.low)}"
+        left = "(" if self.low_open else "["
+        right = ")" if self.high_open else "]"
+        return f"{left}{_number(self.low)}, {_number(self.high)}{right}"
+
+
+def _number(value: int | float | None) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 Count = Annotated[int, Range(low=1)]
@@ -88,11 +102,17 @@ BelowOne = Annotated[float, Range(low=0, high=1, high_open=True)]
 
 def one_of(name: str, value: Any, choices: Collection) -> None:
     """Raises a UserError unless `value` is one of the choices."""
-    # `True == 1` in Python, but a flag is not a number.
-    if not any(type(value) is type(choice) and value == choice for choice in choices):
+    if not any(_same(value, choice) for choice in choices):
         known = ", ".join(map(repr, choices))
         hint = did_you_mean(value, choices)
         raise UserError(f"{name} is {value!r}; it may be one of {known}.{hint}")
+
+
+def _same(value: Any, choice: Any) -> bool:
+    """Equality that tells apart what Python takes for equal: True, 1 and 1.0."""
+    if isinstance(choice, bool) or isinstance(value, bool):
+        return value is choice
+    return isinstance(value, type(choice)) and value == choice
 
 
 def whole(name: str, value: Any) -> None:
@@ -105,7 +125,11 @@ def finite(name: str, value: Any) -> None:
     """Raises a UserError unless `value` is a finite number (a bool is none)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UserError(f"{name} must be a number, not {value!r}.")
-    if not math.isfinite(value):
+    try:
+        is_finite = math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        is_finite = False
+    if not is_finite:
         raise UserError(f"{name} must be a finite number, not {value!r}.")
 
 
@@ -136,16 +160,21 @@ def known_keys(
 
 
 def did_you_mean(value: Any, choices: Iterable[Any]) -> str:
-    """' Did you mean ...?' with the nearest choice, or an empty text."""
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    """A sentence that suggests the choice of nearest spelling, or an empty text."""
+    if not isinstance(value, str):
+        return ""
+    by_lower = {choice.lower(): choice for choice in choices if isinstance(choice, str)}
+    near = difflib.get_close_matches(value.lower(), by_lower, n=1)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 # Checks of whole dataclasses
 
 
 def check_fields(section: str, config: Any) -> None:
-    """Checks every field of a dataclass against its annotation.
+    """Checks every field of a dataclass against its annotation, in `__post_init__`.
+
+    NumPy scalars are accepted and replaced by Python's numbers, since settings are written as JSON.
 
     Args:
         section: stands in front of the field's name in messages, such as "sampling".
@@ -154,18 +183,28 @@ def check_fields(section: str, config: Any) -> None:
         UserError: the first field with a value of another type or outside its range, by name.
     """
     for field, annotation in _annotations(type(config)).items():
-        check_value(f"{section}.{field}", getattr(config, field), annotation)
+        given = getattr(config, field)
+        value = _without_numpy(given)
+        check_value(f"{section}.{field}", value, annotation)
+        if value is not given:
+            object.__setattr__(config, field, value)
 
 
 def check_value(name: str, value: Any, annotation: Any) -> None:
-    """Checks one value against an annotation; kinds that are not listed here pass.
+    """Checks one value against an annotation.
 
-    Understood are int, float, bool, str, Literal, Annotated with a `Range`, sequences and mappings
-    of these, and unions with None.
+    Understood are int, float, bool, str, None, Literal, Annotated with a `Range`, dataclasses,
+    sequences and mappings of these, and unions of all of them, nested as needed. Values of other
+    annotations (arrays, callables, protocols) pass.
+
+    Raises:
+        UserError: the value does not fit; the text begins with `name`.
     """
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
-    if origin is Annotated:
+    if annotation in _PLAIN:
+        _PLAIN[annotation](name, value)
+    elif origin is Annotated:
         check_value(name, value, arguments[0])
         for constraint in arguments[1:]:
             if isinstance(constraint, Range):
@@ -174,32 +213,74 @@ def check_value(name: str, value: Any, annotation: Any) -> None:
         _check_union(name, value, arguments)
     elif origin is Literal:
         one_of(name, value, arguments)
-    elif annotation is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{name} must be true or false, not {value!r}.")
-    elif annotation is int:
-        whole(name, value)
-    elif annotation is float:
-        finite(name, value)
-    elif annotation is str:
-        if not isinstance(value, str):
-            raise UserError(f"{name} must be a text, not {value!r}.")
     elif isinstance(origin, type) and issubclass(origin, Sequence):
         _check_sequence(name, value, arguments)
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        _check_mapping(name, value, arguments)
+    elif isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        if not isinstance(value, annotation):
+            raise UserError(f"{name} must be a {annotation.__name__}, not {value!r}.")
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be true or false, not {value!r}.")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise UserError(f"{name} must be a text, not {value!r}.")
+
+
+def _check_none(name: str, value: Any) -> None:
+    if value is not None:
+        raise UserError(f"{name} must be None, not {value!r}.")
+
+
+_PLAIN = {
+    bool: _check_bool,
+    int: whole,
+    float: finite,
+    str: _check_text,
+    types.NoneType: _check_none,
+}
 
 
 def _check_union(name: str, value: Any, members: Sequence[Any]) -> None:
-    """Passes if one of the members passes; the error is that of the last member but None."""
-    if value is None and type(None) in members:
+    """Passes if one of the members passes."""
+    if value is None and types.NoneType in members:
         return
-    members = [member for member in members if member is not type(None)]
-    for member in members[:-1]:
+    members = [member for member in members if member is not types.NoneType]
+    if len(members) == 1:
+        # The error of the one member is clearer than a list of what would be possible.
+        check_value(name, value, members[0])
+        return
+    for member in members:
         try:
             check_value(name, value, member)
         except UserError:
             continue
         return
-    check_value(name, value, members[-1])
+    expected = " or ".join(map(_describe, members))
+    raise UserError(f"{name} must be {expected}, not {value!r}.")
+
+
+def _describe(annotation: Any) -> str:
+    """What an annotation allows, in words, for the message of a union."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is Annotated:
+        ranges = [entry.words for entry in arguments[1:] if isinstance(entry, Range)]
+        described = _describe(arguments[0])
+        return f"{described} ({' and '.join(ranges)})" if ranges else described
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return "a list"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a mapping"
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
+    return words.get(annotation) or f"a {getattr(annotation, '__name__', annotation)}"
 
 
 def _check_sequence(name: str, value: Any, arguments: Sequence[Any]) -> None:
@@ -217,6 +298,27 @@ def _check_sequence(name: str, value: Any, arguments: Sequence[Any]) -> None:
         check_value(f"{name}[{number}]", entry, kind)
 
 
+def _check_mapping(name: str, value: Any, arguments: Sequence[Any]) -> None:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} must be a mapping, not {value!r}.")
+    if not arguments:
+        return
+    for key, entry in value.items():
+        check_value(f"{name}, key {key!r}", key, arguments[0])
+        check_value(f"{name}[{key!r}]", entry, arguments[1])
+
+
+def _without_numpy(value: Any) -> Any:
+    """The value itself, or Python's for a NumPy scalar, also inside of lists and tuples."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (list, tuple):
+        plain = [_without_numpy(entry) for entry in value]
+        if any(new is not old for new, old in zip(plain, value, strict=True)):
+            return type(value)(plain)
+    return value
+
+
 @functools.cache
 def _annotations(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -228,20 +330,31 @@ def _annotations(kind: type) -> dict[str, Any]:
 
 @functools.cache
 def field_docs(kind: type) -> Mapping[str, str]:
-    """The text below each field of a dataclass, by field; its one description.
+    """The one description of each field of a dataclass: the text below it.
 
     Flags, configs and docs take their words from here. A text is a string literal that follows the
-    field, as Sphinx and editors show it. Fields of base classes are included.
+    field, as Sphinx and editors show it. Fields of base classes are included; a field that is
+    declared again keeps the text of the base class unless it has its own. The source is read and
+    parsed at the first call only. A class without source, as in an interactive session, has no
+    texts.
     """
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        if not dataclasses.is_dataclass(base):
+        if dataclasses.is_dataclass(base):
+            docs |= _own_field_docs(base)
+    return types.MappingProxyType(docs)
+
+
+def _own_field_docs(kind: type) -> dict[str, str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError):
+        return {}
+    docs = {}
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    for field, text in itertools.pairwise(body):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
-        tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        body = tree.body[0].body  # type: ignore[attr-defined]
-        for field, text in zip(body, body[1:], strict=False):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-                continue
-            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                docs[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[field.target.id] = " ".join(str(text.value.value).split())
     return docs
