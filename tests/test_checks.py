@@ -97,7 +97,7 @@ def test_at_least():
     at_least("x", 3, 3)
     with pytest.raises(UserError, match=r"x must be at least 3, not 2\."):
         at_least("x", 2, 3)
-    with pytest.raises(UserError, match="x must be a whole number, not 3.5"):
+    with pytest.raises(UserError, match=r"x must be a whole number, not 3\.5"):
         at_least("x", 3.5, 3)
 
 
@@ -138,7 +138,7 @@ def test_the_named_numbers_are_what_their_names_say(annotation, inside, outside)
     for value in inside:
         check_value("x", value, annotation)
     for value in outside:
-        with pytest.raises(UserError, match="^x must"):
+        with pytest.raises(UserError, match=r"^x must"):
             check_value("x", value, annotation)
 
 
