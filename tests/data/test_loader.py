@@ -5,7 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from videomar_jax.data.loader import Bucket, batches, fixed_clips, lane_batches, stack
+from videomar_jax.data.loader import Bucket, batches, bucket_batches, fixed_clips, stack
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 
@@ -124,19 +124,19 @@ def test_an_error_of_the_source_arrives_as_it_is():
         ({"start_step": -1}, "start_step"),
         ({"num_threads": -1}, "num_threads"),
         ({"source": Numbered(0)}, "no clips"),
-        ({"lane": {"indices": np.array([], np.int64)}}, "no clips for"),
-        ({"lane": {"at_once": 3}}, "at_once 3 must divide the 4 clips"),
-        ({"lane": {"at_once": 4}, "process_count": 2}, "at_once 4 must divide the 2 clips"),
+        ({"bucket": {"indices": np.array([], np.int64)}}, "no clips for"),
+        ({"bucket": {"group_size": 3}}, "group_size 3 must divide the 4 clips"),
+        ({"bucket": {"group_size": 4}, "process_count": 2}, "group_size 4 must divide the 2 clips"),
     ],
 )
 def test_settings_that_do_not_fit_fail_before_the_first_batch(settings, name):
     settings = {"source": Numbered(), "shape": SHAPE, "batch_size": 4, "seed": 0} | settings
     with pytest.raises(ValueError, match=name):
-        if "lane" in settings:
-            lane = Bucket(shape=SHAPE, batch_size=4, seed=0, **settings["lane"])
-            lane_batches(
+        if "bucket" in settings:
+            bucket = Bucket(shape=SHAPE, batch_size=4, seed=0, **settings["bucket"])
+            bucket_batches(
                 Numbered(),
-                {0: lane},
+                {0: bucket},
                 [0],
                 done={0: 0},
                 process_count=settings.get("process_count", 1),
@@ -145,28 +145,28 @@ def test_settings_that_do_not_fit_fail_before_the_first_batch(settings, name):
             batches(settings.pop("source"), **settings)
 
 
-# Lanes of several shapes
+# Buckets of several shapes
 
 WIDE = ClipShape(num_frames=1, height=3, width=8)
-LANES = {
+BUCKETS = {
     0: Bucket(shape=SHAPE, batch_size=4, seed=5, indices=np.array([0, 2, 3])),
-    2: Bucket(shape=WIDE, batch_size=8, seed=6, at_once=2),
+    2: Bucket(shape=WIDE, batch_size=8, seed=6, group_size=2),
 }
 CHOICES = [2, 0, 0, 2, 0, 2, 2, 0, 0, 2]
 
 
-def lane_content(choices, *, done=(0, 0), lanes=LANES, **settings):
-    iterator = lane_batches(
-        Numbered(), lanes, choices, done=dict(zip(LANES, done, strict=True)), **settings
+def bucket_content(choices, *, done=(0, 0), buckets=BUCKETS, **settings):
+    iterator = bucket_batches(
+        Numbered(), buckets, choices, done=dict(zip(BUCKETS, done, strict=True)), **settings
     )
     return [(clip["video"].shape[1:], content([clip])[0]) for clip in iterator]
 
 
-def test_lanes_give_their_own_batches_in_turn():
-    """What a lane gives does not depend on the lanes between."""
-    found = lane_content(CHOICES)
+def test_buckets_give_their_own_batches_in_turn():
+    """What a bucket gives does not depend on the buckets between."""
+    found = bucket_content(CHOICES)
     for number, sizes in ((0, (2, 3, 4, 3)), (2, (1, 3, 8, 3))):
-        own = lane_content([number] * CHOICES.count(number))
+        own = bucket_content([number] * CHOICES.count(number))
         assert [group for group in found if group[0] == sizes] == own and own[0][0] == sizes
     assert {index for shape, group in found if shape == (2, 3, 4, 3) for index, _ in group} == {
         0,
@@ -179,25 +179,25 @@ def test_lanes_give_their_own_batches_in_turn():
 
 
 def test_groups_of_a_batch_are_the_batch():
-    whole = lane_content([2] * 3, lanes={2: Bucket(shape=WIDE, batch_size=8, seed=6)})
-    parts = lane_content([2] * 3)
+    whole = bucket_content([2] * 3, buckets={2: Bucket(shape=WIDE, batch_size=8, seed=6)})
+    parts = bucket_content([2] * 3)
     assert [clip for _, group in parts for clip in group] == [
         clip for _, group in whole for clip in group
     ]
 
 
 @pytest.mark.parametrize("step", [1, 4, 9])
-def test_lanes_go_on_from_what_each_has_given(step):
-    whole = lane_content(CHOICES)
+def test_buckets_continue_from_what_each_has_given(step):
+    whole = bucket_content(CHOICES)
     done = (CHOICES[:step].count(0), CHOICES[:step].count(2))
     groups = done[0] + 4 * done[1]
-    assert lane_content(CHOICES[step:], done=done, num_threads=3) == whole[groups:]
+    assert bucket_content(CHOICES[step:], done=done, num_threads=3) == whole[groups:]
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_the_batches_of_all_lanes(count):
-    clips = [clip for _, group in lane_content(CHOICES) for clip in group]
-    shares = [lane_content(CHOICES, process_index=i, process_count=count) for i in range(count)]
+def test_processes_share_the_batches_of_all_buckets(count):
+    clips = [clip for _, group in bucket_content(CHOICES) for clip in group]
+    shares = [bucket_content(CHOICES, process_index=i, process_count=count) for i in range(count)]
     shares = [[clip for _, group in share for clip in group] for share in shares]
     joined, sizes = [], {0: 4 // count, 2: 8 // count}
     for choice in CHOICES:
@@ -215,7 +215,7 @@ def test_reading_ahead_is_bounded():
             return super().read(*args)
 
     source = Counted()
-    iterator = lane_batches(source, LANES, [2] * 100, done={0: 0, 2: 0}, num_threads=3)
+    iterator = bucket_batches(source, BUCKETS, [2] * 100, done={0: 0, 2: 0}, num_threads=3)
     for _ in range(3):
         next(iterator)
     time.sleep(0.1)
@@ -248,7 +248,7 @@ def test_arrays_are_stacked_and_texts_listed():
     assert batch["text_mask"].sum(1).tolist() == [1, 2, 3]
 
 
-def test_clips_that_do_not_go_together_are_told():
+def test_clips_that_do_not_go_together_are_refused():
     clips = [{"video": np.zeros((1, 2, 2, 3), np.uint8), "caption": ""} for _ in range(2)]
     with pytest.raises(ValueError, match=r"shape of video: \[\(1, 2, 2, 3\), \(1, 4, 2, 3\)\]"):
         stack([clips[0], clips[1] | {"video": np.zeros((1, 4, 2, 3), np.uint8)}])
@@ -266,7 +266,7 @@ def test_fixed_clips_depend_on_seed_and_index_only():
             fixed_clips(Numbered(), indices, shape=SHAPE)
 
 
-def test_shapes_through_the_pipeline():
+def test_shapes_through_the_loader():
     source = Shapes(seed=1, length=10, split="train", bounce=True)
     shape = ClipShape(num_frames=3, height=16, width=16)
     found = take(5, source, shape=shape)  # two epochs

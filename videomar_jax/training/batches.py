@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.data.loader import Bucket, lane_batches
+from videomar_jax.data.loader import Bucket, bucket_batches
 from videomar_jax.data.sources import ClipShape, ClipSource, clips_for
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels
@@ -77,26 +77,27 @@ def training_batches(
     clips = stage_clips(stage, parts.source)
     _tell_empty(stage, clips)
     choices = draw_shapes(stage, [len(own) for own in clips], seed=seed, index=index)
-    lanes = {
-        number: _lane(
-            shape, clips[number], seed=_lane_seed(seed, index, number), process_count=process_count
+    buckets = {
+        number: _bucket(
+            shape,
+            clips[number],
+            seed=_bucket_seed(seed, index, number),
+            process_count=process_count,
         )
         for number, shape in enumerate(stage.shapes)
         if len(clips[number])
     }
     done, rest = np.bincount(choices[:start], minlength=len(stage.shapes)), choices[start:].tolist()
-    groups = lane_batches(
+    groups = bucket_batches(
         parts.source,
-        lanes,
+        buckets,
         rest,
-        done={number: int(done[number]) for number in lanes},
+        done={number: int(done[number]) for number in buckets},
         num_threads=parts.threads,
         process_index=process_index,
         process_count=process_count,
     )
-    pieces = {
-        number: lane.batch_size // process_count // lane.at_once for number, lane in lanes.items()
-    }
+    pieces = {number: bucket.groups(process_count) for number, bucket in buckets.items()}
     batches = _batches(groups, [pieces[choice] for choice in rest], parts)
     return ahead(batches) if lookahead else batches
 
@@ -220,16 +221,16 @@ def _tell_empty(stage: Stage, clips: Sequence[np.ndarray]) -> None:
         _log.info("stage '%s': no clip is nearest to %s", stage.name, told)
 
 
-def _lane(
+def _bucket(
     shape: BatchShape, clips: Int[np.ndarray, "clips"], *, seed: int, process_count: int
 ) -> Bucket:
-    at_once = encoded_at_once(clip_shape(shape), shape.batch_size // process_count)
+    group_size = encoded_at_once(clip_shape(shape), shape.batch_size // process_count)
     return Bucket(
         shape=clip_shape(shape),
         batch_size=shape.batch_size,
         seed=seed,
         indices=clips,
-        at_once=at_once,
+        group_size=group_size,
     )
 
 
@@ -241,7 +242,7 @@ def encoded_at_once(shape: ClipShape, clips: int) -> int:
     )
 
 
-def _lane_seed(*numbers: int) -> int:
+def _bucket_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
