@@ -12,6 +12,7 @@ from tests.helpers.tiny_run import STEPS
 from videomar_jax.checkpoints.manager import Checkpoints
 
 
+@pytest.mark.slow
 def test_killed_twice(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(
         "JAX_NUM_CPU_DEVICES", "8"

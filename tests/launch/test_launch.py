@@ -496,6 +496,7 @@ def saved(workdir: Path, step: int) -> dict:
         return leaves(checkpoints.restore(step, {"params": like})[0]["params"])
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does(tmp_path):
     from tests.helpers.tiny_run import STEPS, write_clip  # late: it imports all of the package
 
