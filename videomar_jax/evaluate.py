@@ -20,7 +20,7 @@ def main(_: Sequence[str]) -> None:
     """Generates held-out clips with the checkpoint and reports."""
     from videomar_jax.commands.compilation_cache import keep_compiled
     from videomar_jax.experiment.config import Experiment
-    from videomar_jax.experiment.run import evaluate_checkpoint
+    from videomar_jax.experiment.evaluate import evaluate_checkpoint
 
     keep_compiled()
     evaluate_checkpoint(

@@ -11,8 +11,8 @@ from tests.helpers.tiny_run import load_config, tiny, write_clip
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import clips_for
 from videomar_jax.data.videos import VideoFolder
-from videomar_jax.experiment import build
-from videomar_jax.experiment.config import Experiment, stage_shape
+from videomar_jax.experiment import build, data_sources
+from videomar_jax.experiment.config import Experiment
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import CosmosTokenizer, PCATokenizer, to_pixels
 from videomar_jax.tokenizers.base import fingerprint
@@ -62,7 +62,7 @@ def test_the_stages_take_ordinary_clips(tmp_path, file):
         (tmp_path / f"{number}.mp4").write_bytes(first.read_bytes())
     made = Experiment.from_config(load_config(file, data=dict(path=str(tmp_path))))
     shape, splits = (
-        stage_shape(made.final_stage),
+        made.final_shape,
         [made.source(split) for split in ("train", "test")],
     )
     names = [
@@ -91,7 +91,9 @@ def test_a_tfds_dataset_by_name(data, train, test, monkeypatch):
     asked = []
     clips = Shapes(seed=0, length=1, split="train", bounce=True)
     monkeypatch.setattr(
-        build, "TFDSClips", lambda *names, **settings: asked.append((names, settings)) or clips
+        data_sources,
+        "TFDSClips",
+        lambda *names, **settings: asked.append((names, settings)) or clips,
     )
     keys = dict(video_key="frames", caption_key="label", data_dir="/sets", fps=25.0)
     made = experiment(data=dict(kind="tfds", path="ucf101:2.0.0", **keys, **data))
@@ -123,12 +125,12 @@ class Lengths:
 
 
 def test_held_out_videos_of_a_tfds_dataset_that_are_too_short_are_left_out(monkeypatch):
-    monkeypatch.setattr(build, "TFDSClips", lambda *names, **settings: Lengths())
+    monkeypatch.setattr(data_sources, "TFDSClips", lambda *names, **settings: Lengths())
     made = experiment(data=dict(kind="tfds", path="ucf101"))
     held_out = made.source("test")
     assert len(held_out) == 5
     for index in range(5):
-        held_out.read(index, np.random.default_rng(0), stage_shape(made.final_stage))
+        held_out.read(index, np.random.default_rng(0), made.final_shape)
     row = dict(
         name="a", num_frames=11, height=24, width=24, batch_size=2, steps=4, learning_rate=1e-3
     )
@@ -161,8 +163,8 @@ class Prepared:
 @pytest.fixture
 def shards(tmp_path, pca, monkeypatch):
     """A folder of prepared clips, whose records are made on demand."""
-    monkeypatch.setattr(build, "LatentShards", lambda path, split: Prepared(pca, split))
-    build._decoder.cache_clear()
+    monkeypatch.setattr(data_sources, "LatentShards", lambda path, split: Prepared(pca, split))
+    data_sources._decoder.cache_clear()
     return model_folder(tmp_path / "shards", pca, HashedTextEncoder(8, 64))
 
 
@@ -178,9 +180,7 @@ def test_prepared_clips_bring_tokenizer_and_text_encoder(shards, pca, caplog):
     assert (text.max_tokens, text.width) == (8, 64)
     told = [record.getMessage() for record in caplog.records]
     assert told == [f"tokenizer: the one of {shards}", f"text encoder: the one of {shards}"]
-    assert "latents" in made.source("train").read(
-        0, np.random.default_rng(0), stage_shape(made.final_stage)
-    )
+    assert "latents" in made.source("train").read(0, np.random.default_rng(0), made.final_shape)
 
 
 def test_prepared_clips_must_be_of_the_tokenizer_of_the_model_to_begin_with(shards, pca, tmp_path):
@@ -209,7 +209,7 @@ def test_prepared_clips_without_features_take_the_configs_text_encoder(tmp_path,
 def test_held_out_prepared_clips_can_be_seen(shards, pca):
     """Those of the last stage's size, with a video that is what the latents hold."""
     made = experiment(data=dict(kind="shards", path=str(shards)))
-    shape, held_out = stage_shape(made.final_stage), made.source("test")
+    shape, held_out = made.final_shape, made.source("test")
     assert (shape.height, len(held_out)) == (24, 4)
     for index, original in enumerate(range(0, 8, 2)):
         clip = held_out.read(index, np.random.default_rng(0), shape)

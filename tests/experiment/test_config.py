@@ -9,8 +9,13 @@ import pytest
 
 from tests.helpers.tiny_run import CONFIGS, load_config, tiny
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.experiment import config
-from videomar_jax.experiment.config import Experiment, stage_shape
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.sections import (
+    DataConfig,
+    EvaluationConfig,
+    TextConfig,
+    TokenizerConfig,
+)
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.sampling.schedules import SamplingConfig
@@ -18,15 +23,15 @@ from videomar_jax.training.config import LossConfig, OptimizerConfig, RunConfig
 from videomar_jax.training.stages import ROW
 
 SECTIONS = {
-    "data": config.DataConfig,
-    "tokenizer": config.TokenizerConfig,
-    "text": config.TextConfig,
+    "data": DataConfig,
+    "tokenizer": TokenizerConfig,
+    "text": TextConfig,
     "loss": LossConfig,
     "optimizer": OptimizerConfig,
     "mesh": MeshConfig,
     "run": RunConfig,
     "sampling": SamplingConfig,
-    "evaluation": config.EvaluationConfig,
+    "evaluation": EvaluationConfig,
 }
 
 
@@ -52,18 +57,19 @@ def mixed(**changes):
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_configs_import_nothing_of_the_package(file):
+def test_configs_import_little(file):
+    """They are data: base.py takes the defaults from the package, the others change base.py."""
+    allowed = {"ml_collections", "videomar_jax.experiment.config_files"}
+    if file.stem == "base":
+        allowed = {"ml_collections", "videomar_jax.experiment.settings"}
     for node in ast.walk(ast.parse(file.read_text())):
-        names = (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            else []
-        )
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or "."]
-        assert not [
-            name for name in names if name.split(".")[0] in ("videomar_jax", "jax", "flax", "")
-        ], file.name
+        if isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {node.module}
+        else:
+            continue
+        assert names <= allowed, f"{file.name} imports {names - allowed}"
 
 
 def test_every_field_of_the_model_can_be_set():
@@ -83,17 +89,6 @@ def test_base_has_no_other_sections():
     }
 
 
-def test_every_key_has_a_comment_or_speaks_for_itself():
-    """The file is the reference of all settings: most lines say what the key does."""
-    lines = [
-        line
-        for line in (CONFIGS / "base.py").read_text().splitlines()
-        if line.strip().startswith("config.")
-    ]
-    keys = [line for line in lines if "ConfigDict()" not in line]
-    assert sum("#" in line for line in keys) > 0.5 * len(keys)
-
-
 @pytest.mark.parametrize("variant", ["", "videos", "tiny"])
 def test_quickstart_is_accepted(variant):
     config = load_config("quickstart", variant, data=dict(path="clips"))
@@ -102,7 +97,7 @@ def test_quickstart_is_accepted(variant):
         stage["steps"] for stage in config.to_dict()["curriculum"]
     )
     assert made.data.kind == ("videos" if variant == "videos" else "shapes")
-    assert stage_shape(made.final_stage).num_frames == made.recipe.curriculum.stages[-1].num_frames
+    assert made.final_shape.num_frames == made.recipe.curriculum.stages[-1].num_frames
 
 
 def test_curriculum_rows_have_the_keys_of_a_stage():
@@ -163,12 +158,20 @@ def test_a_key_like_no_other_is_answered_with_all():
 
 def test_what_is_missing_is_named():
     values = tiny().to_dict()
-    del values["data"]["fps"]
-    with pytest.raises(ValueError, match="data lacks fps"):
+    del values["model"]["preset"]
+    with pytest.raises(ValueError, match="model lacks preset"):
         Experiment.from_config(values)
+    values = tiny().to_dict()
     del values["data"]
     with pytest.raises(ValueError, match="config lacks data"):
         Experiment.from_config(values)
+
+
+def test_a_key_that_is_left_out_has_its_default():
+    values = tiny().to_dict()
+    del values["data"]["fps"], values["evaluation"]["clips"]
+    made = Experiment.from_config(values)
+    assert made.data.fps == 12.0 and made.evaluation.clips == 64
 
 
 def test_a_section_that_is_a_value():
@@ -197,9 +200,12 @@ def test_a_section_that_is_a_value():
             dict(kind="tfds", path="x", split="train[:9%]"),
             r"'train\[:9%\]'.*--config\.data\.held_out=SPLIT",
         ),
-        ("data", dict(holdout=0.0), r"data\.holdout must lie between 0 and 1"),
+        ("data", dict(holdout=0.0), r"data\.holdout must lie in \(0, 1\), not 0\.0"),
         ("tokenizer", dict(kind="vae"), r"tokenizer\.kind is 'vae'.*'pca'"),
+        ("data", dict(fps=0.0), r"data\.fps must be positive, not 0\.0"),
+        ("data", dict(threads=-1), r"data\.threads must not be negative"),
         ("tokenizer", dict(patch=0), r"tokenizer\.patch must be at least 1"),
+        ("tokenizer", dict(whitening=2.0), r"tokenizer\.whitening must lie in \[0, 1\]"),
         ("tokenizer", dict(kind="cosmos", path=""), r"--config\.tokenizer\.path=PLACE"),
         ("text", dict(kind="qwen2", path=""), r"--config\.text\.path=PLACE"),
         ("text", dict(kind="clip"), r"text\.kind is 'clip'.*'hashed'"),
@@ -221,7 +227,7 @@ def test_a_section_that_is_a_value():
         ),
         (
             "sampling",
-            dict(clip=-1.0),
+            dict(latent_clip=-1.0),
             r"sampling\.latent_clip must not be negative.*0 turns it off",
         ),
         ("sampling", dict(steps=0), r"sampling\.steps must be at least 1"),
@@ -238,6 +244,11 @@ def test_a_value_that_cannot_be(section, change, words):
 @pytest.mark.parametrize(
     ("config", "field", "value", "words"),
     [
+        (TokenizerConfig(), "patches", "nonsense", r"tokenizer\.patches is 'nonsense'.*'haar'"),
+        (TokenizerConfig(), "channels", 4.5, r"tokenizer\.channels must be a whole number, not 4"),
+        (TextConfig(), "padding_side", "up", r"text\.padding_side is 'up'.*'right'"),
+        (EvaluationConfig(), "clips", True, r"evaluation\.clips must be a whole number, not True"),
+        (DataConfig(), "fps", float("nan"), r"data\.fps must be a finite number"),
         (ModelConfig(), "head", "gan", r"model\.head is 'gan'.*'ddpm', 'flow'"),
         (ModelConfig(), "dtype", "float16", r"model\.dtype is 'float16'.*'bfloat16'"),
         (

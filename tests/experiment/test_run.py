@@ -14,7 +14,7 @@ from tests.helpers.tiny_run import STEPS, start, tiny, tiny_videos, write_clip
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.data.shapes import HELD_OUT
 from videomar_jax.experiment.config import Experiment
-from videomar_jax.experiment.run import evaluate, evaluate_checkpoint
+from videomar_jax.experiment.evaluate import evaluate, evaluate_checkpoint
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.pretrained.bundle import load_pretrained
 
@@ -250,9 +250,8 @@ def asked(finished, tmp_path_factory):
         loaded.model, loaded.bundle.tokenizer, loaded.bundle.text_encoder, loaded.bundle.sampling, 4
     )
     still.asked = []
-    report, _ = evaluate(
-        experiment, still, experiment.source("test"), tmp_path_factory.mktemp("cases")
-    )
+    folder = tmp_path_factory.mktemp("cases")
+    report = evaluate(experiment, still, experiment.source("test"), folder).report
     assert report["direction_accuracy"] == 0 and report["psnr"] == report["psnr_copy_first"]
     return dict(zip(report["cases"], still.asked, strict=True))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags
 
 from videomar_jax.checks import Interrupted
+from videomar_jax.experiment.config_files import with_config_paths
 from videomar_jax.io.log import show_log
 from videomar_jax.io.migration import current_flags
 from videomar_jax.parallel import launch
@@ -48,6 +49,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     for note in notes:
         print(note, file=sys.stderr)
     try:
+        if "config" in flags.FLAGS:
+            argv = with_config_paths(argv)
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, TypeError, LookupError, OSError) as error:
         unknown = isinstance(error, LookupError | AttributeError)

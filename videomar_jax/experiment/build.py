@@ -1,117 +1,83 @@
-"""What a run is made from, as its config says: clips, tokenizer, text encoder.
+"""Builds the tokenizer and the text encoder of a run from its config.
 
-    data.kind   shapes    moving shapes, drawn on demand
-                videos    a folder of video files
-                shards    a folder of prepared clips; tokenizer and text encoder are those they were
-                prepared with
-                tfds      a TFDS dataset by name
+Prepared clips come with the tokenizer, and mostly the text encoder, that they were made with. A run
+that starts from another model (init_from) takes over that model's tokenizer unless tokenizer.path
+names one, because latents of any other would mean nothing to it, and its text encoder unless
+text.path names one.
 
-A run that begins with another model's parameters (init_from) takes that model's tokenizer too, as
-latents of another one would mean nothing to it, unless tokenizer.path names one; and its text
-encoder where text.path names none.
+Which kinds there are is known to the registries of `tokenizers` and `text_encoders`. A kind of
+tokenizer whose class has `fit` is fitted on the run's clips; every other one is opened from the
+place that tokenizer.path names.
 """
 
-import functools
-import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import jax
 import numpy as np
 
-import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text encoder is known)
+from videomar_jax.checks import UserError
 from videomar_jax.data.loader import fixed_clips
-from videomar_jax.data.shapes import Shapes
-from videomar_jax.data.shards import LatentShards
-from videomar_jax.data.sources import ClipShape, ClipSource, Decoded, Subset, clips_for
-from videomar_jax.data.tfds_clips import TFDSClips
-from videomar_jax.data.videos import VideoFolder
-from videomar_jax.experiment.sections import DataConfig, TextConfig, TokenizerConfig
+from videomar_jax.data.sources import ClipShape, ClipSource, clips_for
+from videomar_jax.experiment.data_sources import DATA_KINDS, DataConfig
+from videomar_jax.experiment.sections import TextConfig, TokenizerConfig
+from videomar_jax.io.log import log
 from videomar_jax.pretrained.bundle import run_folder
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
 from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder, load_text_encoder
-from videomar_jax.tokenizers import PCATokenizer, Tokenizer, load_tokenizer, to_video
-from videomar_jax.tokenizers.base import fingerprint
+from videomar_jax.tokenizers import CosmosConfig, Tokenizer, fingerprint, load_tokenizer
+from videomar_jax.tokenizers.base import TOKENIZERS
 
-_log = logging.getLogger(__name__)
+_Part = TypeVar("_Part")
+
+FILELESS_TEXT_ENCODERS: dict[str, Callable[[int, int], TextEncoder]] = {
+    HashedTextEncoder.kind: HashedTextEncoder,
+}
+"""Text encoders that need no files: kind → function of (tokens, width)."""
 
 
-# Clips
-
-
-def open_source(
-    data: DataConfig,
-    split: str,
-    *,
-    seed: int,
-    min_frames: int,
-    shortest: tuple[int, int],
-    drawn: int,
-) -> ClipSource:
-    """Clips of a split: "train", "test", and for shapes "unseen".
-
-    min_frames: leaves out shorter videos of a folder.
-    shortest: frames of the shortest training clip and of a test clip; shorter parts of a folder's
-        video are not made.
-    drawn: shapes that there are in splits other than "train".
-    """
-    if data.kind == "shapes":
-        length = data.length if split == "train" else drawn
-        return Shapes(seed=seed, length=length, split=split, bounce=split == "train")
-    if data.kind == "shards":
-        return LatentShards(data.path, split=split)
-    if data.kind == "tfds":
-        return TFDSClips(
-            data.path,
-            split=data.tfds_split(split),
-            video_key=data.video_key,
-            caption_key=data.caption_key,
-            data_dir=data.data_dir or None,
-            fps=float(data.fps),
-            random=split == "train",
+def check_places(
+    data: DataConfig, tokenizer: TokenizerConfig, text: TextConfig, init_from: str
+) -> None:
+    """Raises a UserError if neither the config, prepared clips nor another model say where the
+    tokenizer or the text encoder is."""
+    if init_from or prepared_with(data) is not None:
+        return
+    if not is_fitted(tokenizer.kind) and not tokenizer.path:
+        raise UserError(
+            f"tokenizer.kind is {tokenizer.kind!r}: name its weights with "
+            "--config.tokenizer.path=PLACE."
         )
-    return VideoFolder(
-        data.path,
-        captions=data.captions or None,
-        fps=float(data.fps),
-        split=split,
-        holdout=data.holdout,
-        min_frames=min_frames,
-        shortest=shortest,
-    )
-
-
-def open_held_out(data: DataConfig, shape: ClipShape, **settings: Any) -> ClipSource:
-    """Clips of the split "test" that can be shown and scored at `shape`; latents come with their
-    decoded video."""
-    source = open_source(data, "test", **settings)
-    if data.kind in ("shapes", "videos"):  # all of them can
-        return source
-    clips = clips_for(source, shape, ((shape.height, shape.width),))
-    if not len(clips):
-        way_out = (
-            "prepare some"
-            if data.kind == "shards"
-            else "name another split with --config.data.held_out=SPLIT"
+    if text.kind not in FILELESS_TEXT_ENCODERS and not text.path:
+        raise UserError(
+            f"text.kind is {text.kind!r}: name its folder with --config.text.path=PLACE."
         )
-        raise ValueError(
-            f"{data.path} holds no test clips of {shape.num_frames} frames or more at {shape.height}x{shape.width}, "
-            f"which the last stage is measured on; {way_out}, or change the stage."
-        )
-    part = Subset(source, clips)
-    return Decoded(part, _decoder(data.path)) if data.kind == "shards" else part
 
 
-@functools.lru_cache(maxsize=1)
-def _decoder(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Latents [T, h, w, C] to video, with the tokenizer of prepared clips."""
-    tokenizer = load_tokenizer(Path(path) / "model" / "tokenizer")
-    decode = jax.jit(lambda tokenizer, latents: to_video(tokenizer.decode(latents)))
-    return lambda latents: np.asarray(decode(tokenizer, np.asarray(latents[None], np.float32))[0])
+def prepared_with(data: DataConfig) -> Path | None:
+    """The folder whose model/tokenizer made the clips, if they come as latents."""
+    return DATA_KINDS[data.kind].prepared_with(data)
 
 
-# Tokenizer and text encoder
+# Tokenizer
+
+
+def is_fitted(kind: str) -> bool:
+    """Whether tokenizers of this kind are fitted on the training clips."""
+    return hasattr(TOKENIZERS[kind], "fit")
+
+
+def known_strides(config: TokenizerConfig) -> tuple[int, int] | None:
+    """(temporal, spatial) stride, where it is known before the tokenizer is opened."""
+    if is_fitted(config.kind):
+        return config.temporal_stride, config.patch
+    release, _, place = config.path.rpartition("@")
+    named = re.search(r"CV\d+x\d+x\d+", release or place)
+    if named is None:
+        return None
+    cosmos = CosmosConfig.release(named[0])
+    return cosmos.temporal_stride, cosmos.spatial_stride
 
 
 def make_tokenizer(
@@ -120,116 +86,55 @@ def make_tokenizer(
     init_from: str,
     *,
     dtype: str,
-    source: ClipSource,
-    shape: ClipShape,
-    seed: int,
+    fit_on: Callable[[], Iterator[np.ndarray]],
 ) -> Tokenizer:
-    """The tokenizer: that of the prepared clips, else of the model to begin with, else opened, else
-    fitted on clips.
+    """The tokenizer of the prepared clips, of the model to start from, or of the config.
 
-    dtype: a Cosmos tokenizer computes in it. source, shape, seed: the clips that PCA is fitted on.
-
+    Args:
+        init_from: the model to start from; "" for none.
+        dtype: an opened network computes in it.
+        fit_on: gives the clips [F, Hp, Wp, 3] that a tokenizer is fitted on; see `clips_to_fit`.
     Raises:
-        ValueError: the model to begin with has another tokenizer than the config or the prepared
+        UserError: the model to start from has another tokenizer than the config or the prepared
             clips.
         FileNotFoundError: a file is missing.
     """
-    if data.kind == "shards":
-        tokenizer = _take("tokenizer", load_tokenizer, Path(data.path))
+    folder = prepared_with(data)
+    if folder is not None:
+        tokenizer = _saved("tokenizer", load_tokenizer, folder)
         if init_from:
-            _check_same(tokenizer, Path(data.path), run_folder(init_from))
+            _check_same(tokenizer, folder, run_folder(init_from))
         return tokenizer
-    if init_from and not (config.kind == "cosmos" and config.path):
+    is_named = bool(config.path) and not is_fitted(config.kind)
+    if init_from and not is_named:
         return _inherited(config, run_folder(init_from))
-    if config.kind == "cosmos":
-        return open_tokenizer(f"cosmos:{config.path}", scale=config.scale, dtype=dtype)
-    return _fitted(config, source, shape, seed)
+    if is_fitted(config.kind):
+        return _fitted(config, fit_on())
+    return open_tokenizer(f"{config.kind}:{config.path}", scale=config.scale, dtype=dtype)
 
 
-def make_text_encoder(
-    text: TextConfig, data: DataConfig, init_from: str, *, dtype: str
-) -> TextEncoder:
-    """The text encoder: that of the prepared clips, else what the config names, else that of the
-    model to begin with.
+def clips_to_fit(
+    source: ClipSource, shape: ClipShape, count: int, seed: int
+) -> Iterator[np.ndarray]:
+    """`count` training clips [F, Hp, Wp, 3] of this shape.
 
-    Raises as `make_tokenizer`.
+    Raises:
+        UserError: no clip is long enough; when the first is asked for.
     """
-    if data.kind == "shards" and (Path(data.path) / "model" / "text_encoder").is_dir():
-        return _take("text encoder", load_text_encoder, Path(data.path))
-    if text.kind == "hashed":
-        return HashedTextEncoder(text.tokens, text.width)
-    if init_from and not text.path:
-        return _take("text encoder", load_text_encoder, run_folder(init_from))
-    return open_text_encoder(
-        f"qwen2:{text.path}",
-        tokens=text.tokens,
-        padding_side=text.padding_side,
-        dtype=dtype,
-        system_text_file=text.system_text_file or None,
-    )
-
-
-def _take(what: str, load: Callable[[Path], Any], folder: Path) -> Any:
-    place = folder / "model" / what.replace(" ", "_")
-    _log.info("%s: the one of %s", what, folder)
-    return load(place)
-
-
-def _inherited(config: TokenizerConfig, folder: Path) -> Tokenizer:
-    tokenizer = _take("tokenizer", load_tokenizer, folder)
-    if tokenizer.kind != config.kind:
-        raise ValueError(
-            f"init_from: the model in {folder} was trained on latents of a {tokenizer.kind} tokenizer, but "
-            f"tokenizer.kind is {config.kind!r}: set --config.tokenizer.kind={tokenizer.kind}."
-        )
-    theirs = {
-        "patch": tokenizer.spatial_stride,
-        "temporal_stride": tokenizer.temporal_stride,
-        "channels": tokenizer.channels,
-    }
-    differ = [
-        f"{key} {value} there, {getattr(config, key)} here"
-        for key, value in theirs.items()
-        if config.kind == "pca" and getattr(config, key) != value
-    ]
-    if differ:
-        raise ValueError(
-            f"init_from: the tokenizer of {folder} is another one than the config's ({', '.join(differ)})."
-        )
-    return tokenizer
-
-
-def _check_same(tokenizer: Tokenizer, shards: Path, folder: Path) -> None:
-    """Raises a ValueError where prepared clips are of another tokenizer than the model in `folder`
-    was trained with."""
-
-    def what(one: Tokenizer) -> tuple:
-        sizes = one.temporal_stride, one.spatial_stride, one.channels
-        # A published network is the same in any dtype; a fitted one is told by its arrays.
-        return (one.kind, *sizes, one.scale if one.kind == "cosmos" else fingerprint(one))
-
-    if what(tokenizer) != what(load_tokenizer(folder / "model" / "tokenizer")):
-        raise ValueError(
-            f"init_from: the model in {folder} was trained on latents of another tokenizer than those in {shards}: "
-            f"prepare the clips with its own, {folder / 'model' / 'tokenizer'}."
-        )
-
-
-def _fitted(config: TokenizerConfig, source: ClipSource, shape: ClipShape, seed: int) -> Tokenizer:
-    _log.info("fitting the tokenizer on %d clips", config.fit_clips)
-    own = clips_for(source, shape, ((shape.height, shape.width),))
-    if not len(own):
-        raise ValueError(
+    log.info("fitting the tokenizer on %d clips", count)
+    fitting = clips_for(source, shape, ((shape.height, shape.width),)).tolist()
+    if not fitting:
+        raise UserError(
             f"The tokenizer cannot be fitted: no clip is long enough for {shape.num_frames} frames."
         )
-    # A folder may hold few clips: read each often enough, at another time and place.
-    repeats = -(-config.fit_clips // len(own))
-    clips = (
-        fixed_clips(source, [index], shape=shape, seed=seed + repeat)["video"]
-        for repeat in range(repeats)
-        for index in own[: config.fit_clips - repeat * len(own)].tolist()
-    )
-    return PCATokenizer.fit(
+    for number in range(count):
+        # A folder may hold few clips: each is then read often, at another time and place.
+        repeat, index = divmod(number, len(fitting))
+        yield fixed_clips(source, [fitting[index]], shape=shape, seed=seed + repeat)["video"]
+
+
+def _fitted(config: TokenizerConfig, clips: Iterator[np.ndarray]) -> Tokenizer:
+    return TOKENIZERS[config.kind].fit(
         clips,
         patch=config.patch,
         temporal_stride=config.temporal_stride,
@@ -237,3 +142,85 @@ def _fitted(config: TokenizerConfig, source: ClipSource, shape: ClipShape, seed:
         patches=config.patches,
         whitening=config.whitening,
     )
+
+
+def _inherited(config: TokenizerConfig, folder: Path) -> Tokenizer:
+    """The tokenizer of the model in `folder`, if it is the one that the config describes."""
+    tokenizer = _saved("tokenizer", load_tokenizer, folder)
+    if tokenizer.kind != config.kind:
+        raise UserError(
+            f"init_from: the model in {folder} was trained on latents of a {tokenizer.kind} "
+            f"tokenizer, but tokenizer.kind is {config.kind!r}: set "
+            f"--config.tokenizer.kind={tokenizer.kind}."
+        )
+    if not is_fitted(config.kind):
+        return tokenizer
+    theirs = {
+        "patch": tokenizer.spatial_stride,
+        "temporal_stride": tokenizer.temporal_stride,
+        "channels": tokenizer.channels,
+    }
+    differing = [
+        f"{key} {value} there, {getattr(config, key)} here"
+        for key, value in theirs.items()
+        if getattr(config, key) != value
+    ]
+    if differing:
+        raise UserError(
+            f"init_from: the tokenizer of {folder} is not the one that the config describes "
+            f"({', '.join(differing)})."
+        )
+    return tokenizer
+
+
+def _check_same(tokenizer: Tokenizer, shards: Path, folder: Path) -> None:
+    """Raises a UserError unless prepared clips and the model in `folder` have one tokenizer."""
+    if _identity(tokenizer) != _identity(load_tokenizer(folder / "model" / "tokenizer")):
+        raise UserError(
+            f"init_from: the model in {folder} was trained on latents of another tokenizer than "
+            f"those in {shards}: prepare the clips with its own, {folder / 'model' / 'tokenizer'}."
+        )
+
+
+def _identity(tokenizer: Tokenizer) -> tuple:
+    """Equal for tokenizers whose latents mean the same."""
+    strides = tokenizer.temporal_stride, tokenizer.spatial_stride, tokenizer.channels
+    # A published network is the same in any dtype; a fitted one is known by its arrays.
+    detail = fingerprint(tokenizer) if is_fitted(tokenizer.kind) else tokenizer.scale
+    return tokenizer.kind, *strides, detail
+
+
+# Text encoder
+
+
+def make_text_encoder(
+    text: TextConfig, data: DataConfig, init_from: str, *, dtype: str
+) -> TextEncoder:
+    """The text encoder of the prepared clips, of the config, or of the model to start from.
+
+    Args:
+        init_from: the model to start from; "" for none.
+        dtype: an opened network computes in it.
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    folder = prepared_with(data)
+    if folder is not None and (folder / "model" / "text_encoder").is_dir():
+        return _saved("text encoder", load_text_encoder, folder)
+    if text.kind in FILELESS_TEXT_ENCODERS:
+        return FILELESS_TEXT_ENCODERS[text.kind](text.tokens, text.width)
+    if init_from and not text.path:
+        return _saved("text encoder", load_text_encoder, run_folder(init_from))
+    return open_text_encoder(
+        f"{text.kind}:{text.path}",
+        tokens=text.tokens,
+        padding_side=text.padding_side,
+        dtype=dtype,
+        system_text_file=text.system_text_file or None,
+    )
+
+
+def _saved(what: str, load: Callable[[Path], _Part], folder: Path) -> _Part:
+    """What a run's folder or one of prepared clips keeps under DIR/model."""
+    log.info("%s: the one of %s", what, folder)
+    return load(folder / "model" / what.replace(" ", "_"))

@@ -1,132 +1,90 @@
-"""Sections of a config as frozen dataclasses that check themselves: clips, tokenizer, text
-encoder."""
+"""The sections of a config that concern a run's surroundings: tokenizer, text encoder, evaluation.
+
+`DataConfig` stands in `experiment.data_sources`, beside the kinds of data that it is for.
+"""
 
 import dataclasses
-import re
-from typing import Any
+from typing import Literal
 
-from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+from videomar_jax.checks import Count, Fraction, Positive, check_fields, one_of
+from videomar_jax.experiment.data_sources import DataConfig
+from videomar_jax.text_encoders.base import TEXT_ENCODERS
+from videomar_jax.tokenizers.base import TOKENIZERS
 
-
-def one_of(name: str, value: Any, choices: tuple) -> None:
-    """Raises a ValueError for a value that is none of these."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it may be one of {', '.join(map(repr, choices))}.")
-
-
-def at_least_one(section: str, config: Any, *fields: str) -> None:
-    """Raises a ValueError for the first of these fields that is less."""
-    for field in fields:
-        if getattr(config, field) < 1:
-            raise ValueError(f"{section}.{field} must be at least 1, not {getattr(config, field)}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where clips come from."""
-
-    kind: str
-    path: str
-    captions: str
-    fps: float
-    holdout: float
-    split: str
-    held_out: str
-    video_key: str
-    caption_key: str
-    data_dir: str
-    length: int
-    threads: int
-
-    def __post_init__(self):
-        one_of("data.kind", self.kind, ("shapes", "videos", "shards", "tfds"))
-        at_least_one("data", self, "length")
-        wanted = {
-            "videos": "the folder of clips",
-            "shards": "the folder of prepared clips",
-            "tfds": "the dataset",
-        }
-        if self.kind in wanted and not self.path:
-            place = "NAME" if self.kind == "tfds" else "DIR"
-            raise ValueError(
-                f"data.kind is {self.kind!r}: name {wanted[self.kind]} with --config.data.path={place}."
-            )
-        if not 0 < self.holdout < 1:
-            raise ValueError(
-                f"data.holdout must lie between 0 and 1, not {self.holdout}: it is what is measured on."
-            )
-        if self.kind == "tfds" and not self.held_out and "[" in self.split:
-            raise ValueError(
-                f"data.split {self.split!r} is a part of a split already: name the part to measure on with "
-                f"--config.data.held_out=SPLIT."
-            )
-
-    def tfds_split(self, split: str) -> str:
-        """The TFDS split for "train" or "test": what `held_out` names, or the last `holdout` of
-        `split`, of each of its parts where it is a sum."""
-        if self.held_out:
-            return self.split if split == "train" else self.held_out
-        first = min(max(round(100 * (1 - self.holdout)), 1), 99)
-        part = f"[:{first}%]" if split == "train" else f"[{first}%:]"
-        return "+".join(name.strip() + part for name in self.split.split("+"))
+__all__ = ["DataConfig", "EvaluationConfig", "TextConfig", "TokenizerConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Video to latents."""
+    """Video to latents. Prepared clips come with the tokenizer that made them.
 
-    kind: str
-    path: str
-    scale: float
-    patch: int
-    temporal_stride: int
-    channels: int
-    patches: str
-    whitening: float
-    fit_clips: int
+    Raises:
+        UserError: a value outside its range, by name.
+    """
+
+    kind: str = "pca"
+    """pca is fitted on the training clips; cosmos is a published network."""
+    path: str = ""
+    """cosmos: file, folder or Hugging Face repo id, or RELEASE@ followed by one of these."""
+    scale: Positive = 0.5
+    """cosmos: factor on its latents; the default is VideoMAR's."""
+    patch: Count = 4
+    """pca: pixels along each side of the square that becomes one latent pixel."""
+    temporal_stride: Count = 2
+    """pca: pixel frames of a latent frame; the first latent frame holds a single one."""
+    channels: Count = 16
+    """pca: values of a latent pixel."""
+    patches: Literal["plain", "haar"] = "plain"
+    """pca: what is fitted, plain pixels or their wavelet coefficients."""
+    whitening: Fraction = 0.5
+    """pca: 0 keeps the scale of the components, 1 gives every channel unit variance."""
+    fit_clips: Count = 400
+    """pca: training clips that it is fitted on."""
 
     def __post_init__(self):
-        one_of("tokenizer.kind", self.kind, ("pca", "cosmos"))
-        if not self.scale > 0:
-            raise ValueError(f"tokenizer.scale must be positive, not {self.scale}.")
-        at_least_one("tokenizer", self, "patch", "temporal_stride", "channels", "fit_clips")
-
-    def strides(self) -> tuple[int, int] | None:
-        """(temporal, spatial) stride, where they are known before the tokenizer is opened."""
-        if self.kind == "pca":
-            return self.temporal_stride, self.patch
-        release, _, place = self.path.rpartition("@")
-        found = re.search(r"CV\d+x\d+x\d+", release or place)
-        config = CosmosConfig.release(found[0]) if found else None
-        return (config.temporal_stride, config.spatial_stride) if config else None
+        check_fields("tokenizer", self)
+        one_of("tokenizer.kind", self.kind, TOKENIZERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Captions to features."""
+    """Captions to features.
 
-    kind: str
-    path: str
-    system_text_file: str
-    padding_side: str
-    tokens: int
-    width: int
+    Raises:
+        UserError: a value outside its range, by name.
+    """
+
+    kind: str = "hashed"
+    """hashed gives each word a fixed random vector and needs no files; qwen2 is a language
+    model."""
+    path: str = ""
+    """qwen2: folder or Hugging Face repo id."""
+    system_text_file: str = ""
+    """qwen2: a file with the text that stands in front of every caption."""
+    padding_side: Literal["right", "left"] = "right"
+    """qwen2: where captions are padded."""
+    tokens: Count = 8
+    """Length that captions are padded or cut to; must equal model.text_tokens."""
+    width: Count = 64
+    """hashed: values of a token; must equal model.text_width."""
 
     def __post_init__(self):
-        one_of("text.kind", self.kind, ("hashed", "qwen2"))
-        at_least_one("text", self, "tokens", "width")
+        check_fields("text", self)
+        one_of("text.kind", self.kind, TEXT_ENCODERS)
 
 
-def check_named(
-    data: DataConfig, tokenizer: TokenizerConfig, text: TextConfig, init_from: str
-) -> None:
-    """Raises a ValueError for a tokenizer or text encoder that neither the config nor another model
-    names."""
-    if init_from or data.kind == "shards":
-        return
-    if tokenizer.kind == "cosmos" and not tokenizer.path:
-        raise ValueError(
-            "tokenizer.kind is 'cosmos': name its weights with --config.tokenizer.path=PLACE."
-        )
-    if text.kind == "qwen2" and not text.path:
-        raise ValueError("text.kind is 'qwen2': name its folder with --config.text.path=PLACE.")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured when training ends.
+
+    Raises:
+        UserError: a value outside its range, by name.
+    """
+
+    clips: Count = 64
+    """Held-out clips that are generated anew and scored."""
+    batch_size: Count = 16
+    """Clips generated at a time, in previews too."""
+
+    def __post_init__(self):
+        check_fields("evaluation", self)

@@ -1,0 +1,283 @@
+"""Where clips come from: the settings `config.data`, and the kinds of data there are.
+
+    shapes    moving shapes, drawn on demand
+    videos    a folder of video files
+    shards    a folder of prepared clips, with the tokenizer and text encoder they were made with
+    tfds      a TFDS dataset by name
+
+To add a kind, write a `ClipSource` in videomar_jax/data/ and register a `DataKind` here, with its
+settings in `DataConfig`. There is no other list of kinds.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import jax
+import numpy as np
+
+from videomar_jax.checks import Count, Natural, Positive, Range, UserError, check_fields, one_of
+from videomar_jax.data.shapes import Shapes
+from videomar_jax.data.shards import MANIFEST, LatentShards, read_manifest
+from videomar_jax.data.sources import ClipShape, ClipSource, Decoded, Subset, clips_for
+from videomar_jax.data.tfds_clips import TFDSClips
+from videomar_jax.data.videos import VideoFolder
+from videomar_jax.evaluation.report import Case
+from videomar_jax.experiment.cases import CaseSettings, footage_cases, shape_cases
+from videomar_jax.tokenizers import load_tokenizer, to_video
+
+_Kind = TypeVar("_Kind", bound="type[DataKind]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceRequest:
+    """What a run asks of its clips, besides the settings.
+
+    split: "train" or "test"; of shapes also "unseen".
+    seed: of the run.
+    min_frames: shorter videos of a folder are left out.
+    shortest: frames of the shortest training clip and of a test clip; a folder's video is not cut
+        into shorter parts.
+    drawn: how many clips of splits other than "train" are drawn on demand.
+    """
+
+    split: str
+    seed: int
+    min_frames: int
+    shortest: tuple[int, int]
+    drawn: int
+
+
+class DataKind:
+    """One kind of data, as a run sees it; what is not overridden suits a folder of videos."""
+
+    description: str
+    """One line for the documentation of `data.kind`."""
+    path_meaning: str = ""
+    """What `data.path` names, such as "the folder of clips"; "" where no path is needed."""
+    path_placeholder: str = "DIR"
+    """Stands for the path in messages."""
+
+    def check(self, config: "DataConfig") -> None:
+        """Raises a UserError for settings that this kind cannot work with."""
+        if self.path_meaning and not config.path:
+            raise UserError(
+                f"data.kind is {config.kind!r}: name {self.path_meaning} with "
+                f"--config.data.path={self.path_placeholder}."
+            )
+
+    def open(self, config: "DataConfig", request: SourceRequest) -> ClipSource:
+        """The clips of `request.split`. Errors as the source's own."""
+        raise NotImplementedError
+
+    def open_held_out(
+        self, config: "DataConfig", request: SourceRequest, shape: ClipShape
+    ) -> ClipSource:
+        """Clips of the split "test", all of which have a `video` of this shape.
+
+        Raises:
+            UserError: there are none.
+        """
+        return self.open(config, request)
+
+    def prepared_with(self, config: "DataConfig") -> Path | None:
+        """The folder whose model/tokenizer made these clips, if they come as latents."""
+        return None
+
+    def prepared_strides(self, config: "DataConfig") -> tuple[int, int] | None:
+        """(temporal, spatial) stride of the latents, if the clips come as such and say so."""
+        return None
+
+    def cases(self, held_out: ClipSource, settings: CaseSettings) -> Sequence[Case]:
+        """What is generated and scored at the end of a run; the first case is "held_out"."""
+        return footage_cases(held_out, settings)
+
+
+DATA_KINDS: dict[str, DataKind] = {}
+"""The kinds of data by the name in `data.kind`; filled by `register`."""
+
+
+def register(name: str) -> Callable[[_Kind], _Kind]:
+    """Class decorator: `data.kind=name` is of this kind."""
+
+    def add(kind: _Kind) -> _Kind:
+        DATA_KINDS[name] = kind()
+        return kind
+
+    return add
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where clips come from.
+
+    Raises:
+        UserError: a value outside its range, or one that this kind of data lacks, by name.
+    """
+
+    kind: str = "shapes"
+    """The kind of data."""
+    path: str = ""
+    """videos, shards: the folder; tfds: the dataset's name, or the folder of a prepared one."""
+    captions: str = ""
+    """videos: a table of captions (.csv or .jsonl); empty: one among the videos, if any."""
+    fps: Positive = 12.0
+    """videos: frames per second that clips are resampled to; tfds: those that they have."""
+    holdout: Annotated[float, Range(low=0, high=1, low_open=True, high_open=True)] = 0.2
+    """videos: the last share of each clip, which training never sees, or the share of the clips
+    where they are too short to be cut; tfds: the last share of the split."""
+    split: str = "train"
+    """tfds: the split to train on."""
+    held_out: str = ""
+    """tfds: the split to measure on; empty: the last `holdout` of the other one."""
+    video_key: str = "video"
+    """tfds: the feature that holds the frames, "a/b" for a nested one."""
+    caption_key: str = "caption"
+    """tfds: the feature that holds a text or a class; empty for none."""
+    data_dir: str = ""
+    """tfds: where datasets are stored; empty: where TFDS looks by itself."""
+    length: Count = 100_000
+    """shapes: distinct training clips."""
+    threads: Natural = 2
+    """Threads that read clips; 0: none beside the one that asks."""
+
+    def __post_init__(self):
+        check_fields("data", self)
+        one_of("data.kind", self.kind, DATA_KINDS)
+        DATA_KINDS[self.kind].check(self)
+
+
+# The kinds
+
+
+@register("shapes")
+class _Shapes(DataKind):
+    description = "captioned moving shapes, drawn on demand"
+
+    def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
+        is_train = request.split == "train"
+        return Shapes(
+            seed=request.seed,
+            length=config.length if is_train else request.drawn,
+            split=request.split,
+            bounce=is_train,
+        )
+
+    def cases(self, held_out: ClipSource, settings: CaseSettings) -> Sequence[Case]:
+        return shape_cases(held_out, settings)
+
+
+@register("videos")
+class _Videos(DataKind):
+    description = "a folder of video files"
+    path_meaning = "the folder of clips"
+
+    def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
+        return VideoFolder(
+            config.path,
+            captions=config.captions or None,
+            fps=float(config.fps),
+            split=request.split,
+            holdout=config.holdout,
+            min_frames=request.min_frames,
+            shortest=request.shortest,
+        )
+
+
+@register("shards")
+class _Shards(DataKind):
+    description = "a folder of clips made by `videomar_jax.prepare`, with their tokenizer"
+    path_meaning = "the folder of prepared clips"
+
+    def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
+        return LatentShards(config.path, split=request.split)
+
+    def open_held_out(
+        self, config: DataConfig, request: SourceRequest, shape: ClipShape
+    ) -> ClipSource:
+        latents = _clips_that_fit(self.open(config, request), config, shape, "prepare some")
+        return Decoded(latents, _decoder(config.path))
+
+    def prepared_with(self, config: DataConfig) -> Path | None:
+        return Path(config.path)
+
+    def prepared_strides(self, config: DataConfig) -> tuple[int, int] | None:
+        # What is wrong with an incomplete folder is reported when its clips are opened.
+        if not (Path(config.path) / MANIFEST).is_file():
+            return None
+        tokenizer = read_manifest(Path(config.path))["tokenizer"]
+        if not {"temporal_stride", "spatial_stride"} <= set(tokenizer):
+            return None
+        return int(tokenizer["temporal_stride"]), int(tokenizer["spatial_stride"])
+
+
+@register("tfds")
+class _TFDS(DataKind):
+    description = "a TensorFlow Dataset by name"
+    path_meaning = "the dataset"
+    path_placeholder = "NAME"
+
+    def check(self, config: DataConfig) -> None:
+        super().check(config)
+        if not config.held_out and "[" in config.split:
+            raise UserError(
+                f"data.split {config.split!r} is a part of a split already: name the part to "
+                "measure on with --config.data.held_out=SPLIT."
+            )
+
+    def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
+        return TFDSClips(
+            config.path,
+            split=tfds_split(config, request.split),
+            video_key=config.video_key,
+            caption_key=config.caption_key,
+            data_dir=config.data_dir or None,
+            fps=float(config.fps),
+            random=request.split == "train",
+        )
+
+    def open_held_out(
+        self, config: DataConfig, request: SourceRequest, shape: ClipShape
+    ) -> ClipSource:
+        way_out = "name another split with --config.data.held_out=SPLIT"
+        return _clips_that_fit(self.open(config, request), config, shape, way_out)
+
+
+def tfds_split(config: DataConfig, split: str) -> str:
+    """The TFDS split for "train" or "test".
+
+    The clips to measure on are those of `held_out`, or else the last `holdout` of `split`: of each
+    of its parts, where it is a sum ("train+validation").
+    """
+    if config.held_out:
+        return config.split if split == "train" else config.held_out
+    percent = min(max(round(100 * (1 - config.holdout)), 1), 99)
+    part = f"[:{percent}%]" if split == "train" else f"[{percent}%:]"
+    return "+".join(name.strip() + part for name in config.split.split("+"))
+
+
+def _clips_that_fit(
+    source: ClipSource, config: DataConfig, shape: ClipShape, way_out: str
+) -> ClipSource:
+    clips = clips_for(source, shape, ((shape.height, shape.width),))
+    if not len(clips):
+        raise UserError(
+            f"{config.path} holds no test clips of {shape.num_frames} frames or more at "
+            f"{shape.height}x{shape.width}, which the last stage is measured on; {way_out}, or "
+            "change the stage."
+        )
+    return Subset(source, clips)
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(path: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Latents [T, h, w, C] to uint8 video [F, Hp, Wp, 3], with the tokenizer of prepared clips."""
+    tokenizer = load_tokenizer(Path(path) / "model" / "tokenizer")
+    decode = jax.jit(lambda tokenizer, latents: to_video(tokenizer.decode(latents)))
+
+    def decoded(latents: np.ndarray) -> np.ndarray:
+        return np.asarray(decode(tokenizer, np.asarray(latents[None], np.float32))[0])
+
+    return decoded

@@ -1,0 +1,125 @@
+"""The folder of a run: whose it is, and on which clips it trains.
+
+    WORKDIR/config.json    the config that the run was started with; a run of another config is
+                           refused
+    WORKDIR/data.json      a digest of the clips it trains on, which must stay the same
+
+A folder becomes the run's only when everything else has been checked, so that a command that cannot
+start leaves it to the corrected one.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from videomar_jax.checks import UserError
+from videomar_jax.data.sources import ClipSource, digest_of
+from videomar_jax.io.files import atomic_write
+from videomar_jax.io.migration import current_config
+
+CONFIG, DATA = "config.json", "data.json"
+
+MAY_CHANGE = (
+    "run",
+    "mesh",
+    "evaluation",
+    "sampling",
+    "data.threads",
+    "tokenizer.path",
+    "text.path",
+    "init_from",
+)
+"""Sections and keys that may differ between two starts of a run: they do not affect the parameters,
+or no longer do."""
+
+_NAMED = 5
+"""Differing keys that a message names."""
+
+
+def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes sure that a run with this config may start or continue in `workdir`; writes nothing.
+
+    Names and values of earlier versions in config.json count as today's.
+
+    Raises:
+        UserError: the folder holds another config's run (the differing keys are named), or
+            something that is no run.
+    """
+    file = workdir / CONFIG
+    if not file.exists():
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+            raise UserError(
+                f"{workdir} is not empty and holds no run; choose an empty or new --workdir."
+            )
+        return
+    try:
+        before = flatten(current_config(json.loads(file.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        raise UserError(f"{file} is broken ({error}); choose another --workdir.") from error
+    # Through JSON and the same table, so that tuples and lists, old and new names are equal.
+    now = flatten(current_config(json.loads(json.dumps(config))))
+    differing = []
+    for key in sorted(before | now):
+        may_change = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
+        if before.get(key) != now.get(key) and not may_change:
+            differing.append(f"{key} ({before.get(key)!r} there, {now.get(key)!r} here)")
+    if differing:
+        more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+        raise UserError(
+            f"{workdir} holds a run of another config; it differs in "
+            f"{', '.join(differing[:_NAMED])}{more}. Choose another --workdir, or use the config "
+            "of that run to continue it."
+        )
+
+
+def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the folder of the run with this config."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(workdir / CONFIG, config)
+
+
+def check_same_clips(workdir: Path, source: ClipSource) -> None:
+    """Makes sure that the run in `workdir` was trained on these clips so far.
+
+    Raises:
+        UserError: it was trained on others, whose order would be another.
+    """
+    file = workdir / DATA
+    if not file.exists():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is broken ({error!r}); delete it to continue with the clips there are."
+        ) from error
+    if before != digest_of(source):
+        raise UserError(
+            f"The clips to train on are not those that the run in {workdir} started with, and "
+            f"would come in another order. Put them back as they were, or delete {file} to "
+            "continue with those there are."
+        )
+
+
+def write_clips(workdir: Path, source: ClipSource) -> None:
+    """Records which clips the run in `workdir` trains on, for `check_same_clips`."""
+    _write_json(workdir / DATA, {"clips": len(source), "digest": digest_of(source)})
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as {"a.b": value, "a.0": value}."""
+    if isinstance(values, Mapping):
+        items = list(values.items())
+    elif isinstance(values, list):
+        items = list(enumerate(values))
+    else:
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    atomic_write(file, json.dumps(values, indent=2) + "\n")
