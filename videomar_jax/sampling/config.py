@@ -1,24 +1,58 @@
-"""How a video is drawn: one frozen dataclass that checks itself, and presets as named changes of
-it."""
+"""How a video is drawn: one frozen dataclass that checks itself, and presets as changes of it."""
 
 import dataclasses
-import math
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-_HEAD_STEPS = re.compile(r"(ddim)?\d+|\d+(,\d+)+|\d+-\d+|")
-_CHOICES = {
-    "head_solver": ("euler", "heun"),
-    "guidance_schedule": ("linear", "constant"),
-    "temperature_law": ("constant", "paper", "linear"),
-    "token_dtype": ("float32", "bfloat16"),
-    "dtype": ("model", "float32", "bfloat16"),
-    "head_dtype": ("model", "float32", "bfloat16"),
-    "first_frame_position": ("absolute", "shifted"),
-    "spatial_rope_scaling": ("none", "interpolate", "ntk"),
-    "temporal_rope_scaling": ("none", "interpolate", "ntk"),
-}
+from videomar_jax.checks import (
+    Count,
+    NonNegative,
+    UserError,
+    check_fields,
+    did_you_mean,
+)
+
+RopeScaling = Literal["none", "interpolate", "ntk"]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadSteps:
+    """The steps of the diffusion head, read from the text of `SamplingConfig.head_steps`."""
+
+    steps: str
+    """What the process takes: "N", and with a ddpm head "ddimN", "N,N,…" or "" (all its steps)."""
+    falling_to: int | None = None
+    """For "A-B": B, the head steps of the last reveal step; `steps` is those of the first."""
+
+    @classmethod
+    def parse(cls, text: str) -> "HeadSteps":
+        """Reads "100", "ddim50", "10,10,20", "50-10" or "".
+
+        Raises:
+            UserError: a text of another form, or a number of steps that is 0.
+        """
+        text = text.strip()
+        if not re.fullmatch(r"(ddim)?\d+|\d+(,\d+)+|\d+-\d+|", text):
+            raise UserError(
+                f"sampling.head_steps is {text!r}; use a number, 'ddimN' or 'N,N,…' (ddpm), or "
+                "'A-B' to go from A to B steps as tokens appear."
+            )
+        if 0 in map(int, re.findall(r"\d+", text)):
+            raise UserError(f"sampling.head_steps must be at least 1, not {text!r}.")
+        first, dash, last = text.partition("-")
+        return cls(first, int(last) if dash else None)
+
+    def __str__(self) -> str:
+        return self.steps if self.falling_to is None else f"{self.steps}-{self.falling_to}"
+
+    def most(self, all_steps: int = 1000) -> int:
+        """Head steps of a token at most; "" are all the steps of the process."""
+        numbers = [int(number) for number in re.findall(r"\d+", self.steps)]
+        if self.falling_to is not None:
+            numbers = [max(*numbers, self.falling_to)]
+        return sum(numbers) if numbers else all_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,90 +60,83 @@ class SamplingConfig:
     """How a video is drawn. The defaults are the paper's.
 
     Raises:
-        ValueError: a value that makes no sense, by name.
+        UserError: a value of another type or outside its range, by name.
     """
 
-    # Reveal steps and the head's diffusion
-    steps: int = 64  # reveal steps of a frame
-    head_steps: str = "100"  # of the head: "N", for ddpm also "ddimN" or "N,N,…"; "A-B": from A to B as tokens appear
-    head_solver: Literal["euler", "heun"] = (
-        "euler"  # of the flow head; heun evaluates it twice a step
-    )
-    guidance: float = 3.0
+    # Reveal steps, and the diffusion of the head
+
+    steps: Count = 64
+    """Reveal steps of a frame, each one pass of the transformer; fewer is faster."""
+    head_steps: str = "100"
+    """Diffusion steps of a token: "N"; "A-B" goes from A to B as tokens appear; a ddpm head also
+    takes "ddimN" and "N,N,…" (steps of each section)."""
+    head_solver: Literal["euler", "heun"] = "euler"
+    """Solver of a flow head; heun evaluates the head twice a step."""
+    guidance: NonNegative = 3.0
+    """Strength of classifier-free guidance; 1 turns it off, which halves the work."""
     guidance_schedule: Literal["linear", "constant"] = "linear"
-    guidance_interval: Sequence[float] = (
-        0.0,
-        1.0,
-    )  # share of the reveal steps, from and to, that are guided
-    temperature: float = 1.0
+    """Guidance grows from 1 as tokens appear, or is the same in every reveal step."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """From,to: share of the reveal steps that is guided, such as 0.25,1; the rest costs half."""
+    temperature: NonNegative = 1.0
+    """Scale of the noise; below 1 gives calmer, less varied videos, 0 turns it off."""
     temperature_law: Literal["constant", "paper", "linear"] = "constant"
-    latent_clip: float = (
-        2.0  # largest latent value, from the second generated frame on; 0 leaves tokens as drawn
-    )
-    clip_first: bool = False  # clip the first generated frame as well
+    """Temperature over the frames: the same; 0.9 + 10^-(frame + 1); or falling from 0.95 to 0.9.
+    The two last are scaled by temperature."""
+    latent_clip: NonNegative = 2.0
+    """Largest latent value, from the second generated frame on; 0 turns it off: tokens are left as
+    drawn."""
+    clip_first: bool = False
+    """Clip the first generated frame as well."""
+
     # Precision
-    token_dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # drawn tokens are rounded to it; published: bfloat16
-    )
-    dtype: Literal["model", "float32", "bfloat16"] = "model"  # matmuls of the transformer
-    head_dtype: Literal["model", "float32", "bfloat16"] = (
-        "float32"  # matmuls of the head; diffusion is float32 anyway
-    )
+
+    token_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Drawn tokens are rounded to it; the published sampler rounds to bfloat16."""
+    dtype: Literal["model", "float32", "bfloat16"] = "model"
+    """Matrix products of the transformer; model: as it was trained."""
+    head_dtype: Literal["model", "float32", "bfloat16"] = "float32"
+    """Matrix products of the diffusion head; the diffusion itself is always float32."""
+
     # Longer and larger than training
-    window: int | None = None  # finished frames that are kept and seen; None: all
-    keep_first: bool = True  # with a window: frame 0 is one of them, for good
-    first_frame_position: Literal["absolute", "shifted"] = (
-        "shifted"  # of a kept frame 0: as it is, or next to the window
-    )
-    spatial_rope_scaling: Literal["none", "interpolate", "ntk"] = (
-        "none"  # of rows and columns beyond the trained grid
-    )
-    temporal_rope_scaling: Literal["none", "interpolate", "ntk"] = (
-        "none"  # of frames beyond the trained length
-    )
+
+    window: Count | None = None
+    """Earlier latent frames that are kept and seen; None keeps all of them."""
+    keep_first: bool = True
+    """With a window: frame 0 is always one of the kept frames."""
+    first_frame_position: Literal["absolute", "shifted"] = "shifted"
+    """Where a kept frame 0 stands in time: at its own number, or right behind the window."""
+    spatial_rope_scaling: RopeScaling = "none"
+    """How rows and columns beyond the trained grid are folded back into it."""
+    temporal_rope_scaling: RopeScaling = "none"
+    """How frame numbers beyond the trained length are folded back into it."""
 
     def __post_init__(self):
-        object.__setattr__(
-            self, "guidance_interval", tuple(float(x) for x in self.guidance_interval)
-        )
-        for field, choices in _CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"sampling.{field} is {getattr(self, field)!r}; it may be one of {choices}."
-                )
-        if self.steps < 1:
-            raise ValueError(f"sampling.steps must be at least 1, not {self.steps}.")
-        self._check_head_steps()
-        for field, off in (("guidance", 1), ("temperature", 0), ("latent_clip", 0)):
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(
-                    f"sampling.{field} must not be negative, but is {value}; {off} turns it off."
-                )
-        interval = self.guidance_interval
-        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-            raise ValueError(
-                f"sampling.guidance_interval must rise within 0..1, such as (0.1, 0.8), not {interval}."
+        # What JSON, flags and configs write: lists for tuples, a number for its text.
+        if isinstance(self.guidance_interval, Sequence):
+            object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
+        if type(self.head_steps) in (int, str):
+            object.__setattr__(self, "head_steps", str(self.head_steps).strip())
+        check_fields("sampling", self)
+        HeadSteps.parse(self.head_steps)
+        first, last = self.guidance_interval
+        if not 0 <= first < last <= 1:
+            raise UserError(
+                "sampling.guidance_interval must rise within 0..1, such as (0.1, 0.8), not "
+                f"{self.guidance_interval}."
             )
-        if self.window is not None and self.window < 1 + self.keep_first:
-            raise ValueError(
-                f"sampling.window must be at least {1 + self.keep_first}"
-                + (" when frame 0 is kept" if self.keep_first else "")
-                + f", not {self.window}; leave it out to keep all frames."
+        least = 2 if self.keep_first else 1
+        if self.window is not None and self.window < least:
+            reason = " when frame 0 is kept" if self.keep_first else ""
+            raise UserError(
+                f"sampling.window must be at least {least}{reason}, not {self.window}; leave it "
+                "out to keep all frames."
             )
 
-    def _check_head_steps(self):
-        """The form only; what a process can do with it, `plan_steps` knows."""
-        text = str(self.head_steps).strip()
-        object.__setattr__(self, "head_steps", text)
-        numbers = [int(number) for number in re.findall(r"\d+", text)]
-        if not _HEAD_STEPS.fullmatch(text):
-            raise ValueError(
-                f"sampling.head_steps is {text!r}; use a number, 'ddimN' or 'N,N,…' (ddpm), or 'A-B' to go from A to B "
-                f"steps as tokens appear."
-            )
-        if 0 in numbers:
-            raise ValueError(f"sampling.head_steps must be at least 1, not {text!r}.")
+    @functools.cached_property
+    def parsed_head_steps(self) -> HeadSteps:
+        """`head_steps` as a record."""
+        return HeadSteps.parse(self.head_steps)
 
     @property
     def guided(self) -> bool:
@@ -135,25 +162,27 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def with_preset(config: SamplingConfig, name: str, head: str) -> SamplingConfig:
-    """The config with the preset's changes for a head of this kind, "ddpm" or "flow". Where
-    "balanced" and "fast" ask for more steps than the model samples with by itself, its own number
-    stays.
+    """The config with the changes of a preset.
 
+    Where "balanced" and "fast" ask for more steps than the model samples with by itself, its own
+    number stays.
+
+    Args:
+        name: one of `PRESETS`.
+        head: kind of the diffusion head, "ddpm" or "flow".
     Raises:
-        ValueError: there is no preset of this name.
+        UserError: there is no preset of this name.
     """
     if name not in PRESETS:
-        raise ValueError(f"There is no sampling preset {name!r}; there are {', '.join(PRESETS)}.")
+        hint = did_you_mean(name, PRESETS)
+        raise UserError(f"There is no sampling preset {name!r}; there are {', '.join(PRESETS)}.{hint}")
     changes = dict(PRESETS[name][head])
     if name != "quality":
         changes["steps"] = min(config.steps, changes["steps"])
-        changes["head_steps"] = min(changes["head_steps"], config.head_steps, key=_most_steps)
-        if changes["steps"] == 1:  # which is either guided or not
+        preset_steps = HeadSteps.parse(changes["head_steps"])
+        if config.parsed_head_steps.most() < preset_steps.most():
+            changes["head_steps"] = config.head_steps
+        if changes["steps"] == 1:
+            # A single reveal step is either guided or not.
             del changes["guidance_interval"]
     return dataclasses.replace(config, **changes)
-
-
-def _most_steps(head_steps: str) -> int:
-    """Head steps of a token at most."""
-    numbers = [int(number) for number in re.findall(r"\d+", head_steps)]
-    return (sum(numbers) if "," in head_steps else max(numbers)) if numbers else 1000

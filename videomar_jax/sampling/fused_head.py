@@ -1,14 +1,12 @@
-"""Drawing tokens: the head's diffusion run backwards, given z.
+"""The diffusion head in fewer and larger products: the same numbers as `models.diffusion_head`.
 
-`draw_tokens` is the method as it is told. `draw_tokens_fast` gives the same numbers in fewer and
-larger products. In the head (`models.diffusion_head`) the modulations depend on the time and z
-alone, never on the noisy token:
+The modulations of the head's layers depend on the time and on z alone, never on the noisy token:
 
-    y_j = SiLU(time_mlp(t_j) + cond_embed(z)),    (shift, scale, gate)_j = linear(y_j)
+    y_j = SiLU( time_mlp(t_j) + cond_embed(z) ),    (shift, scale, gate)_j = linear(y_j)
 
-so they are computed for `chunk` steps at once, outside the sequential loop, with one product for
-all layers. What stays inside are two products a layer. Kernels lie transposed, which XLA multiplies
-faster when there are few rows.
+so they are computed for a chunk of head steps at once, ahead of the sequential loop over steps,
+with one product for all layers. What stays inside the loop are two products a layer. Kernels lie
+transposed, which XLA multiplies faster when there are few rows.
 """
 
 from typing import NamedTuple
@@ -26,41 +24,8 @@ from videomar_jax.diffusion.solver import (
 )
 from videomar_jax.models.diffusion_head import DiffusionHead
 from videomar_jax.models.layers import Linear
-from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.sampling.speed import ceil_div
 from videomar_jax.types import Array, Float, Int
-
-
-def draw_tokens(
-    model: VideoMAR,
-    z: Float[Array, "G k D"],
-    noise: Float[Array, "B k P"],
-    step_noise: Float[Array, "N B k P"],
-    steps: Timesteps,
-    guidance: Array,
-    temperature: Array,
-) -> Float[Array, "B k P"]:
-    """Draws tokens given z by running the head's diffusion backwards; with guidance z has 2B rows,
-    text first.
-
-    `steps` is one row of a `SolverPlan`, [N] each.
-    """
-    process, batch = model.process, len(noise)
-    condition = model.head.condition(z)
-    guided = len(z) == 2 * batch
-
-    def head_step(state, step):
-        now, injected = step
-        rows = jnp.concatenate([state.x, state.x]) if guided else state.x
-        output = model.head.denoise(rows, now.time, condition)
-        return solver_step(process, state, output, now, injected, guidance, temperature), None
-
-    injected = step_noise if process.stochastic else None
-    start = init_state(process, noise, temperature)
-    with jax.named_scope("diffusion_head"):
-        return jax.lax.scan(head_step, start, (steps, injected))[0].x
-
-
-# ---------------------------------------------------------------- the fast way
 
 
 class Dense(NamedTuple):
@@ -71,6 +36,7 @@ class Dense(NamedTuple):
 
     def __call__(self, x: Float[Array, "*rows in"]) -> Float[Array, "*rows out"]:
         x = x.astype(self.kernel.dtype)
+        # XLA on a CPU has a fast product for matrices, and none for more axes.
         flat = x.reshape(-1, x.shape[-1]) if jax.default_backend() == "cpu" else x
         product = jax.lax.dot_general(flat, self.kernel, (((flat.ndim - 1,), (1,)), ((), ())))
         return product.reshape(*x.shape[:-1], -1) + self.bias
@@ -85,56 +51,51 @@ class HeadLayer(NamedTuple):
     second: Dense
 
 
-class FastHead(NamedTuple):
-    """The head's weights as `draw_tokens_fast` wants them."""
+class FusedHead(NamedTuple):
+    """The head's weights as `draw_tokens_fused` takes them."""
 
     condition: Dense
-    modulation: Dense  # of all layers, then of the output
+    modulation: Dense
+    """Of all layers (shift, scale, gate each), then of the output (shift, scale)."""
     inputs: Dense
     layers: tuple[HeadLayer, ...]
     output: Dense
 
 
-def fast_head(head: DiffusionHead) -> FastHead:
-    """Prepares the head once for a whole video."""
-    layers = [
-        jax.tree.map(lambda leaf, i=i: leaf[i], head.blocks)
-        for i in range(head.blocks.norm.scale.shape[0])
-    ]
-    parts = [layer.modulation for layer in layers] + [head.final_modulation]
+def fuse_head(head: DiffusionHead) -> FusedHead:
+    """Rearranges the head's weights, once for a whole video."""
     dtype = head.input_proj.dtype
 
     def dense(*linears: Linear) -> Dense:
         kernel = jnp.concatenate([linear.kernel[...].T for linear in linears])
-        return Dense(
-            kernel.astype(dtype),
-            jnp.concatenate([linear.bias[...] for linear in linears]).astype(dtype),
-        )
+        bias = jnp.concatenate([linear.bias[...] for linear in linears])
+        return Dense(kernel.astype(dtype), bias.astype(dtype))
 
-    return FastHead(
+    depth = head.blocks.norm.scale.shape[0]
+    blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], head.blocks) for i in range(depth)]
+    layers = []
+    for block in blocks:
+        norm = block.norm
+        layers.append(
+            HeadLayer(norm.scale[...], norm.bias[...], dense(block.linear1), dense(block.linear2))
+        )
+    modulations = [block.modulation for block in blocks]
+    return FusedHead(
         condition=dense(head.cond_embed),
-        modulation=dense(*parts),
+        modulation=dense(*modulations, head.final_modulation),
         inputs=dense(head.input_proj),
-        layers=tuple(
-            HeadLayer(b.norm.scale[...], b.norm.bias[...], dense(b.linear1), dense(b.linear2))
-            for b in layers
-        ),
+        layers=tuple(layers),
         output=dense(head.final),
     )
 
 
-def _normalised(u: Float[Array, "R W"]) -> Float[Array, "R W"]:
-    """Layer norm without learned scale, in float32."""
-    u = u.astype(jnp.float32)
-    u = u - jnp.mean(u, axis=-1, keepdims=True)
-    return u * jax.lax.rsqrt(jnp.mean(u**2, axis=-1, keepdims=True) + 1e-6)
-
-
 def denoise(
-    head: FastHead, x: Float[Array, "R P"], modulation: Float[Array, "V M"]
+    head: FusedHead, x: Float[Array, "R P"], modulation: Float[Array, "V M"]
 ) -> Float[Array, "V O"]:
-    """The head's output given its modulations; V is R, or 2R for the rows without text behind those
-    with it."""
+    """The head's output for noisy tokens, given their modulations.
+
+    V is R, or 2R with guidance: rows without text behind those with it, for the same tokens.
+    """
     width = head.condition.bias.shape[0]
     parts = jnp.split(modulation, modulation.shape[-1] // width, axis=-1)
     u = jnp.tile(head.inputs(x), (len(modulation) // len(x), 1))
@@ -146,56 +107,79 @@ def denoise(
     return head.output(_normalised(u) * (1 + scale) + shift)
 
 
-def draw_tokens_fast(
-    head: FastHead,
+def _normalised(u: Float[Array, "R W"]) -> Float[Array, "R W"]:
+    """Layer norm without learned scale, in float32."""
+    u = u.astype(jnp.float32)
+    u = u - jnp.mean(u, axis=-1, keepdims=True)
+    return u * jax.lax.rsqrt(jnp.mean(u**2, axis=-1, keepdims=True) + 1e-6)
+
+
+class HeadSchedule(NamedTuple):
+    """The head steps of one reveal step, cut into chunks that are modulated at once."""
+
+    steps: Timesteps
+    """Arrays [chunks, chunk], embeddings included."""
+    count: Int[Array, ""] | None
+    """Head steps that are not padding; None: all reveal steps take as many."""
+
+
+def cut_chunks(timesteps: SolverPlan, row: Int[Array, ""], chunk: int) -> HeadSchedule:
+    """Row `row` of the timesteps, padded to whole chunks (padding is marked as not active)."""
+    length = ceil_div(evaluations(timesteps), chunk) * chunk
+
+    def chunked(table: Array) -> Array:
+        return table[row].reshape(-1, chunk, *table.shape[2:])
+
+    steps = jax.tree.map(chunked, with_length(timesteps, length).steps)
+    count = timesteps.count[row] if len(timesteps.count) > 1 else None
+    return HeadSchedule(steps, count)
+
+
+def draw_tokens_fused(
+    head: FusedHead,
     process: Process,
     z: Float[Array, "G k D"],
     noise: Float[Array, "B k P"],
     step_noise: Float[Array, "N B k P"],
-    plan: SolverPlan,
-    which: Int[Array, ""],
+    schedule: HeadSchedule,
     guidance: Array,
     temperature: Array,
-    chunk: int,
 ) -> Float[Array, "B k P"]:
-    """`draw_tokens` with row `which` of the plan, whose steps hold the "embedding" of every time as
-    well; `chunk` of them are modulated at once, and a chunk that is padding only is left out."""
+    """`sampling.reference.draw_tokens` with modulations of a chunk of head steps at once."""
     rows = noise.reshape(-1, noise.shape[-1])
     condition = head.condition(z.reshape(-1, z.shape[-1]))
-    length = -(-evaluations(plan) // chunk) * chunk
-    steps = jax.tree.map(
-        lambda x: x[which].reshape(-1, chunk, *x.shape[2:]), with_length(plan, length).steps
-    )
+    chunks, chunk = schedule.steps.time.shape
     injected = None
     if process.stochastic:
-        step_noise = jnp.pad(step_noise, ((0, length - len(step_noise)), *[(0, 0)] * 3))
-        injected = step_noise.reshape(-1, chunk, *rows.shape)
+        padding = chunks * chunk - len(step_noise)
+        injected = jnp.pad(step_noise, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        injected = injected.reshape(-1, chunk, *rows.shape)
 
-    def step(state, inputs):
-        now, injected, modulation = inputs
+    def head_step(state, step):
+        now, injected, modulation = step
         output = denoise(head, state.x, modulation)
         return solver_step(process, state, output, now, injected, guidance, temperature), None
 
-    def advance(state, inputs):
-        now, injected = inputs
-        modulation = head.modulation(jax.nn.silu(now.embedding[:, None] + condition))
-        now = now._replace(embedding=None)
-        return jax.lax.scan(step, state, (now, injected, modulation))[0]
+    def run_chunk(state, chunk):
+        steps, injected = chunk
+        modulation = head.modulation(jax.nn.silu(steps.embedding[:, None] + condition))
+        # The embeddings are used up: the inner loop reads what was made of them.
+        steps = steps._replace(embedding=None)
+        return jax.lax.scan(head_step, state, (steps, injected, modulation))[0]
 
-    start, chunks = init_state(process, rows, temperature), (steps, injected)
+    all_chunks = (schedule.steps, injected)
+    state = init_state(process, rows, temperature)
     with jax.named_scope("diffusion_head"):
-        if len(plan.count) == 1:
-            carry = jax.lax.scan(lambda carry, now: (advance(carry, now), None), start, chunks)[0]
+        if schedule.count is None:
+            state, _ = jax.lax.scan(
+                lambda state, chunk: (run_chunk(state, chunk), None), state, all_chunks
+            )
         else:
-            body = lambda i, carry: advance(carry, jax.tree.map(lambda x: x[i], chunks))
-            carry = jax.lax.fori_loop(0, -(-plan.count[which] // chunk), body, start)
-    return carry.x.reshape(noise.shape)
+            # Chunks that are padding only are left out.
+            used = ceil_div(schedule.count, chunk)
 
+            def body(i, state):
+                return run_chunk(state, jax.tree.map(lambda x: x[i], all_chunks))
 
-def chunk_size(evaluations: int, rows: int, varying: bool) -> int:
-    """How many steps to modulate at once: about 512 rows in a product; fewer where steps may be
-    left out."""
-    most = min(evaluations, max(1, 512 // rows))
-    if varying:
-        most = min(most, max(4, evaluations // 8))
-    return min(range(most, most // 2, -1), key=lambda size: -evaluations % size)
+            state = jax.lax.fori_loop(0, used, body, state)
+    return state.x.reshape(noise.shape)

@@ -1,85 +1,73 @@
-"""Longer and larger than training: a window over finished frames, and positions folded back into
-the trained range.
+"""Positions longer and larger than training, folded back into the trained range.
 
-The window is a ring of L places. Frame f is written to place f mod L, or with `keep_first` frame 0
-to place 0 and the others to 1 + (f - 1) mod (L - 1), over the frame that left the window. A frame
-then sees the L frames before it (or frame 0 and the L - 1 before it), as it would in one pass over
-all frames with a mask of that shape: what a kept frame has taken over from frames that have left
-    stays in its keys and values. Memory and time are the same for frame 10 and
-frame 1000.
+A frame number or a row beyond training turns queries and keys by angles that the model has never
+seen. Two remedies, both by the factor s = asked / trained (`models.rope.PositionScale`):
 
-Keys keep the rotation of their frame number. Scores depend on differences of numbers, so a moving
-window never goes beyond the distances it began with; only a kept frame 0 falls further behind.
-`first_frame_position="shifted"` turns its keys forward as time goes on, so that it stands right behind the
-window.
+    interpolate     position / s (Chen et al. 2023)
+    ntk             base * s^(c / (c - 2)): slow angles are stretched, fast ones kept (bloc97 2023)
+
+Keys in the cache keep the rotation of their frame number. Scores depend on differences of numbers,
+so a moving window never goes beyond the distances it began with; only frame 0, where it is kept,
+falls further behind. `first_frame_position="shifted"` turns its keys forward as time goes on, so
+that it stays right behind the window.
 """
 
 import jax.numpy as jnp
 
+from videomar_jax.checks import UserError
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.rope import PositionScale, rotate, rotation
 from videomar_jax.sampling.config import SamplingConfig
-from videomar_jax.types import Array, Int
-
-
-def cache_length(config: SamplingConfig, frames: int) -> int:
-    """L, the finished frames that are kept of `frames`."""
-    return frames if config.window is None else min(config.window, frames)
-
-
-def slot_of(number: Array, length: int, keep_first: bool) -> Array:
-    """The place in the ring that finished frame `number` is written to."""
-    first = int(keep_first)
-    place = first + (number - first) % max(length - first, 1)
-    return jnp.where(number == 0, 0, place) if keep_first else place
-
-
-def frames_in_slots(number: Array, length: int, keep_first: bool) -> Int[Array, "L"]:
-    """Which frame lies at each place when frames 0..number-1 are finished; -1 where none does."""
-    first, last = int(keep_first), number - 1
-    place = jnp.arange(length)
-    frame = last - (last - place) % max(length - first, 1)
-    if keep_first:
-        frame = jnp.where(place == 0, jnp.minimum(last, 0), frame)
-    return jnp.where(frame >= jnp.minimum(place, first), frame, -1)
+from videomar_jax.types import Array
 
 
 def shift_first(
     cache: KVCache, shift: Array, config: ModelConfig, scale: PositionScale | None
 ) -> KVCache:
-    """The cache with the frame at place 0 turned `shift` frames towards the present."""
-    turns = rotation(
-        jnp.stack([shift, 0, 0])[None, None], config.rope_channels, config.rope_base, scale
-    )
-    first = cache.keys[:, :, 0]  # layers and samples in front, then one frame
-    turned = rotate(first, turns, config.rope_channels)
+    """The cache with the keys of the frame in slot 0 turned `shift` frames towards the present."""
+    position = jnp.stack([shift, 0, 0])[None, None]
+    rotary = rotation(position, config.rope_channels, config.rope_base, scale)
+    # Layers take the place of samples, and samples that of frames: the rotation is the same.
+    first = cache.keys[:, :, 0]
+    turned = rotate(first, rotary, config.rope_channels)
     return cache._replace(keys=cache.keys.at[:, :, 0].set(turned.astype(first.dtype)))
 
 
 def position_scale(
     config: SamplingConfig, size: tuple[int, int, int], trained: tuple[int, int, int] | None
 ) -> PositionScale | None:
-    """What the config asks for, for videos of `size` = (frames, rows, columns) in tokens from a
-    model trained on `trained`; with a window, no frame is further away than the window is long.
+    """The scaling that the config asks for; None where it asks for none.
 
+    Args:
+        size: (frames, rows, columns) in tokens of the video.
+        trained: (frames, rows, columns) in tokens that the model was trained on.
     Raises:
-        ValueError: scaling is asked for and the trained size is not known.
+        UserError: scaling is asked for and the trained size is not known.
     """
-    ways = (config.temporal_rope_scaling, config.spatial_rope_scaling, config.spatial_rope_scaling)
-    if set(ways) == {"none"}:
+    methods = (
+        config.temporal_rope_scaling,
+        config.spatial_rope_scaling,
+        config.spatial_rope_scaling,
+    )
+    if set(methods) == {"none"}:
         return None
     if trained is None:
-        raise ValueError(
-            "sampling.spatial_rope_scaling and sampling.temporal_rope_scaling need the size the model was trained on: give "
-            "`trained`, its (frames, rows, columns) in tokens."
+        raise UserError(
+            "sampling.spatial_rope_scaling and sampling.temporal_rope_scaling need the size the "
+            "model was trained on: give `trained`, its (frames, rows, columns) in tokens."
         )
-    reach = size[0] if config.window is None else min(size[0], config.window + 1)
-    factors = [max(1.0, now / then) for now, then in zip((reach, *size[1:]), trained, strict=True)]
+    # With a window no frame is further away than the window is long.
+    frames = size[0] if config.window is None else min(size[0], config.window + 1)
+    factors = []
+    for asked, known in zip((frames, *size[1:]), trained, strict=True):
+        factors.append(max(1.0, asked / known))
 
-    def chosen(wanted: str) -> tuple[float, float, float]:
-        return tuple(
-            factor if way == wanted else 1.0 for factor, way in zip(factors, ways, strict=True)
+    def factors_of(method: str) -> tuple[float, float, float]:
+        frame, row, column = (
+            factor if chosen == method else 1.0
+            for factor, chosen in zip(factors, methods, strict=True)
         )
+        return frame, row, column
 
-    return PositionScale(interpolate=chosen("interpolate"), ntk=chosen("ntk"))
+    return PositionScale(interpolate=factors_of("interpolate"), ntk=factors_of("ntk"))
