@@ -1,5 +1,7 @@
-"""Every random choice of generation, made from one key for each sample: a video does not depend on
-its batch."""
+"""Every random choice of generation, made from one key for each sample.
+
+A video therefore does not depend on the batch it is drawn in.
+"""
 
 from typing import NamedTuple
 
@@ -10,26 +12,33 @@ from videomar_jax.types import Array, Float, Int
 
 
 class FrameDraws(NamedTuple):
-    """Every random choice of one frame, by token position; N evaluations of the head (none for the
-    flow head)."""
+    """Every random choice of one frame; noise is indexed by token position."""
 
     order: Int[Array, "B S"]
+    """A permutation of the tokens; its first entry is revealed first."""
     noise: Float[Array, "B S P"]
+    """What the head's diffusion starts from."""
     step_noise: Float[Array, "N B S P"]
+    """Added in each of N evaluations of the head; N = 0 for a process that adds none."""
 
 
-def draw_frame(keys: Array, number: Array, tokens: int, width: int, head_steps: int) -> FrameDraws:
-    """The draws of frame `number`; sample i uses `keys[i]` alone, so its video does not depend on
-    its batch."""
+def draw_frame(keys: Array, number: Array, tokens: int, width: int, evaluations: int) -> FrameDraws:
+    """The draws of frame `number`, all standard normal but the order.
 
-    def one(key):
+    Args:
+        keys: [B] random keys; sample i uses `keys[i]` alone.
+        tokens: S, the tokens of a frame.
+        width: P, the values of a token.
+        evaluations: N, for `step_noise`.
+    """
+
+    def draw_sample(key: Array) -> FrameDraws:
         order, start, steps = jax.random.split(jax.random.fold_in(key, number), 3)
-        step_noise = jax.random.normal(steps, (head_steps, tokens, width))
         return FrameDraws(
-            jax.random.permutation(order, tokens),
-            jax.random.normal(start, (tokens, width)),
-            step_noise,
+            order=jax.random.permutation(order, tokens),
+            noise=jax.random.normal(start, (tokens, width)),
+            step_noise=jax.random.normal(steps, (evaluations, tokens, width)),
         )
 
-    draws = jax.vmap(one)(keys)
+    draws = jax.vmap(draw_sample)(keys)
     return draws._replace(step_noise=jnp.moveaxis(draws.step_noise, 0, 1))

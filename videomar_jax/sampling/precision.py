@@ -14,29 +14,27 @@ from videomar_jax.sampling.config import SamplingConfig
 
 
 def for_sampling(model: VideoMAR, config: SamplingConfig) -> VideoMAR:
-    """The model with the products of the transformer in `config.dtype` and those of the head in
-    `config.head_dtype`.
+    """The model with the matrix products that the config asks for: those of the transformer in
+    `config.dtype`, those of the head in `config.head_dtype`.
 
     Kernels that are stored wider than they are used are converted once, here, rather than at every
-    use. A model that is so already comes back as it is; for many videos convert it once and keep
-    it.
+    use. A model that has these types already is returned as it is; to draw many videos, convert
+    the model once and keep it.
     """
-    dtype, head_dtype = _wanted(model, config)
-    narrow = jnp.dtype(dtype).itemsize >= model.z_proj.kernel.dtype.itemsize
-    if narrow and (dtype, head_dtype) == (model.config.dtype, _head_dtype(model)):
+    own_head_dtype = _head_dtype(model)
+    dtype = model.config.dtype if config.dtype == "model" else config.dtype
+    head_dtype = own_head_dtype if config.head_dtype == "model" else config.head_dtype
+    stored = model.z_proj.kernel.dtype
+    fits = jnp.dtype(dtype).itemsize >= stored.itemsize
+    if fits and (dtype, head_dtype) == (model.config.dtype, own_head_dtype):
         return model
     params = nnx.to_pure_dict(nnx.state(model))
-    if not narrow:
+    if not fits:
+        # The head is small and keeps its weights: its types are those of its products only.
         params = {
             name: part if name == "head" else _cast(part, dtype) for name, part in params.items()
         }
     return nnx.merge(_graph(dataclasses.replace(model.config, dtype=dtype), head_dtype), params)
-
-
-def _wanted(model: VideoMAR, config: SamplingConfig) -> tuple[str, str]:
-    own = (model.config.dtype, _head_dtype(model))
-    asked = (config.dtype, config.head_dtype)
-    return tuple(mine if wish == "model" else wish for mine, wish in zip(own, asked, strict=True))
 
 
 def _head_dtype(model: VideoMAR) -> str:
@@ -56,12 +54,11 @@ def _graph(config: ModelConfig, head_dtype: str) -> nnx.GraphDef:
 
 
 def _cast(params: Any, dtype: str) -> Any:
-    """Kernels of linear layers, and the biases beside them, in `dtype`; everything else as it
-    is."""
+    """Kernels of linear layers, and the biases beside them, in `dtype`; everything else as it is."""
     if not isinstance(params, dict):
         return params
-    linear = {name for name in ("kernel", "bias") if "kernel" in params}
-    return {
-        name: jnp.asarray(v, dtype) if name in linear else _cast(v, dtype)
-        for name, v in params.items()
-    }
+    linear = ("kernel", "bias") if "kernel" in params else ()
+    cast = {}
+    for name, value in params.items():
+        cast[name] = jnp.asarray(value, dtype) if name in linear else _cast(value, dtype)
+    return cast
