@@ -46,7 +46,7 @@ def frame_work(
     """(FLOPs, bytes read) of the transformer and of the head."""
     tokens = math.prod(grid)
     plan = reveal_plan(tokens, sampling)
-    names = head_step_names(sampling.head_steps, len(plan.count))
+    names = head_step_names(sampling, len(plan.count))
     steps = plan_steps(config.process, names, sampling.head_solver)
     evaluations = jax.device_get(steps.count)[plan.head]
     doubled = 1 + plan.guided

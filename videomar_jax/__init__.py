@@ -19,8 +19,8 @@ _MODULES = {
     "Video": "inference.video",
     "VideoMAR": "models.videomar",
     "VideoMARPipeline": "inference.pipeline",
-    "generate": "sampling.decoder",
-    "generate_frames": "sampling.decoder",
+    "generate": "sampling.generate",
+    "generate_frames": "sampling.generate",
     "image_to_video": "inference.image_to_video",
     "load_pretrained": "pretrained.bundle",
 }

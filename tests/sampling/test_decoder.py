@@ -1,259 +1,77 @@
-"""Generation against a plain loop without cache, scan or padding; and what it promises about its
-inputs."""
+"""The ring of cache slots against a list, and how much of it each frame's program sees."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import plain_loop
-from tests.helpers.tiny_model import GRID, tiny_model, tiny_text
-from videomar_jax.models.patchify import unpatchify
-from videomar_jax.models.rope import PositionScale
-from videomar_jax.sampling import decoder
-from videomar_jax.sampling.decoder import FrameDraws, generate, generate_frames
-from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths
+from tests.helpers.tiny_video import generated
+from videomar_jax.sampling import generate as generate_module
+from videomar_jax.sampling.decoder import cache_length, frames_in_slots, slot_of
+from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.speed import SpeedOptions
 
-COUNT, BATCH, FRAMES = GRID[0] * GRID[1], 2, 3
 CONFIG = SamplingConfig(
-    steps=3,
-    head_steps="3",
-    guidance=2.0,
-    temperature=0.9,
-    temperature_law="linear",
-    latent_clip=0.0,
+    steps=2, head_steps="2", guidance=2.0, latent_clip=0.0, first_frame_position="absolute"
 )
+FAST = SpeedOptions(unstack_layers=True)
 
 
-def given_latents(frames=1, patch=1, batch=BATCH):
-    return jax.random.normal(
-        jax.random.key(7), (batch, frames, GRID[0] * patch, GRID[1] * patch, 3)
-    )
+@pytest.mark.parametrize("keep_first", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_the_ring_keeps_the_last_frames_and_perhaps_the_first(length, keep_first):
+    if length < 1 + keep_first:
+        pytest.skip("no room for another frame")
+    ring = [-1] * length
+    for number in range(14):
+        slots = frames_in_slots(jnp.asarray(number), length, keep_first)
+        np.testing.assert_array_equal(slots, ring, err_msg=f"frame {number}")
+        ring[int(slot_of(jnp.asarray(number), length, keep_first))] = number
+        stored = {frame for frame in ring if frame >= 0}
+        done = list(range(number + 1))
+        if len(done) <= length:
+            assert stored == set(done), number
+        elif keep_first:
+            assert stored == {0, *done[number + 2 - length :]}, number
+        else:
+            assert stored == set(done[number + 1 - length :]), number
 
 
-def keys(batch=BATCH):
-    return jax.random.split(jax.random.key(8), batch)
+def test_what_is_kept_does_not_grow():
+    window = dataclasses.replace(CONFIG, window=4)
+    assert [cache_length(CONFIG, n) for n in (1, 6, 100)] == [1, 6, 100]
+    assert [cache_length(window, n) for n in (1, 6, 100)] == [1, 4, 4]
 
 
-def make(model=None, given=None, text=None, num_frames=FRAMES, **changes):
-    """A traced video; every call with the same shapes runs the same program."""
-    config = dataclasses.replace(CONFIG, **changes)
-    text, mask = tiny_text() if text is None else text
-    given = given_latents() if given is None else given
-    return generate(
-        model or tiny_model(),
-        given,
-        text,
-        mask,
-        num_frames=num_frames,
-        config=config,
-        keys=keys(),
-        trace=True,
-    )
+def test_a_window_hides_what_lies_behind_it_and_nothing_else():
+    whole = generated(CONFIG, num_frames=7, speed=FAST)
+    config = dataclasses.replace(CONFIG, window=3)
+    video = generated(config, num_frames=7, speed=FAST)
+    np.testing.assert_allclose(video[:, :4], whole[:, :4], atol=1e-4)
+    assert np.abs(video[:, 5:] - whole[:, 5:]).max() > 1e-2, "the window hides nothing"
 
 
-@pytest.fixture(scope="module")
-def made():
-    return make()
+def test_a_window_as_long_as_the_video_hides_nothing():
+    whole = generated(CONFIG, num_frames=5, speed=FAST)
+    for window in (4, 9):
+        config = dataclasses.replace(CONFIG, window=window)
+        video = generated(config, num_frames=5, speed=FAST)
+        np.testing.assert_allclose(video, whole, atol=1e-4)
 
 
-# ---- against a plain loop
+def test_memory_and_programs_stay_the_same_for_any_length(monkeypatch):
+    """Frame 20 is made by the program and from the cache size of frame 4."""
+    seen = []
+    original = generate_module.compiled_frame
 
+    def spied(model, shared, state, settings, draws, static):
+        seen.append((state.cache.keys.shape, static))
+        return original(model, shared, state, settings, draws, static)
 
-def frame_draws(model, num_given, num_frames, head_steps):
-    return plain_loop.frame_draws(model, keys(), num_given, num_frames, head_steps)
-
-
-def test_flow_with_guidance(made):
-    draws = frame_draws(tiny_model(), 1, FRAMES, "3")
-    expected = plain_loop.plain_loop(tiny_model(), given_latents(), CONFIG, FRAMES, draws)
-    np.testing.assert_allclose(made[0], expected, atol=1e-3)
-
-
-def test_ddpm_with_patches_and_two_given_frames_and_clipping():
-    model, given = tiny_model(head="ddpm", patch_size=2), given_latents(2, 2)
-    changes = dict(head_steps="ddim4", latent_clip=1.0, guidance=3.0)
-    video, _ = make(model, given, num_frames=4, **changes)
-    config = dataclasses.replace(CONFIG, **changes)
-    expected = plain_loop.plain_loop(model, given, config, 4, frame_draws(model, 2, 4, "ddim4"))
-    np.testing.assert_array_equal(video[:, :2], given)
-    np.testing.assert_allclose(video, expected, atol=2e-3 * np.abs(expected).max())
-
-
-def test_more_steps_than_tokens_without_guidance():
-    changes = dict(steps=10, guidance=1.0, temperature_law="constant")
-    video, trace = make(**changes)
-    config = dataclasses.replace(CONFIG, **changes)
-    draws = frame_draws(tiny_model(), 1, FRAMES, "3")
-    expected = plain_loop.plain_loop(tiny_model(), given_latents(), config, FRAMES, draws)
-    np.testing.assert_allclose(video, expected, atol=1e-3)
-    assert trace.hidden.shape[:2] == (FRAMES - 1, COUNT), "steps that reveal nothing are left out"
-
-
-def test_a_guidance_of_one_equals_the_branch_with_text():
-    """One part in 10^9 above one runs both branches, and is one in float32."""
-    with_null, trace = make(guidance=1 + 1e-9)
-    alone, short = make(guidance=1.0)
-    assert trace.z.shape[2] == 2 * BATCH and short.z.shape[2] == BATCH
-    np.testing.assert_allclose(with_null, alone, atol=1e-3)
-
-
-# ---- each token once
-
-
-def test_given_frames_come_back_bitwise(made):
-    np.testing.assert_array_equal(made[0][:, :1], given_latents())
-    assert made[0].shape == (BATCH, FRAMES, *GRID, 3) and np.isfinite(made[0]).all()
-
-
-def test_each_token_is_drawn_exactly_once_and_then_left_alone(made):
-    video, trace = made
-    hidden, tokens = (
-        np.asarray(trace.hidden),
-        np.asarray(trace.tokens),
-    )  # [F, I, B, S], after each step [F, I, B, S, P]
-    after = np.concatenate([hidden[:, 1:], np.zeros_like(hidden[:, :1])], axis=1)
-    before = np.concatenate([np.zeros_like(tokens[:, :1]), tokens[:, :-1]], axis=1)
-    changed = np.any(tokens != before, axis=-1)
-    assert hidden[:, 0].all(), "a frame starts hidden"
-    assert not (after & ~hidden).any(), "a token is hidden again"
-    np.testing.assert_array_equal(changed, hidden & ~after)
-    assert (changed.sum(axis=1) == 1).all()
-    np.testing.assert_array_equal(unpatchify(jnp.moveaxis(tokens[:, -1], 0, 1), GRID), video[:, 1:])
-
-
-def test_hidden_tokens_follow_order_and_schedule(made):
-    hidden, lengths = np.asarray(made[1].hidden), [COUNT, *mask_lengths(COUNT, CONFIG.steps)[:-1]]
-    for frame, draws in enumerate(frame_draws(tiny_model(), 1, FRAMES, "3")):
-        for step, length in enumerate(lengths):
-            for b in range(BATCH):
-                left = np.asarray(draws.order)[b, COUNT - length :]
-                assert set(np.flatnonzero(hidden[frame, step, b])) == set(left.tolist())
-
-
-def test_samples_and_frames_get_orders_and_noise_of_their_own():
-    first, second = frame_draws(tiny_model(), 1, FRAMES, "3")
-    for name in ("order", "noise"):
-        a, b = getattr(first, name), getattr(second, name)
-        assert not np.array_equal(a[0], a[1]) and not np.array_equal(a, b), name
-    assert (np.sort(first.order, axis=-1) == np.arange(COUNT)).all()
-
-
-# ---- the same video another way
-
-
-def test_frame_by_frame_gives_the_same_video(made):
-    frames = generate_frames(
-        tiny_model(), given_latents(), *tiny_text(), num_frames=FRAMES, config=CONFIG, keys=keys()
-    )
-    np.testing.assert_allclose(jnp.stack(list(frames), axis=1), made[0][:, 1:], atol=1e-4)
-
-
-def test_recorded_draws_replace_the_keys(made):
-    draws = jax.tree.map(lambda *x: jnp.stack(x), *frame_draws(tiny_model(), 1, FRAMES, "3"))
-    assert isinstance(draws, FrameDraws)
-    video = generate(
-        tiny_model(), given_latents(), *tiny_text(), num_frames=FRAMES, config=CONFIG, draws=draws
-    )
-    np.testing.assert_allclose(video, made[0], atol=1e-4)
-
-
-def test_a_sample_does_not_depend_on_its_batch(made):
-    (text, mask), given = tiny_text(), given_latents()
-    other, _ = make(given=given.at[1].add(1.0), text=(text.at[1].add(1.0), mask))
-    np.testing.assert_array_equal(other[0], made[0][0])
-    assert np.abs(other[1, 1:] - made[0][1, 1:]).max() > 1e-2
-    alone = generate(
-        tiny_model(),
-        given[1:],
-        text[1:],
-        mask[1:],
-        num_frames=FRAMES,
-        config=CONFIG,
-        keys=keys()[1:],
-    )
-    np.testing.assert_allclose(alone[0], made[0][1], atol=1e-4)
-
-
-def test_a_scale_of_one_gives_the_same_video(made):
-    video = generate(
-        tiny_model(),
-        given_latents(),
-        *tiny_text(),
-        num_frames=FRAMES,
-        config=CONFIG,
-        keys=keys(),
-        scale=PositionScale(),
-    )
-    np.testing.assert_allclose(video, made[0], atol=1e-4)
-
-
-# ---- values
-
-
-def test_values_do_not_recompile(made):
-    programs = decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()
-    for change in (
-        {"guidance": 5.0},
-        {"temperature": 0.5},
-        {"latent_clip": 0.3},
-        {"guidance_schedule": "constant"},
-    ):
-        assert np.abs(make(**change)[0] - made[0]).max() > 1e-3, f"{change} has no effect"
-    assert (decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()) == programs
-
-
-def test_clipping_starts_with_the_second_generated_frame(made):
-    video, _ = make(latent_clip=0.3)
-    np.testing.assert_array_equal(video[:, 1], made[0][:, 1])
-    assert np.abs(video[:, 1]).max() > 0.3 and np.abs(video[:, 2]).max() == np.float32(0.3)
-    assert np.abs(make(latent_clip=0.3, clip_first=True)[0][:, 1:]).max() == np.float32(0.3)
-
-
-def test_tokens_may_be_rounded_to_bfloat16(made):
-    new = make(token_dtype="bfloat16")[0][:, 1:]
-    np.testing.assert_array_equal(new, new.astype(jnp.bfloat16).astype(jnp.float32))
-    np.testing.assert_allclose(new[:, 0], made[0][:, 1], atol=0.1)
-    assert (made[0] != made[0].astype(jnp.bfloat16).astype(jnp.float32)).any()
-
-
-# ---- requests that cannot be met
-
-
-def ask(given=None, num_frames=FRAMES, text=None, model=None, config=CONFIG, **options):
-    text, mask = tiny_text() if text is None else text
-    options = {"keys": keys()} | options
-    given = given_latents() if given is None else given
-    return generate(
-        model or tiny_model(), given, text, mask, num_frames=num_frames, config=config, **options
-    )
-
-
-def test_no_frames_to_make():
-    for frames in (1, 0):
-        with pytest.raises(ValueError, match=rf"Cannot make {frames} latent frames from 1 given"):
-            ask(num_frames=frames)
-    with pytest.raises(ValueError, match="from 0 given"):
-        ask(given_latents()[:, :0])
-
-
-def test_keys_or_draws_but_not_both_and_not_neither():
-    draws = jax.tree.map(lambda *x: jnp.stack(x), *frame_draws(tiny_model(), 1, FRAMES, "3"))
-    for options in ({"keys": None}, {"draws": draws}):
-        with pytest.raises(ValueError, match="either keys or recorded draws"):
-            ask(**options)
-
-
-def test_wrong_sizes_and_steps_are_named():
-    text, mask = tiny_text()
-    with pytest.raises(ValueError, match="Text features"):
-        ask(text=(text[:, :4], mask[:, :4]))
-    with pytest.raises(ValueError, match="whole number of steps"):
-        ask(config=dataclasses.replace(CONFIG, head_steps="ddim3"))
-    with pytest.raises(ValueError, match="cannot be cut into patches"):
-        ask(
-            given_latents()[:, :, :, :2, :].repeat(2, axis=3)[:, :, :, :3],
-            model=tiny_model(patch_size=2),
-        )
+    monkeypatch.setattr(generate_module, "compiled_frame", spied)
+    config = dataclasses.replace(CONFIG, window=3)
+    video = generated(config, num_frames=20, speed=FAST)
+    assert np.isfinite(video).all() and len(seen) == 19
+    assert len({shape for shape, _ in seen}) == 1 and seen[0][0][2] == 3
+    assert len(set(seen[3:])) == 1

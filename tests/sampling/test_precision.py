@@ -1,5 +1,4 @@
-"""A bfloat16 transformer with a float32 head: what is converted, what is not, and that both are
-really in use."""
+"""A bfloat16 transformer with a float32 head: what is converted, and that both are in use."""
 
 import dataclasses
 
@@ -9,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers.tiny_model import GRID, tiny_model, tiny_text
-from videomar_jax.sampling.decoder import generate
+from tests.helpers.tiny_model import tiny_model
+from tests.helpers.tiny_video import generated
 from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.sampling.schedules import SamplingConfig
 
@@ -24,16 +23,8 @@ def types(model) -> dict[str, str]:
 
 
 def video(model=None, **changes):
-    given = jax.random.normal(jax.random.key(0), (2, 1, *GRID, 3))
     config = dataclasses.replace(CONFIG, **changes)
-    return generate(
-        model or tiny_model(),
-        given,
-        *tiny_text(),
-        num_frames=3,
-        config=config,
-        keys=jax.random.split(jax.random.key(1), 2),
-    )
+    return generated(config, num_frames=3, model=model)
 
 
 def test_a_model_that_is_as_wanted_comes_back():
@@ -81,8 +72,7 @@ def test_the_head_computes_in_float32_beside_a_bfloat16_transformer():
 
 
 def test_converting_ahead_changes_nothing():
-    """A model trained in bfloat16 converts its kernels at every use; converted once, it is the same
-    model."""
+    """A model trained in bfloat16 converts its kernels at every use; here it is done once."""
     ahead = for_sampling(tiny_model(), dataclasses.replace(CONFIG, dtype="bfloat16"))
     np.testing.assert_array_equal(video(ahead), video(tiny_model(dtype="bfloat16")))
 

@@ -1,5 +1,4 @@
-"""Longer and larger than training: the ring of kept frames against a list, a window against one
-pass over all frames with a mask of that shape, positions against the definitions."""
+"""Positions longer and larger than training, against their definitions."""
 
 import dataclasses
 
@@ -8,131 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import plain_loop
-from tests.helpers.tiny_model import GRID, tiny_model, tiny_text
+from tests.helpers.tiny_model import tiny_model
+from tests.helpers.tiny_video import generated
+from videomar_jax.checks import UserError
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.rope import PositionScale, rotate, rotation
-from videomar_jax.sampling import decoder
-from videomar_jax.sampling.decoder import SpeedOptions, generate
-from videomar_jax.sampling.rope_scaling import (
-    cache_length,
-    frames_in_slots,
-    position_scale,
-    shift_first,
-    slot_of,
-)
+from videomar_jax.sampling.rope_scaling import position_scale, shift_first
 from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.speed import SpeedOptions
 
 CONFIG = SamplingConfig(
     steps=2, head_steps="2", guidance=2.0, latent_clip=0.0, first_frame_position="absolute"
 )
 FRAMES = 7
-FAST = SpeedOptions(apart=True)
+FAST = SpeedOptions(unstack_layers=True)
 
 
-def given_latents(frames=1):
-    return jax.random.normal(jax.random.key(7), (2, frames, *GRID, 3))
-
-
-def keys():
-    return jax.random.split(jax.random.key(8), 2)
-
-
-def make(frames=FRAMES, given=None, levers=FAST, scale=None, model=None, **changes):
+def make(frames=FRAMES, speed=FAST, **options):
+    """A video; fields of the config go to it, everything else to `generate`."""
+    fields = {field.name for field in dataclasses.fields(CONFIG)}
+    changes = {name: options.pop(name) for name in fields & set(options)}
     config = dataclasses.replace(CONFIG, **changes)
-    given = given_latents() if given is None else given
-    return generate(
-        model or tiny_model(),
-        given,
-        *tiny_text(),
-        num_frames=frames,
-        config=config,
-        keys=keys(),
-        levers=levers,
-        scale=scale,
-    )
-
-
-# ---- the ring
-
-
-@pytest.mark.parametrize("keep_first", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 3, 5])
-def test_the_ring_keeps_the_last_frames_and_perhaps_the_first(length, keep_first):
-    if length < 1 + keep_first:
-        pytest.skip("no room for another frame")
-    ring = [-1] * length
-    for number in range(14):
-        np.testing.assert_array_equal(
-            frames_in_slots(jnp.asarray(number), length, keep_first),
-            ring,
-            err_msg=f"frame {number}",
-        )
-        ring[int(slot_of(jnp.asarray(number), length, keep_first))] = number
-        before = list(range(number + 1))
-        kept = (
-            {0, *before[number + 2 - length :]}
-            if keep_first
-            else set(before[max(number + 1 - length, 0) :])
-        )
-        assert {frame for frame in ring if frame >= 0} == (
-            kept if number + 1 > length else set(before)
-        )
-
-
-def test_what_is_kept_does_not_grow():
-    window = dataclasses.replace(CONFIG, window=4)
-    assert [cache_length(CONFIG, n) for n in (1, 6, 100)] == [1, 6, 100]
-    assert [cache_length(window, n) for n in (1, 6, 100)] == [1, 4, 4]
-
-
-# ---- a window
-
-
-@pytest.mark.parametrize("keep_first", [False, True])
-def test_a_window_equals_one_pass_that_sees_no_frame_outside_it(keep_first):
-    config = dataclasses.replace(CONFIG, window=3, keep_first=keep_first)
-    draws = plain_loop.frame_draws(tiny_model(), keys(), 1, FRAMES, "2")
-    wanted = plain_loop.plain_loop(tiny_model(), given_latents(), config, FRAMES, draws)
-    made = {
-        name: make(window=3, keep_first=keep_first, levers=levers)
-        for name, levers in (("fast", SpeedOptions(apart=True)), ("plain", SpeedOptions.plain()))
-    }
-    for name, video in made.items():
-        np.testing.assert_allclose(video, wanted, atol=1e-3, err_msg=name)
-    whole = make()
-    np.testing.assert_allclose(made["fast"][:, :4], whole[:, :4], atol=1e-4)
-    assert np.abs(made["fast"][:, 5:] - whole[:, 5:]).max() > 1e-2, "the window hides nothing"
-
-
-def test_a_window_as_long_as_the_video_hides_nothing():
-    whole = make(frames=5)
-    for window in (4, 9):
-        np.testing.assert_allclose(make(frames=5, window=window), whole, atol=1e-4)
-
-
-def test_a_window_shorter_than_the_given_frames():
-    given = make(frames=5)
-    config = dataclasses.replace(CONFIG, window=2, keep_first=False)
-    draws = plain_loop.frame_draws(tiny_model(), keys(), 5, FRAMES, "2")
-    wanted = plain_loop.plain_loop(tiny_model(), given, config, FRAMES, draws)
-    np.testing.assert_allclose(make(given=given, window=2, keep_first=False), wanted, atol=1e-3)
-
-
-def test_memory_and_programs_stay_the_same_for_any_length(monkeypatch):
-    """Frame 20 is made by the program and from the cache size of frame 4."""
-    seen = []
-    original = decoder.one_frame
-
-    def spied(model, decoder, state, settings, draws, scale, program):
-        seen.append((state.cache.keys.shape, program.prefix, program.full))
-        return original(model, decoder, state, settings, draws, scale, program)
-
-    monkeypatch.setattr(decoder, "one_frame", spied)
-    video = make(frames=20, window=3)
-    assert np.isfinite(video).all() and len(seen) == 19
-    assert len({shape for shape, _, _ in seen}) == 1 and seen[0][0][2] == 3
-    assert len(set(seen[3:])) == 1
+    return generated(config, num_frames=frames, speed=speed, **options)
 
 
 # ---- the place of a kept first frame
@@ -148,8 +44,8 @@ def test_a_first_frame_turned_forward_equals_one_rotated_there():
         place = jnp.stack(
             jnp.meshgrid(jnp.asarray(frames), jnp.arange(2), jnp.arange(3), indexing="ij"), -1
         )
-        turns = rotation(place.reshape(3, 6, 3), config.rope_channels, config.rope_base, scale)
-        return rotate(heads, turns, config.rope_channels)
+        rotary = rotation(place.reshape(3, 6, 3), config.rope_channels, config.rope_base, scale)
+        return rotate(heads, rotary, config.rope_channels)
 
     cache = KVCache(rotated([0, 8, 9])[None], heads[None])
     moved = shift_first(cache, jnp.asarray(5), config, scale)
@@ -178,7 +74,7 @@ def test_a_model_without_frame_numbers_has_nothing_to_shift():
 
 def test_no_scaling_asks_for_nothing():
     assert position_scale(CONFIG, (9, 9, 9), None) is None
-    with pytest.raises(ValueError, match="need the size the model was trained on"):
+    with pytest.raises(UserError, match="need the size the model was trained on"):
         position_scale(dataclasses.replace(CONFIG, spatial_rope_scaling="ntk"), (9, 9, 9), None)
 
 
@@ -212,16 +108,7 @@ def test_smaller_than_trained_is_not_stretched():
 
 def test_the_config_reaches_the_model():
     """`trained` with the config is the explicit scale."""
-    config = dataclasses.replace(CONFIG, spatial_rope_scaling="interpolate")
-    scaled = generate(
-        tiny_model(),
-        given_latents(),
-        *tiny_text(),
-        num_frames=3,
-        config=config,
-        keys=keys(),
-        trained=(3, 1, 2),
-    )
-    explicit = make(frames=3, scale=PositionScale(interpolate=(1.0, 2.0, 1.5)), levers=None)
+    scaled = make(frames=3, speed=None, spatial_rope_scaling="interpolate", trained=(3, 1, 2))
+    explicit = make(frames=3, speed=None, scale=PositionScale(interpolate=(1.0, 2.0, 1.5)))
     np.testing.assert_array_equal(scaled, explicit)
-    assert np.abs(scaled - make(frames=3, levers=None)).max() > 1e-3
+    assert np.abs(scaled - make(frames=3, speed=None)).max() > 1e-3

@@ -1,6 +1,7 @@
-"""What makes generation faster gives the same video: every lever against the plain way, all
-together against recorded runs, and the schedules that save work against a loop that follows them
-step by step."""
+"""Speed options are really in use; the buckets they round up to waste least.
+
+That none of them changes a video is shown in `test_reference`.
+"""
 
 import dataclasses
 import json
@@ -13,164 +14,138 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from tests.helpers import plain_loop
-from tests.helpers.tiny_model import GRID, tiny_model, tiny_text
+from tests.helpers.tiny_model import tiny_model, tiny_text
+from tests.helpers.tiny_video import generated, given_latents, sample_keys
 from videomar_jax.interop.videomar import read_checkpoint
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.sampling import fused_head as head_module
-from videomar_jax.sampling import reveal as frame_module
-from videomar_jax.sampling.decoder import FrameDraws, SpeedOptions, generate, generate_frames
-from videomar_jax.sampling.fused_head import chunk_size
-from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling import reveal
+from videomar_jax.sampling.generate import FrameDraws, generate, generate_frames
+from videomar_jax.sampling.schedules import SamplingConfig, reveal_plan
+from videomar_jax.sampling.speed import (
+    SpeedOptions,
+    ceil_div,
+    round_up,
+    token_buckets,
+    visible_length,
+)
 
 PLAIN = SpeedOptions.plain()
-EVERYTHING = SpeedOptions(apart=True)
-ONE_BY_ONE = {
-    "fast_head": dataclasses.replace(PLAIN, fast_head=True),
-    "sizes": dataclasses.replace(PLAIN, sizes=3),
-    "prefixes": dataclasses.replace(PLAIN, prefixes=8),
-    "few_prefixes": dataclasses.replace(PLAIN, prefixes=2),
-    "last_rows": dataclasses.replace(PLAIN, last_rows=True),
-    "apart": dataclasses.replace(PLAIN, apart=True),
-    "everything": EVERYTHING,
-}
+EVERYTHING = SpeedOptions(unstack_layers=True)
 CONFIG = SamplingConfig(steps=3, head_steps="ddim4", guidance=2.0, temperature=0.9, latent_clip=0.0)
 BATCH, FRAMES = 2, 5
 
 
-def given_latents(frames=1, batch=BATCH):
-    return jax.random.normal(jax.random.key(7), (batch, frames, *GRID, 3))
-
-
-def keys(batch=BATCH):
-    return jax.random.split(jax.random.key(8), batch)
-
-
-def make(model=None, levers=EVERYTHING, config=CONFIG, frames=FRAMES, **options):
+def make(model=None, speed=EVERYTHING, config=CONFIG, frames=FRAMES):
     model = model or tiny_model(head="ddpm")
-    given = options.pop("given", given_latents())
-    options = {"keys": keys(len(given))} | options
-    return generate(
-        model,
-        given,
-        *tiny_text(len(given)),
-        num_frames=frames,
-        config=config,
-        levers=levers,
-        **options,
-    )
+    return generated(config, num_frames=frames, model=model, speed=speed)
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return make(levers=PLAIN)
+    return make(speed=PLAIN)
 
 
-# ---------------------------------------------------------------- levers that change nothing
-
-
-@pytest.mark.parametrize("name", ONE_BY_ONE)
-def test_a_lever_leaves_the_video_as_it_is(plain, name):
-    """Relative to the largest value, because the random weights let values grow to about a
-    hundred."""
-    np.testing.assert_allclose(
-        make(levers=ONE_BY_ONE[name]), plain, atol=1e-5 * np.abs(plain).max()
-    )
-
-
-def test_levers_are_pulled(monkeypatch):
-    """A lever that does nothing would pass the test above."""
+def test_speed_options_are_in_use(monkeypatch):
+    """An option that does nothing would keep the video as it is, too."""
     calls = []
-    original = VideoMAR.frame
+    original = VideoMAR.PREDICT
 
     def spied(self, *args, **options):
-        cache, rows, layers = args[4], options["rows"], options["layers"]
+        cache = args[4]
         calls.append(
-            (
-                cache.keys.shape[2],
-                rows is not None,
-                layers is not None,
-                isinstance(options["seen"], str),
+            dict(
+                length=cache.keys.shape[2],
+                some_tokens=options["ROWS"] is not None,
+                layers=options["layers"] is not None,
+                masked=SEEN,
             )
         )
         return original(self, *args, **options)
 
-    monkeypatch.setattr(VideoMAR, "frame", spied)
-    sizes = []
-    fast = head_module.draw_tokens_fast
+    monkeypatch.setattr(VideoMAR, "PREDICT", spied)
+    buckets = []
+    fused = reveal.draw_tokens_fused
 
     def counted(head, process, z, *args):
-        sizes.append(z.shape[1])
-        return fast(head, process, z, *args)
+        buckets.append(z.shape[1])
+        return fused(head, process, z, *args)
 
-    monkeypatch.setattr(frame_module, "draw_tokens_fast", counted)
-    model = tiny_model(
-        head="ddpm", head_depth=1
-    )  # nobody else's, so that its programs are traced here
+    monkeypatch.setattr(reveal, "draw_tokens_fused", counted)
+    # A model of its own, so that its programs are traced here.
+    model = tiny_model(head="ddpm", head_depth=1)
     make(model)
-    assert calls == [(n, True, True, True) for n in range(1, FRAMES)], (
-        "one program for each filled length"
-    )
-    assert set(sizes) == {1, 2, 3}, "three reveal steps of six tokens draw 1, 2 and 3"
-    calls.clear(), sizes.clear()
+    wanted = [
+        dict(length=length, some_tokens=True, layers=True, masked=False)
+        for length in range(1, FRAMES)
+    ]
+    assert calls == wanted, "one program for each filled length"
+    assert set(buckets) == {1, 2, 3}, "three reveal steps of six tokens draw 1, 2 and 3"
+    calls.clear()
+    buckets.clear()
     make(model, PLAIN)
-    assert set(calls) == {(FRAMES - 1, False, False, False)} and not sizes
+    assert calls and not buckets
+    for call in calls:
+        assert call == dict(length=FRAMES - 1, some_tokens=False, layers=False, masked=True)
 
 
-@pytest.mark.parametrize("levers", [PLAIN, EVERYTHING], ids=["plain", "fast"])
-def test_alone_and_in_a_batch(levers):
+def test_few_cache_lengths_keep_the_video(plain):
+    speed = dataclasses.replace(PLAIN, cache_lengths=2)
+    np.testing.assert_allclose(make(speed=speed), plain, atol=1e-5 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("speed", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_alone_and_in_a_batch(speed):
     """Other images, other prompts, other seeds; each video is the one it would be alone."""
-    given, (text, mask) = given_latents(batch=3), tiny_text(3)
-    options = dict(num_frames=3, config=CONFIG, levers=levers)
+    given, keys, (text, mask) = given_latents(batch=3), sample_keys(3), tiny_text(3)
+    options = dict(num_frames=3, config=CONFIG, speed=speed)
     model = tiny_model(head="ddpm")
-    together = generate(model, given, text, mask, keys=keys(3), **options)
+    together = generate(model, given, text, mask, keys=keys, **options)
     assert np.abs(together[0, 1:] - together[1, 1:]).max() > 0.1
     for i in range(3):
         one = slice(i, i + 1)
-        alone = generate(model, given[one], text[one], mask[one], keys=keys(3)[one], **options)
+        alone = generate(model, given[one], text[one], mask[one], keys=keys[one], **options)
         np.testing.assert_allclose(together[one], alone, atol=1e-5 * np.abs(alone).max())
 
 
 def test_streamed_frames_are_those_of_the_whole(plain):
-    model = tiny_model(head="ddpm")
     frames = generate_frames(
-        model,
+        tiny_model(head="ddpm"),
         given_latents(),
         *tiny_text(),
         num_frames=FRAMES,
         config=CONFIG,
-        keys=keys(),
-        levers=EVERYTHING,
+        keys=sample_keys(),
+        speed=EVERYTHING,
     )
-    np.testing.assert_allclose(
-        jnp.stack(list(frames), 1), plain[:, 1:], atol=1e-5 * np.abs(plain).max()
-    )
-
-
-@pytest.mark.parametrize(
-    ("evaluations", "rows", "varying", "size"),
-    [
-        (25, 12, False, 25),
-        (100, 72, False, 5),
-        (100, 26, False, 10),
-        (101, 72, False, 6),
-        (25, 12, True, 3),
-        (4, 5000, False, 1),
-    ],
-)
-def test_chunks_of_head_steps(evaluations, rows, varying, size):
-    assert chunk_size(evaluations, rows, varying) == size
+    video = jnp.stack(list(frames), axis=1)
+    np.testing.assert_allclose(video, plain[:, 1:], atol=1e-5 * np.abs(plain).max())
 
 
 def test_chunks_that_do_not_divide_the_steps(plain, monkeypatch):
-    monkeypatch.setattr(frame_module, "chunk_size", lambda *_: 3)
-    levers = SpeedOptions(
-        sizes=2, prefixes=1, last_rows=False
-    )  # a combination that was not compiled yet
-    np.testing.assert_allclose(make(levers=levers), plain, atol=1e-5 * np.abs(plain).max())
+    monkeypatch.setattr(reveal, "chunk_size", lambda *_: 3)
+    # A combination that was not compiled yet.
+    speed = SpeedOptions(token_buckets=2, cache_lengths=1, skip_unused_tokens=False)
+    np.testing.assert_allclose(make(speed=speed), plain, atol=1e-5 * np.abs(plain).max())
 
 
-# ---------------------------------------------------------------- recorded runs
+def test_rows_without_text_are_not_computed_where_guidance_is_off(monkeypatch):
+    rows = []
+    original = VideoMAR.PREDICT
+
+    def spied(self, tokens, *args, **options):
+        rows.append(len(tokens))
+        return original(self, tokens, *args, **options)
+
+    monkeypatch.setattr(VideoMAR, "PREDICT", spied)
+    model = tiny_model(head_depth=1)
+    config = dataclasses.replace(CONFIG, head_steps="3")
+    for interval, wanted in (((0.0, 0.5), {2 * BATCH, BATCH}), ((0.0, 1.0), {2 * BATCH})):
+        rows.clear()
+        make(model, config=dataclasses.replace(config, guidance_interval=interval), frames=2)
+        assert set(rows) == wanted, interval
+
+
+# ---- recorded runs
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +156,11 @@ def recorded_model(golden):
 
 
 @pytest.mark.parametrize("name", ["sample_i2v", "sample_progressive"])
-def test_recorded_generation(golden, recorded_model, name):
+def test_recorded_generation_with_all_speed_options(golden, recorded_model, name):
     path = golden(f"videomar/{name}.safetensors")
     with safe_open(path, "np") as file:
         settings = json.loads(file.metadata()["meta"])
-    g = load_file(path)
+    arrays = load_file(path)
     config = SamplingConfig(
         steps=settings["num_iter"],
         head_steps=settings["head_respacing"],
@@ -193,88 +168,63 @@ def test_recorded_generation(golden, recorded_model, name):
         latent_clip=settings["clip"],
         temperature_law="linear" if "f-" in settings["temperature"] else "constant",
     )
-    draws = FrameDraws(*(jnp.asarray(g[f"in/{k}"]) for k in ("orders", "noise", "step_noise")))
-    given, wanted = (
-        jnp.moveaxis(jnp.asarray(g[k]), -3, -1) for k in ("in/cond_latents", "out/latents")
-    )
+    names = ("orders", "noise", "step_noise")
+    draws = FrameDraws(*(jnp.asarray(arrays[f"in/{name}"]) for name in names))
+    given = jnp.moveaxis(jnp.asarray(arrays["in/cond_latents"]), -3, -1)
     with jax.default_matmul_precision("highest"):
         video = generate(
             recorded_model,
             given,
-            jnp.asarray(g["in/text"]),
-            jnp.asarray(g["in/text_mask"]),
+            jnp.asarray(arrays["in/text"]),
+            jnp.asarray(arrays["in/text_mask"]),
             num_frames=4,
             config=config,
             draws=draws,
-            levers=EVERYTHING,
+            speed=EVERYTHING,
         )
+    wanted = np.moveaxis(arrays["out/latents"], -3, -1)
     np.testing.assert_allclose(video, wanted, atol=5e-5)
 
 
-# ---------------------------------------------------------------- schedules that save work
+# ---- buckets and lengths
 
 
-def check_against_loop(model, config, draws_of, head_steps=None, levers=(PLAIN, EVERYTHING)):
-    draws = plain_loop.frame_draws(model, keys(), 1, 3, draws_of)
-    wanted = plain_loop.plain_loop(model, given_latents(), config, 3, draws, head_steps)
-    for lever in levers:
-        made = make(model, lever, config, frames=3)
-        np.testing.assert_allclose(
-            made, wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=str(lever)
-        )
-    return wanted
+SIZES = [(1, 1), (1, 5), (2, 1), (6, 3), (6, 6), (6, 10), (12, 64), (256, 16), (1440, 64)]
 
 
-def test_head_steps_that_fall_over_the_reveal_steps():
-    config = dataclasses.replace(CONFIG, head_steps="7-2")
-    annealed = check_against_loop(
-        tiny_model(head="ddpm"), config, "7", ["7", "4", "2"]
-    )  # 4.5 to even
-    longest = make(config=dataclasses.replace(CONFIG, head_steps="7"), frames=3)
-    assert np.abs(annealed - longest).max() > 1e-2
+@pytest.mark.parametrize(("tokens", "steps"), SIZES)
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_every_count_fits_its_bucket(tokens, steps, most):
+    counts = reveal_plan(tokens, SamplingConfig(steps=steps)).count
+    buckets = token_buckets(counts, most)
+    assert len(buckets) <= most and buckets[-1] == counts.max()
+    assert list(buckets) == sorted(set(buckets))
+    rounded = round_up(counts, buckets)
+    assert (rounded >= counts).all() and set(rounded) <= set(buckets)
 
 
-def test_flow_head_steps_that_fall():
-    check_against_loop(
-        tiny_model(), dataclasses.replace(CONFIG, head_steps="5-1"), "5", ["5", "3", "1"]
-    )
+def test_buckets_waste_least():
+    counts = reveal_plan(64, SamplingConfig(steps=16)).count
+    best = min(round_up(counts, (a, b, 6)).sum() for a in range(1, 5) for b in range(a + 1, 6))
+    three, one = round_up(counts, token_buckets(counts)), round_up(counts, token_buckets(counts, 1))
+    assert three.sum() == best < 1.2 * 64 < one.sum()
 
 
-def test_heun_for_the_flow_head():
-    config = dataclasses.replace(CONFIG, head_steps="3", head_solver="heun")
-    heun = check_against_loop(tiny_model(), config, "3")
-    assert (
-        np.abs(
-            heun
-            - make(tiny_model(), config=dataclasses.replace(config, head_solver="euler"), frames=3)
-        ).max()
-        > 1e-2
-    )
+@pytest.mark.parametrize(("length", "lengths"), [(1, 4), (3, 4), (7, 2), (24, 4), (25, 4)])
+def test_visible_lengths_cover_the_filled_part_and_are_few(length, lengths):
+    visible = [visible_length(stored, length, lengths) for stored in range(1, length + 1)]
+    assert all(stored <= seen <= length for stored, seen in enumerate(visible, 1))
+    assert visible[-1] == length and len(set(visible)) <= lengths
 
 
-@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.3, 1.0)])
-def test_guidance_on_a_share_of_the_steps(interval):
-    config = dataclasses.replace(
-        CONFIG, guidance_interval=interval, guidance_schedule="constant", head_steps="3"
-    )
-    check_against_loop(tiny_model(), config, "3")
+def test_a_ceiling_division():
+    assert [ceil_div(a, 3) for a in (0, 1, 3, 4)] == [0, 1, 1, 2]
 
 
-def test_rows_without_text_are_not_computed_where_guidance_is_off(monkeypatch):
-    rows = []
-    original = VideoMAR.frame
-
-    def spied(self, tokens, *args, **options):
-        rows.append(len(tokens))
-        return original(self, tokens, *args, **options)
-
-    monkeypatch.setattr(VideoMAR, "frame", spied)
-    model = tiny_model(head_depth=1)
-    for interval, wanted in (((0.0, 0.5), {2 * BATCH, BATCH}), ((0.0, 1.0), {2 * BATCH})):
-        rows.clear()
-        make(
-            model,
-            config=dataclasses.replace(CONFIG, head_steps="3", guidance_interval=interval),
-            frames=2,
-        )
-        assert set(rows) == wanted
+def test_small_requests_are_not_worth_compiling_for():
+    small = tiny_model().config
+    assert SpeedOptions.for_request(small, 16, 4, 4).cache_lengths == 1
+    large = dataclasses.replace(small, width=1536, depth=36, num_heads=16)
+    chosen = SpeedOptions.for_request(large, 1440, 64, 6)
+    assert chosen == SpeedOptions(cache_lengths=1), "attention to 6 frames is the smaller part"
+    assert SpeedOptions.for_request(large, 1440, 64, 60).cache_lengths == 4

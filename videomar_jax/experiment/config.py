@@ -112,7 +112,7 @@ class Experiment:
         experiment._check_stages()
         sampling = experiment.sampling
         # Refuses steps that the head cannot take now, rather than at the first preview.
-        names = head_step_names(sampling.head_steps, sampling.steps)
+        names = head_step_names(sampling, sampling.steps)
         plan_steps(recipe.model.process, names, sampling.head_solver)
         return experiment
 

@@ -308,5 +308,5 @@ def check_request(bundle: ModelBundle, config: SamplingConfig, size: tuple[int, 
             f"height {size[1]} and width {size[2]} must be multiples of {side} for this model."
         )
     plan = reveal_plan(height * width // patch**2, config)
-    names = head_step_names(config.head_steps, len(plan.count))
+    names = head_step_names(config, len(plan.count))
     plan_steps(bundle.config.process, names, config.head_solver)

@@ -17,7 +17,7 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.sharding import CLIPS, replicated
 from videomar_jax.pretrained.bundle import ModelBundle
 from videomar_jax.sampling.config import SamplingConfig
-from videomar_jax.sampling.decoder import generate_frames
+from videomar_jax.sampling.generate import generate_frames
 from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels, to_video
 from videomar_jax.types import Array, Float, Latents, UInt8
 

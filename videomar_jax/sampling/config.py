@@ -175,7 +175,9 @@ def with_preset(config: SamplingConfig, name: str, head: str) -> SamplingConfig:
     """
     if name not in PRESETS:
         hint = did_you_mean(name, PRESETS)
-        raise UserError(f"There is no sampling preset {name!r}; there are {', '.join(PRESETS)}.{hint}")
+        raise UserError(
+            f"There is no sampling preset {name!r}; there are {', '.join(PRESETS)}.{hint}"
+        )
     changes = dict(PRESETS[name][head])
     if name != "quality":
         changes["steps"] = min(config.steps, changes["steps"])

@@ -132,9 +132,7 @@ def decode_frame(
     _, tokens, width = state.last.shape
     number = settings.number
     scale = shared.scale
-    cache = _commit_frame(
-        model, shared.context, state.cache, state.last, number - 1, scale, static
-    )
+    cache = _commit_frame(model, shared.context, state.cache, state.last, number - 1, scale, static)
     if draws is None:
         noisy = evaluations(shared.timesteps) if model.process.stochastic else 0
         draws = draw_frame(shared.keys, number, tokens, width, noisy)

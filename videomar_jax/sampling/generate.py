@@ -91,9 +91,7 @@ class GenerationPlan:
             return static
         stored = min(number, static.cache_length)
         visible = visible_length(stored, static.cache_length, static.speed.cache_lengths)
-        return dataclasses.replace(
-            static, visible_length=visible, all_visible=visible == stored
-        )
+        return dataclasses.replace(static, visible_length=visible, all_visible=visible == stored)
 
 
 def plan_generation(
@@ -124,7 +122,7 @@ def plan_generation(
     grid = _token_grid(given.shape, model.config.patch_size)
     tokens = grid[0] * grid[1]
     reveal = reveal_plan(tokens, config)
-    names = head_step_names(config.parsed_head_steps, len(reveal.count))
+    names = head_step_names(config, len(reveal.count))
     timesteps = plan_steps(model.process, names, config.head_solver)
     if scale is None:
         scale = position_scale(config, (num_frames, *grid), trained)

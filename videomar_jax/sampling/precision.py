@@ -54,7 +54,7 @@ def _graph(config: ModelConfig, head_dtype: str) -> nnx.GraphDef:
 
 
 def _cast(params: Any, dtype: str) -> Any:
-    """Kernels of linear layers, and the biases beside them, in `dtype`; everything else as it is."""
+    """Kernels of linear layers and the biases beside them in `dtype`; all else as it is."""
     if not isinstance(params, dict):
         return params
     linear = ("kernel", "bias") if "kernel" in params else ()

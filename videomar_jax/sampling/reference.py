@@ -61,7 +61,7 @@ def reference(
     # Frames not drawn yet are there as zeros; no earlier frame sees them.
     tokens = jnp.pad(tokens, ((0, 0), (0, generated), (0, 0), (0, 0)))
     plan = reveal_plan(num_tokens, config)
-    names = head_step_names(config.parsed_head_steps, len(plan.count))
+    names = head_step_names(config, len(plan.count))
     steps = {name: _timesteps(model, name, config.head_solver) for name in names}
     # A draw of noise for each evaluation of the head, where the process adds noise on its way.
     noisy = max(len(each.time) for each in steps.values()) if model.process.stochastic else 0
@@ -142,7 +142,7 @@ def _predict(
     config: SamplingConfig,
     grid: tuple[int, int],
     scale: PositionScale | None,
-) -> Float[Array, "2B T S D"]:
+) -> Float[Array, "2*B T S D"]:
     """z of all tokens in one pass: B rows with text, then the same B rows without."""
     batch, frames = tokens.shape[:2]
     dropped = jnp.arange(2 * batch) >= batch

@@ -85,7 +85,7 @@ class StaticConfig:
     """Drawn tokens are rounded to it."""
     trace: bool = False
     """Also return what happened at every reveal step."""
-    speed: SpeedOptions = SpeedOptions()
+    speed: SpeedOptions
     cache_length: int
     """L, the slots of the cache."""
     visible_length: int

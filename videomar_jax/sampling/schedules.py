@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videomar_jax.checks import UserError
-from videomar_jax.sampling.config import HeadSteps, SamplingConfig
+from videomar_jax.sampling.config import SamplingConfig
 
 __all__ = [
     "RevealPlan",
@@ -79,7 +79,7 @@ def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
             f"sampling.guidance_interval {config.guidance_interval} holds none of the {steps} "
             "reveal steps; widen it, or turn guidance off with 1."
         )
-    names = head_step_names(config.parsed_head_steps, steps)
+    names = head_step_names(config, steps)
     different = list(dict.fromkeys(names))
     return RevealPlan(
         start=(tokens - before)[used].astype(np.int32),
@@ -90,8 +90,9 @@ def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
     )
 
 
-def head_step_names(head: HeadSteps, steps: int) -> list[str]:
+def head_step_names(config: SamplingConfig, steps: int) -> list[str]:
     """The head's steps in each of `steps` reveal steps, by equation (3)."""
+    head = config.parsed_head_steps
     if head.falling_to is None:
         return [head.steps] * steps
     counts = np.linspace(int(head.steps), head.falling_to, steps)

@@ -66,9 +66,7 @@ def _mesh(arrays: list[Any]) -> Mesh | None:
     return meshes.pop() if meshes else None
 
 
-def constrain(
-    place: Placement | None, cache: KVCache, tokens: Array
-) -> tuple[KVCache, Array]:
+def constrain(place: Placement | None, cache: KVCache, tokens: Array) -> tuple[KVCache, Array]:
     """Cache and tokens, laid out as `place` says."""
     if place is None:
         return cache, tokens

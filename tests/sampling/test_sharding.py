@@ -1,4 +1,4 @@
-"""Generation spread over eight devices by where its arguments lie; and how often it is compiled."""
+"""Generation over eight devices, spread as its arguments are; and how often it is compiled."""
 
 import dataclasses
 
@@ -14,9 +14,9 @@ from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.sharding import param_shardings
 from videomar_jax.sampling import decoder
-from videomar_jax.sampling.decoder import SpeedOptions, generate
+from videomar_jax.sampling.generate import SpeedOptions, generate
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.sampling.sharding import placement, ways
+from videomar_jax.sampling.sharding import placement, cache_shards
 
 CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, latent_clip=0.0)
 GRID, FRAMES = (4, 4), 4
@@ -38,7 +38,7 @@ def given_latents(batch=4):
     return jax.random.normal(jax.random.key(7), (batch, 1, *GRID, 3))
 
 
-def make(model, given, levers=None, seed=8, config=CONFIG, num_frames=FRAMES):
+def make(model, given, speed=None, seed=8, config=CONFIG, num_frames=FRAMES):
     keys = jax.random.split(jax.random.key(seed), len(given))
     return generate(
         model,
@@ -47,7 +47,7 @@ def make(model, given, levers=None, seed=8, config=CONFIG, num_frames=FRAMES):
         num_frames=num_frames,
         config=config,
         keys=keys,
-        levers=levers,
+        speed=speed,
     )
 
 
@@ -57,19 +57,19 @@ def alone():
 
 
 @pytest.mark.parametrize("name", MESHES)
-@pytest.mark.parametrize("levers", [None, SpeedOptions()], ids=["light", "all"])
-def test_eight_devices_make_the_video_of_one(alone, name, levers, recwarn):
-    if name == "data" and levers is not None:
+@pytest.mark.parametrize("speed", [None, SpeedOptions()], ids=["light", "all"])
+def test_eight_devices_make_the_video_of_one(alone, name, speed, recwarn):
+    if name == "data" and speed is not None:
         pytest.skip("one of the two is enough")
     model, mesh = spread(tiny_model(), MESHES[name])
     where = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "context"))
     given = jax.device_put(given_latents(), where)
-    before = decoder.one_frame._cache_size()
-    video = make(model, given, levers)
+    before = decoder.compiled_frame._cache_size()
+    video = make(model, given, speed)
     np.testing.assert_allclose(video, alone, atol=1e-5 * np.abs(alone).max())
-    prefixes = FRAMES - 1 if levers else 1
-    assert decoder.one_frame._cache_size() - before == prefixes, (
-        "the second frame finds other places than the first"
+    lengths = FRAMES - 1 if speed else 1
+    assert decoder.compiled_frame._cache_size() - before == lengths, (
+        "the second frame's arrays are laid out unlike the first's"
     )
     assert not [w for w in recwarn if "donated" in str(w.message)], (
         "the cache is copied, not donated"
@@ -81,12 +81,12 @@ def test_the_cache_lies_as_its_arguments_do():
     given = jax.device_put(given_latents(), NamedSharding(mesh, PartitionSpec("fsdp")))
     place = placement(model, model.config, given, tokens=16)
     assert place[0].spec == PartitionSpec(None, "fsdp", None, "context", "tensor", None)
-    assert place[1].spec == PartitionSpec("fsdp", "context", None) and ways(place) == 8
+    assert place[1].spec == PartitionSpec("fsdp", "context", None) and cache_shards(place) == 8
     uneven = placement(model, tiny_model(num_heads=1).config, jnp.zeros((1, 1)), tokens=15)
-    assert uneven[0].spec == PartitionSpec(None, None, None, None, None, None) and ways(uneven) == 1
+    assert uneven[0].spec == PartitionSpec(None, None, None, None, None, None) and cache_shards(uneven) == 1
     assert (
         placement(tiny_model(), tiny_model().config, given_latents(), 16) is None
-        and ways(None) == 1
+        and cache_shards(None) == 1
     )
 
 
@@ -102,13 +102,13 @@ def test_two_meshes_are_one_too_many():
 
 
 class Compilations:
-    """Counts what XLA compiles (or reads from its cache on disk) while it listens."""
+    """Counts what XLA compiles, or reads from its cache on disk."""
 
     def __init__(self):
         self.names: list[str] = []
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._record)
 
-    def _heard(self, event: str, _: float, **__):
+    def _record(self, event: str, _: float, **__):
         if event == "/jax/core/compile/backend_compile_duration":
             self.names.append(event)
 
@@ -137,11 +137,11 @@ def test_another_value_compiles_nothing_and_another_shape_does():
         assert np.abs(make(model, given, config=changed) - video).max() > 1e-4, (
             f"{change} has no effect"
         )
-    programs = decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()
+    programs = decoder.compiled_frame._cache_size(), decoder.start_decoding._cache_size()
     make(
         model, given, config=dataclasses.replace(config, head_steps="5-3")
     )  # only the little tables of the steps
-    assert (decoder.one_frame._cache_size(), decoder.start_decoding._cache_size()) == programs
+    assert (decoder.compiled_frame._cache_size(), decoder.start_decoding._cache_size()) == programs
     brighter, other = given + 1, jax.tree.map(lambda leaf: leaf * 1.01, model)
     assert count.during(lambda: make(model, brighter, seed=9, config=config)) == 0
     assert count.during(lambda: make(other, given, config=config)) == 0
@@ -151,7 +151,7 @@ def test_another_value_compiles_nothing_and_another_shape_does():
 
 def test_every_frame_runs_the_same_program_where_the_cache_is_masked():
     model, given = tiny_model(), given_latents(1)
-    before = decoder.one_frame._cache_size()
+    before = decoder.compiled_frame._cache_size()
     make(model, given, num_frames=6)
-    assert decoder.one_frame._cache_size() - before == 1
+    assert decoder.compiled_frame._cache_size() - before == 1
     assert jnp.isfinite(make(model, given, num_frames=6)).all()
