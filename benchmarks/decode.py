@@ -1,14 +1,13 @@
-"""How fast latent frames are drawn, where the time goes, and how far it is from what the device
-allows.
+"""How fast latent frames are drawn, where the time goes, and how far it is from the device's peak.
 
-    python -m benchmarks.decode                                      tiny on CPU, 1p4b on an
-    accelerator python -m benchmarks.decode --model=small --frames=4 --window=0
+    python -m benchmarks.decode                     tiny on a CPU, 1p4b on an accelerator
+    python -m benchmarks.decode --model=small --frames=4 --window=0
     python -m benchmarks.decode --model=runs/quickstart --preset=fast
     python -m benchmarks.decode --model=1p4b --head=flow --head_steps=25 --dtype=bfloat16
 
 Draws a video frame by frame with the full cache, and again with a window over it; seconds are those
 of the second run (the first compiles). The shares come from programs in which a part is left out,
-run in turn with the whole one; the floor is told in `decode_floor`. Prints tables and writes them
+run in turn with the whole one; `decode_floor` says what the floor is. Prints tables and writes them
 as JSON.
 """
 
@@ -31,12 +30,14 @@ from benchmarks.measuring import torch_peak, write_report
 from videomar_jax.models import attention
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.sampling import decoder
-from videomar_jax.sampling import frame as frame_module
+from videomar_jax.sampling import reveal
 from videomar_jax.sampling.config import SamplingConfig, with_preset
+from videomar_jax.sampling.decoder import DecodeState, decode_frame
+from videomar_jax.sampling.generate import GenerationPlan, decode_frames, plan_generation, start
 from videomar_jax.sampling.memory import cache_bytes, request_bytes
 from videomar_jax.sampling.precision import for_sampling
-from videomar_jax.sampling.reveal import SpeedOptions
+from videomar_jax.sampling.reveal import FrameInputs, SharedInputs
+from videomar_jax.sampling.speed import SpeedOptions, ceil_div
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,30 +49,28 @@ class Case:
     grid: tuple[int, int]
     sampling: SamplingConfig
     batch: int
-    levers: SpeedOptions | None
+    speed: SpeedOptions | None
 
-    def video(self, num_frames: int, given: int = 1, **changes: Any) -> decoder.Video:
-        """A request for random images and texts."""
-        config, size = self.model.config, self.model.config.patch_size
+    def start(
+        self, num_frames: int, given: int = 1, **changes: Any
+    ) -> tuple[GenerationPlan, SharedInputs, DecodeState]:
+        """A request for random images and texts, up to its first new frame."""
+        config, patch = self.model.config, self.model.config.patch_size
         keys = jax.random.split(jax.random.key(0), 3)
-        shape = (
-            self.batch,
-            given,
-            self.grid[0] * size,
-            self.grid[1] * size,
-            config.latent_channels,
-        )
+        height, width = self.grid[0] * patch, self.grid[1] * patch
+        shape = (self.batch, given, height, width, config.latent_channels)
+        latents = jax.random.normal(keys[0], shape)
         text = jax.random.normal(keys[1], (self.batch, config.text_tokens, config.text_width))
-        return decoder.prepare(
+        plan = plan_generation(
             self.model,
-            jax.random.normal(keys[0], shape),
-            text,
-            jnp.ones(text.shape[:2], bool),
+            latents,
             num_frames=num_frames,
             config=dataclasses.replace(self.sampling, **changes),
-            keys=jax.random.split(keys[2], self.batch),
-            levers=self.levers,
+            speed=self.speed,
         )
+        samples = jax.random.split(keys[2], self.batch)
+        shared, state = start(plan, latents, text, jnp.ones(text.shape[:2], bool), samples)
+        return plan, shared, jax.block_until_ready(state)
 
 
 SIZES = {
@@ -160,12 +159,12 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
         for key in ("steps", "head_steps", "guidance")
         if getattr(args, key) is not None
     }
-    levers = {
+    speed = {
         "auto": None,
         "plain": SpeedOptions.plain(),
         "all": SpeedOptions(),
-        "apart": SpeedOptions(apart=True),
-    }[args.levers]
+        "unstacked": SpeedOptions(unstack_layers=True),
+    }[args.speed]
     sampling = dataclasses.replace(sampling, **asked)
     return Case(
         name=name,
@@ -173,11 +172,11 @@ def open_case(name: str, args: argparse.Namespace) -> Case:
         grid=tuple(args.grid or grid),
         sampling=sampling,
         batch=args.batch,
-        levers=levers,
+        speed=speed,
     )
 
 
-# ---------------------------------------------------------------- frame by frame
+# Frame by frame
 
 
 def run(case: Case, num_frames: int, repeats: int, **changes: Any) -> dict[str, Any]:
@@ -185,24 +184,12 @@ def run(case: Case, num_frames: int, repeats: int, **changes: Any) -> dict[str, 
     as predicted."""
     compile_seconds, times = 0.0, []
     for attempt in range(repeats + 1):
-        video = case.video(num_frames, **changes)
-        jax.block_until_ready(video.state)
-        state, seconds = video.state, []
-        video = video._replace(state=None)
-        for i, number in enumerate(video.settings.number):
-            settings = jax.tree.map(lambda x, i=i: x[i], video.settings)
-            start = time.perf_counter()
-            state, latents, _ = decoder.one_frame(
-                video.model,
-                video.decoder,
-                state,
-                settings,
-                None,
-                video.scale,
-                video.program_of(int(number)),
-            )
-            jax.block_until_ready(latents)
-            seconds.append(time.perf_counter() - start)
+        frames = decode_frames(*case.start(num_frames, **changes))
+        seconds = []
+        for _ in range(1, num_frames):
+            began = time.perf_counter()
+            jax.block_until_ready(next(frames))
+            seconds.append(time.perf_counter() - began)
         if attempt:
             times.append(seconds)
         else:
@@ -237,16 +224,14 @@ def run(case: Case, num_frames: int, repeats: int, **changes: Any) -> dict[str, 
     }
 
 
-# ---------------------------------------------------------------- parts left out
+# With parts left out
 
 
 def shares(case: Case, seen: int, repeats: int) -> dict[str, float]:
     """Seconds of a frame after `seen` others, whole and without parts, and the shares that
     follow."""
-    without_head, without_transformer = (
-        mock.patch.object(frame_module, name, stand_in)
-        for name, stand_in in (("_drawing", _no_drawing), ("_backbone", _no_backbone))
-    )
+    without_head = mock.patch.object(reveal, "drawer", _no_drawer)
+    without_transformer = mock.patch.object(reveal, "predictor", _no_predictor)
     without_attention = mock.patch.object(attention, "cached", lambda q, k, v, **_: q)
     programs = {
         "whole": lone_frame(case, seen),
@@ -268,7 +253,7 @@ def shares(case: Case, seen: int, repeats: int) -> dict[str, float]:
         "transformer but self attention": best["without head"] - rest - attention_seconds,
         "self attention": attention_seconds,
         "head": best["without transformer"] - rest,
-        "overhead and the pass that remembers": rest,
+        "overhead and the pass that commits a frame": rest,
     }
     return {
         "seconds": best,
@@ -279,39 +264,45 @@ def shares(case: Case, seen: int, repeats: int) -> dict[str, float]:
 
 def lone_frame(case: Case, seen: int, *patches: Any) -> Callable[[], Any]:
     """Draws one frame after `seen` given ones, compiled with the patches in force."""
-    video = case.video(seen + 1, given=seen)
-    settings = jax.tree.map(lambda x: x[0], video.settings)
-    program = video.program_of(seen)
+    plan, shared, state = case.start(seen + 1, given=seen)
+    settings = jax.tree.map(lambda values: values[0], plan.settings)
+    static = plan.static_config(seen)
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        traced = jax.jit(lambda *arrays: decoder.next_frame(*arrays, program))
-        arrays = (video.model, video.decoder, video.state, settings, None, video.scale)
-        compiled = traced.lower(*arrays).compile()
+        # Nothing is donated: the program runs from the same state again and again.
+        program = jax.jit(lambda *arrays: decode_frame(*arrays, None, static))
+        arrays = (plan.model, shared, state, settings)
+        compiled = program.lower(*arrays).compile()
     jax.block_until_ready(compiled(*arrays))
     return lambda: jax.block_until_ready(compiled(*arrays))
 
 
-def _no_drawing(model, head, head_plan, settings, program, batch, size, guided):
+def _no_drawer(inputs: FrameInputs, guided: bool, bucket: int) -> Callable:
     """Tokens that depend on z, without a head."""
-    return lambda z, noise, injected, step: (
-        noise + z[:batch, :, : noise.shape[2]] + z[-batch:, :, : noise.shape[2]]
-    )
+    batch = inputs.batch
+
+    def draw(z, noise, step_noise, step):
+        width = noise.shape[2]
+        return noise + z[:batch, :, :width] + z[-batch:, :, :width]
+
+    return draw
 
 
-def _no_backbone(model, context, seen, settings, program, scale, batch, guided):
+def _no_predictor(inputs: FrameInputs, guided: bool) -> Callable:
     """z that depends on the tokens, without a transformer."""
-    rows = 2 if True in program.branches else 1
-    wide = -(-model.config.width // model.config.token_dim)
+    config = inputs.model.config
+    copies = 2 if True in inputs.static.branches else 1
+    repeats = ceil_div(config.width, config.token_dim)
 
-    def z_of(tokens, hidden, chosen):
+    def predict(tokens, hidden, chosen):
         z = jnp.take_along_axis(tokens, chosen[..., None], axis=1, mode="clip")
-        return None, jnp.tile(z, (rows, 1, wide))[..., : model.config.width]
+        return None, jnp.tile(z, (copies, 1, repeats))[..., : config.width]
 
-    return z_of
+    return predict
 
 
-# ---------------------------------------------------------------- what is told
+# Reports
 
 
 def described(case: Case) -> dict[str, Any]:
@@ -321,7 +312,7 @@ def described(case: Case) -> dict[str, Any]:
         "grid": list(case.grid),
         "batch": case.batch,
         "sampling": dataclasses.asdict(case.sampling),
-        "levers": None if case.levers is None else dataclasses.asdict(case.levers),
+        "speed": None if case.speed is None else dataclasses.asdict(case.speed),
     }
 
 
@@ -372,7 +363,13 @@ def _arguments() -> argparse.Namespace:
         choices=("float32", "bfloat16"),
         help="of the products; float32 on CPU, else bfloat16",
     )
-    add("--levers", choices=("auto", "plain", "all", "apart"), default="auto")
+    add(
+        "--speed",
+        "--levers",  # its name in the version before
+        choices=("auto", "plain", "all", "unstacked"),
+        default="auto",
+        help="speed options: what pays, none, all that pay somewhere, these with unstacked layers",
+    )
     add("--repeats", type=int, default=2)
     add("--no-shares", dest="shares", action="store_false")
     add("--torch_python", help="an interpreter that has PyTorch, to measure its matmul beside ours")

@@ -10,7 +10,7 @@ from tests.helpers.videomar_recordings import check, official
 from videomar_jax.diffusion.base import guide
 from videomar_jax.diffusion.ddpm import DDPM, cosine_betas, ddpm_tables, kept_steps
 from videomar_jax.models.diffusion_head import time_features
-from videomar_jax.sampling import decoder
+from videomar_jax.sampling.reference import draw_tokens
 from videomar_jax.training.loss import LossDraws, diffusion_losses
 
 
@@ -147,5 +147,5 @@ def test_p_sample(case, model, name, guidance, temperature):
         check(name, f"x, guidance {guidance}", x, g[f"{out}/x"][i], tol_x)
         check(name, f"pred_x0, guidance {guidance}", clean, g[f"{out}/pred_x0"][i], tol_clean)
     rows = z.reshape(1 + guided, len(start), -1)
-    final = decoder.draw_tokens(model, rows, start[None], noise[:, None], plan, scale, heat)
+    final = draw_tokens(model, rows, start[None], noise[:, None], plan, scale, heat)
     check(name, f"final, guidance {guidance}", final[0], g[f"{out}/final"], tol_final)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.videomar_recordings import channels_last, check
-from videomar_jax.sampling import decoder
+from videomar_jax.sampling.generate import FrameDraws, generate
 from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths, reveal_plan, temperatures
 
 
@@ -34,15 +34,13 @@ def test_generation(case, model, name):
         latent_clip=settings["clip"],
         temperature_law=law,
     )
-    draws = decoder.FrameDraws(
-        *(jnp.asarray(g[f"in/{k}"]) for k in ("orders", "noise", "step_noise"))
-    )
+    draws = FrameDraws(*(jnp.asarray(g[f"in/{k}"]) for k in ("orders", "noise", "step_noise")))
     given, text, mask = (
         channels_last(g["in/cond_latents"]),
         jnp.asarray(g["in/text"]),
         jnp.asarray(g["in/text_mask"]),
     )
-    video, trace = decoder.generate(
+    video, trace = generate(
         model, given, text, mask, num_frames=4, config=config, draws=draws, trace=True
     )
     check(name, "latents", video, channels_last(g["out/latents"]), 5e-5)

@@ -122,7 +122,12 @@ def test_samples_and_frames_get_orders_and_noise_of_their_own():
 
 def test_frame_by_frame_gives_the_same_video(made):
     frames = generate_frames(
-        tiny_model(), given_latents(), *tiny_text(), num_frames=FRAMES, config=CONFIG, keys=sample_keys()
+        tiny_model(),
+        given_latents(),
+        *tiny_text(),
+        num_frames=FRAMES,
+        config=CONFIG,
+        keys=sample_keys(),
     )
     np.testing.assert_allclose(jnp.stack(list(frames), axis=1), made[0][:, 1:], atol=1e-4)
 

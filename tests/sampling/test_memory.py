@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from tests.helpers.tiny_model import GRID, annotations_off, tiny_model, tiny_text
-from videomar_jax.models.config import PRESETS
 from videomar_jax.checks import UserError
+from videomar_jax.models.config import PRESETS
 from videomar_jax.sampling import generate as generate_module
 from videomar_jax.sampling import memory
 from videomar_jax.sampling.generate import generate

@@ -10,7 +10,6 @@ from videomar_jax.sampling.schedules import (
     clip_bounds,
     head_step_names,
     mask_lengths,
-    padded,
     reveal_plan,
     temperatures,
 )

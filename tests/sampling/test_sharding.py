@@ -16,7 +16,7 @@ from videomar_jax.parallel.sharding import param_shardings
 from videomar_jax.sampling import decoder
 from videomar_jax.sampling.generate import SpeedOptions, generate
 from videomar_jax.sampling.schedules import SamplingConfig
-from videomar_jax.sampling.sharding import placement, cache_shards
+from videomar_jax.sampling.sharding import cache_shards, placement
 
 CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, latent_clip=0.0)
 GRID, FRAMES = (4, 4), 4
@@ -80,10 +80,13 @@ def test_the_cache_lies_as_its_arguments_do():
     model, mesh = spread(tiny_model(), MESHES["all"])
     given = jax.device_put(given_latents(), NamedSharding(mesh, PartitionSpec("fsdp")))
     place = placement(model, model.config, given, tokens=16)
-    assert place[0].spec == PartitionSpec(None, "fsdp", None, "context", "tensor", None)
-    assert place[1].spec == PartitionSpec("fsdp", "context", None) and cache_shards(place) == 8
+    assert place.cache.spec == PartitionSpec(None, "fsdp", None, "context", "tensor", None)
+    assert place.tokens.spec == PartitionSpec("fsdp", "context", None) and cache_shards(place) == 8
     uneven = placement(model, tiny_model(num_heads=1).config, jnp.zeros((1, 1)), tokens=15)
-    assert uneven[0].spec == PartitionSpec(None, None, None, None, None, None) and cache_shards(uneven) == 1
+    assert (
+        uneven.cache.spec == PartitionSpec(None, None, None, None, None, None)
+        and cache_shards(uneven) == 1
+    )
     assert (
         placement(tiny_model(), tiny_model().config, given_latents(), 16) is None
         and cache_shards(None) == 1

@@ -48,21 +48,21 @@ def plain():
 def test_speed_options_are_in_use(monkeypatch):
     """An option that does nothing would keep the video as it is, too."""
     calls = []
-    original = VideoMAR.PREDICT
+    original = VideoMAR.frame
 
     def spied(self, *args, **options):
         cache = args[4]
         calls.append(
             dict(
                 length=cache.keys.shape[2],
-                some_tokens=options["ROWS"] is not None,
+                some_tokens=options["rows"] is not None,
                 layers=options["layers"] is not None,
-                masked=SEEN,
+                masked=not isinstance(options["seen"], str),
             )
         )
         return original(self, *args, **options)
 
-    monkeypatch.setattr(VideoMAR, "PREDICT", spied)
+    monkeypatch.setattr(VideoMAR, "frame", spied)
     buckets = []
     fused = reveal.draw_tokens_fused
 
@@ -130,13 +130,13 @@ def test_chunks_that_do_not_divide_the_steps(plain, monkeypatch):
 
 def test_rows_without_text_are_not_computed_where_guidance_is_off(monkeypatch):
     rows = []
-    original = VideoMAR.PREDICT
+    original = VideoMAR.frame
 
     def spied(self, tokens, *args, **options):
         rows.append(len(tokens))
         return original(self, tokens, *args, **options)
 
-    monkeypatch.setattr(VideoMAR, "PREDICT", spied)
+    monkeypatch.setattr(VideoMAR, "frame", spied)
     model = tiny_model(head_depth=1)
     config = dataclasses.replace(CONFIG, head_steps="3")
     for interval, wanted in (((0.0, 0.5), {2 * BATCH, BATCH}), ((0.0, 1.0), {2 * BATCH})):
@@ -225,6 +225,6 @@ def test_small_requests_are_not_worth_compiling_for():
     small = tiny_model().config
     assert SpeedOptions.for_request(small, 16, 4, 4).cache_lengths == 1
     large = dataclasses.replace(small, width=1536, depth=36, num_heads=16)
-    chosen = SpeedOptions.for_request(large, 1440, 64, 6)
-    assert chosen == SpeedOptions(cache_lengths=1), "attention to 6 frames is the smaller part"
+    chosen = SpeedOptions.for_request(large, 1440, 64, 2)
+    assert chosen == SpeedOptions(cache_lengths=1), "attention to 2 frames is a small part"
     assert SpeedOptions.for_request(large, 1440, 64, 60).cache_lengths == 4
