@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.interop.cosmos_rules import cosmos_rules, parameter_shapes
-from videomar_jax.interop.rules import expected, exported
+from videomar_jax.interop.formats.rules import expected, exported
 from videomar_jax.tokenizers.cosmos.config import RELEASES, CosmosConfig
+from videomar_jax.tokenizers.cosmos.rules import cosmos_rules, parameter_shapes
 from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
 
 Codec = tuple[Callable[[Any], Any], Callable[[Any], Any]]

@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from videomar_jax.interop.formats.files import TensorSpec, write_tensors
-from videomar_jax.interop.rules import Slot, expected
+from videomar_jax.interop.formats.rules import Slot, expected
 from videomar_jax.interop.videomar import parameter_shapes
 from videomar_jax.interop.videomar_rules import RULES
 from videomar_jax.models.config import PRESETS

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.interop.rules import expected, exported, flat
+from videomar_jax.interop.formats.rules import expected, exported, flat
 from videomar_jax.interop.videomar_rules import RULES
 
 GRID = (3, 4)

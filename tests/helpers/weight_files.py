@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from videomar_jax.interop.formats.files import TensorSpec, write_tensors
-from videomar_jax.interop.formats.writer import _tensor, _text
+from videomar_jax.interop.formats.torch_writer import _tensor, _text
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 TENSORS = {

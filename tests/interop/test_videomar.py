@@ -18,7 +18,7 @@ from videomar_jax.interop.formats.files import (
     open_tensors,
     write_tensors,
 )
-from videomar_jax.interop.rules import expected, flat, nested
+from videomar_jax.interop.formats.rules import expected, flat, nested
 from videomar_jax.interop.videomar import (
     inspect_checkpoint,
     parameter_shapes,

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from tests.helpers.videomar_recordings import GRID, channels_last, check, frames, layer
-from videomar_jax.interop.rules import flat
+from videomar_jax.interop.formats.rules import flat
 from videomar_jax.interop.videomar import parameter_shapes, read_checkpoint
 from videomar_jax.models import attention, masking
 from videomar_jax.models.patchify import patchify, positions, unpatchify

@@ -22,16 +22,16 @@ from tests.helpers.tiny_run import start, tiny
 from videomar_jax.checkpoints.streamed import stored_types
 from videomar_jax.inference.metadata import model_digests
 from videomar_jax.interop import videomar
-from videomar_jax.interop.cosmos_rules import cosmos_rules, parameter_shapes
 from videomar_jax.interop.formats.files import open_tensors
-from videomar_jax.interop.rules import expected, exported, nested
+from videomar_jax.interop.formats.rules import expected, exported, nested
 from videomar_jax.interop.videomar import write_checkpoint
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained.bundle import load_params, load_pretrained
 from videomar_jax.pretrained.convert import export_official, import_official
-from videomar_jax.pretrained.open import local_folder, open_text_encoder, open_tokenizer
+from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.rules import cosmos_rules, parameter_shapes
 from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
 
 COSMOS = CosmosConfig(
@@ -411,11 +411,3 @@ def test_nothing_is_left_behind_by_a_conversion_that_fails(official, tmp_path):
 def test_a_tokenizer_that_is_not_understood(spec, message):
     with pytest.raises(ValueError, match=message):
         open_tokenizer(spec)
-
-
-def test_a_repo_that_cannot_be_fetched_says_how_to_go_on_offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match=r"hf download nobody/nothing --local-dir DIR"):
-        local_folder("nobody/nothing", ["*"])
-    with pytest.raises(FileNotFoundError, match=r"no file or folder \./nowhere"):
-        local_folder("./nowhere/at/all", ["*"])

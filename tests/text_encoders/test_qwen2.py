@@ -16,10 +16,9 @@ from absl import logging
 from safetensors.numpy import save_file
 
 from tests.helpers.paths import GOLDEN
-from videomar_jax.interop.qwen2 import load_qwen2
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, tokens_cut
-from videomar_jax.text_encoders import qwen2 as encoder_module
-from videomar_jax.text_encoders.qwen2.encoder import Qwen2Options
+from videomar_jax.text_encoders.qwen2 import encoder as encoder_module
+from videomar_jax.text_encoders.qwen2.encoder import Qwen2Options, load_qwen2
 
 TOLERANCE = 1e-5
 
@@ -282,12 +281,17 @@ def test_a_moved_or_changed_folder_is_noticed(folder, tmp_path):
         load_text_encoder(tmp_path / "saved")
 
 
-def test_text_encoders_do_not_import_interop_or_torch():
+def test_a_saved_encoder_is_known_without_importing_its_kind(folder, tmp_path):
+    """Its class is found by the registry, in a process that never mentions it."""
+    load_qwen2(folder, options()).save(tmp_path / "saved")
     code = (
-        "import sys, videomar_jax.text_encoders.qwen2.encoder; assert 'videomar_jax.interop' not in sys.modules;"
-        "import videomar_jax.interop.qwen2; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+        "import sys; from videomar_jax.text_encoders import TEXT_ENCODERS, load_text_encoder;"
+        "assert 'qwen2' in TEXT_ENCODERS and 'videomar_jax.text_encoders.qwen2' not in sys.modules;"
+        f"print(type(load_text_encoder({str(tmp_path / 'saved')!r})).__name__);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "Qwen2TextEncoder", done.stderr
 
 
 # -- bad input

@@ -23,7 +23,7 @@ from videomar_jax.interop.formats.files import (
     open_tensors,
     write_tensors,
 )
-from videomar_jax.interop.rules import (
+from videomar_jax.interop.formats.rules import (
     Slot,
     assemble,
     expected,

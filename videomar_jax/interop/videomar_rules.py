@@ -1,6 +1,6 @@
 """The table of VideoMAR's weights: one row for each kind of key of the published file."""
 
-from videomar_jax.interop.rules import ONE_AXIS, TRANSPOSE, TWO_AXES, Rule
+from videomar_jax.interop.formats.rules import ONE_AXIS, TRANSPOSE, TWO_AXES, Rule
 
 
 def _kernel(theirs: str, ours: str) -> tuple[Rule, ...]:

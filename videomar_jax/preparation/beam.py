@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import videomar_jax.interop.qwen2  # noqa: F401  (so that a saved Qwen2 text encoder is known)
 from videomar_jax.preparation.encoding import ShardEncoder
 from videomar_jax.preparation.folder import MODEL, receipt_of, write_shard
 from videomar_jax.preparation.plan import Plan

@@ -1,7 +1,7 @@
-"""Captions to text features. Importing the package makes every kind known to
-`load_text_encoder`."""
+"""Captions to text features. `base.TEXT_ENCODERS` lists the kinds."""
 
 from videomar_jax.text_encoders.base import (
+    TEXT_ENCODERS,
     TextEncoder,
     load_text_encoder,
     save_text_encoder,
@@ -10,6 +10,7 @@ from videomar_jax.text_encoders.base import (
 from videomar_jax.text_encoders.hashed import HashedTextEncoder
 
 __all__ = [
+    "TEXT_ENCODERS",
     "HashedTextEncoder",
     "TextEncoder",
     "load_text_encoder",

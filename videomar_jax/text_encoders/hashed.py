@@ -1,69 +1,72 @@
 """A text encoder that needs no download: every word is a fixed random vector.
 
-A caption is split into lower-case words and punctuation and closed by an end token. Token k with
+A caption is split into lower-case words and punctuation, followed by an end token. Token k with
 word x becomes
 
-    feature = g(x) + POSITION_SCALE * g'(k)         g, g': independent standard normal vectors of
-    `width` numbers
+    feature = g(x) + POSITION_SCALE * g'(k)
 
-where g(x) is drawn by a generator seeded with a cryptographic hash of (seed, x), so that it is the
-same in every process, on every platform, without a vocabulary. Different words are nearly
-orthogonal (their cosine is about 1/sqrt(width)), which is all that a model needs to tell "left"
-from "right"; the position term lets it see the order.
-What random vectors cannot give is kinship: "cat" is no nearer to "kitten" than to "rain". For that,
-    use a language
-model.
+where g and g' give independent standard normal vectors of `width` numbers. g(x) is drawn by a
+generator seeded with a cryptographic hash of (seed, x), so it is the same in every process, on
+every platform, without a vocabulary. Different words are nearly orthogonal (their cosine is about
+1/sqrt(width)), which is all that a model needs to tell "left" from "right"; the position term tells
+it the order.
+
+Random vectors say nothing about meaning: "cat" is no nearer to "kitten" than to "rain". For that,
+use a language model.
 """
 
 import dataclasses
 import hashlib
 import os
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from absl import logging
 from jaxtyping import Float32
 
+from videomar_jax.checks import Count, UserError, check_fields
 from videomar_jax.text_encoders import base
 from videomar_jax.types import Bool
 
 POSITION_SCALE = 0.25
 
 
-@base.register
 @dataclasses.dataclass(frozen=True)
 class HashedTextEncoder:
-    """The `TextEncoder` of this module. `max_tokens` counts the end token; `seed` picks another set
-    of vectors."""
+    """The `TextEncoder` of this module."""
 
     kind: ClassVar[str] = "hashed"
     version: ClassVar[int] = 1
 
-    max_tokens: int
-    width: int
+    max_tokens: Count
+    """Tokens of a caption, the end token included; more are cut."""
+    width: Count
+    """Numbers of a feature vector."""
     seed: int = 0
+    """Selects another set of vectors."""
 
     def __post_init__(self):
-        if self.max_tokens < 1 or self.width < 1:
-            raise ValueError(
-                f"max_tokens = {self.max_tokens} and width = {self.width} must be at least 1"
-            )
+        check_fields("hashed text encoder", self)
 
     def encode(
         self, captions: Sequence[str]
     ) -> tuple[Float32[np.ndarray, "B K E"], Bool[np.ndarray, "B K"]]:
-        """Features [B, max_tokens, width], zero where padded, and the mask of tokens [B,
-        max_tokens].
+        """Features [B, max_tokens, width], zero at padding, and the mask of tokens [B, max_tokens].
 
-        Words beyond max_tokens - 1 are cut; one warning a call says how many captions lost words,
-        and which ones the first of them lost.
+        Words after the first max_tokens - 1 are cut; one warning says how many captions lose words,
+        and which ones the first of them loses.
+
+        Raises:
+            UserError: a single text instead of a sequence.
         """
         if isinstance(captions, str):
-            raise ValueError(
+            raise UserError(
                 f"encode takes a sequence of captions; for one caption give [{captions!r}]"
             )
         room = self.max_tokens - 1
@@ -75,9 +78,8 @@ class HashedTextEncoder:
             tokens = [f"word {word}" for word in caption[:room]] + ["end"]
             mask[row, : len(tokens)] = True
             for k, token in enumerate(tokens):
-                features[row, k] = self._normal(token) + POSITION_SCALE * self._normal(
-                    f"position {k}"
-                )
+                position = self._normal(f"position {k}")
+                features[row, k] = self._normal(token) + POSITION_SCALE * position
         return features, mask
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
@@ -91,13 +93,30 @@ class HashedTextEncoder:
         return dataclasses.asdict(self)
 
     def write_files(self, directory: str | os.PathLike) -> None:
-        """The settings are all there is."""
+        """Nothing besides the settings."""
 
     @classmethod
     def from_files(
         cls, settings: Mapping[str, Any], directory: str | os.PathLike
     ) -> "HashedTextEncoder":
         return cls(**settings)
+
+    @classmethod
+    def open(cls, place: str, **_: Any) -> base.TextEncoder:
+        """An encoder by its sizes, "64x256" for 64 tokens of 256 numbers, or a saved one by its
+        folder. The options of other kinds have no meaning here.
+
+        Raises:
+            UserError: neither.
+        """
+        sizes = re.fullmatch(r"(\d+)x(\d+)", place)
+        if sizes:
+            return cls(int(sizes[1]), int(sizes[2]))
+        if Path(place).is_dir():
+            return base.load_text_encoder(place)
+        raise UserError(
+            f"'hashed:{place}' is not understood: write hashed:TOKENSxWIDTH, such as hashed:64x256."
+        )
 
     def _normal(self, name: str) -> np.ndarray:
         return _normal_vector(f"{self.seed} {name}", self.width)
@@ -106,10 +125,11 @@ class HashedTextEncoder:
 def split_words(caption: str) -> list[str]:
     """Lower-case words and single punctuation marks, in order.
 
-    Letters, marks and digits make words in any script; wide characters (Chinese, Japanese, Korean,
-    emoji) stand alone, since most of these scripts put no space between words. Spaces and control
-    characters only separate.
+    Letters, marks and digits form words in any script. Wide characters (Chinese, Japanese, Korean,
+    emoji) are words of their own, since most of these scripts put no space between words. Spaces
+    and control characters only separate.
     """
+    # Folding the case may leave text that is not normalised.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).casefold())
     words = []
     for kind, run in groupby(text, key=_character_kind):
@@ -133,7 +153,8 @@ def _warn_of_cuts(words: list[list[str]], room: int) -> None:
     if cut:
         kept, lost = " ".join(cut[0][:room]), " ".join(cut[0][room:])
         logging.warning(
-            "%d of %d captions are longer than max_tokens = %d and were cut; the first keeps %r and loses %r",
+            "%d of %d captions are longer than max_tokens = %d and were cut; "
+            "the first keeps %r and loses %r",
             len(cut),
             len(words),
             room + 1,
@@ -147,10 +168,9 @@ def _normal_vector(name: str, width: int) -> np.ndarray:
     """A read-only vector of `width` standard normal numbers that depends on nothing but the
     arguments."""
     key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
-    # RandomState over a counter-based generator: NumPy promises that its numbers never change
-    # between versions.
-    vector = (
-        np.random.RandomState(np.random.Philox(key=key)).standard_normal(width).astype(np.float32)
-    )
+    # NumPy promises that the numbers of a RandomState never change between versions; Philox can
+    # be seeded with 128 bits.
+    generator = np.random.RandomState(np.random.Philox(key=key))
+    vector = generator.standard_normal(width).astype(np.float32)
     vector.setflags(write=False)
     return vector

@@ -1,30 +1,53 @@
-"""Video to continuous latents and back. Importing the package makes every kind known to
-`load_tokenizer`."""
+"""Video to continuous latents and back. `base.TOKENIZERS` lists the kinds."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from videomar_jax.tokenizers.base import (
+    TOKENIZERS,
     Tokenizer,
     fingerprint,
     latent_shape,
     load_tokenizer,
     pixel_frames,
+    same_latents,
     save_tokenizer,
     to_pixels,
     to_video,
 )
-from videomar_jax.tokenizers.cosmos.config import CosmosConfig
-from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
-from videomar_jax.tokenizers.pca import PCATokenizer
+
+if TYPE_CHECKING:
+    from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+    from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer, load_cosmos
+    from videomar_jax.tokenizers.pca import PCATokenizer
+
+# Imported when first used: the networks load more than a config or a command needs.
+_MODULES = {
+    "CosmosConfig": "cosmos.config",
+    "CosmosTokenizer": "cosmos.tokenizer",
+    "PCATokenizer": "pca",
+    "load_cosmos": "cosmos.tokenizer",
+}
 
 __all__ = [
+    "TOKENIZERS",
     "CosmosConfig",
     "CosmosTokenizer",
     "PCATokenizer",
     "Tokenizer",
     "fingerprint",
     "latent_shape",
+    "load_cosmos",
     "load_tokenizer",
     "pixel_frames",
+    "same_latents",
     "save_tokenizer",
     "to_pixels",
     "to_video",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

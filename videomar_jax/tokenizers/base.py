@@ -3,16 +3,22 @@
 A tokenizer maps pixels in [-1, 1] to continuous latents of about unit variance and back. It is
 causal in time:
 
-    latent frame 0            sees pixel frame 0 alone (so a single image is a one-frame video),
-    latent frame t >= 1       sees no pixel frame after t * temporal_stride.
+    latent frame 0            depends on pixel frame 0 alone (a single image is a one-frame video),
+    latent frame t >= 1       depends on no pixel frame after t * temporal_stride.
 
 Hence F = 1 + temporal_stride * (T - 1) pixel frames, and (Hp, Wp) = spatial_stride * (h, w).
 
-Implementations are registered pytrees (arrays as leaves, settings static), so they are passed to
-`jax.jit` as arguments. One that can be saved also has `kind` and `version` (class attributes),
-`state() -> (settings, arrays)` and the class method `from_state(settings, arrays)`; the decorator
-`register` makes `load_tokenizer` find it. A saved tokenizer is a directory with `tokenizer.json`
-(kind, version, settings, digest) beside `tokenizer.npz` (the arrays).
+A new kind is a module with a class and one line in `TOKENIZERS`. The class is a registered pytree
+(arrays as leaves, settings static), so that it is passed to `jax.jit` as an argument, and has
+
+    kind, version                        class attributes: its name, and the version of its files
+    encode, decode, decode_stream, save  as `Tokenizer` says
+    state() -> (settings, arrays)        JSON values, and NumPy arrays by name
+    from_state(settings, arrays)         class method: the inverse
+    open(place, *, scale, dtype)         class method: from the second half of "kind:place"
+
+A saved tokenizer is a folder with `tokenizer.json` (kind, version, settings, digest) beside
+`tokenizer.npz` (the arrays).
 """
 
 import hashlib
@@ -22,18 +28,26 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 
+from videomar_jax.checks import UserError
+from videomar_jax.io.registry import Registry
 from videomar_jax.types import Array, Float, Latents, Pixels, UInt8
 
-HEADER_FILE, ARRAYS_FILE = "tokenizer.json", "tokenizer.npz"
-TOKENIZERS: dict[str, type] = {}
-"""Classes by the `kind` in their header; filled by `register`."""
+HEADER_FILE = "tokenizer.json"
+ARRAYS_FILE = "tokenizer.npz"
 
-_Class = TypeVar("_Class", bound=type)
+TOKENIZERS = Registry(
+    "tokenizer",
+    {
+        "pca": "videomar_jax.tokenizers.pca:PCATokenizer",
+        "cosmos": "videomar_jax.tokenizers.cosmos.tokenizer:CosmosTokenizer",
+    },
+)
+"""The kinds of tokenizers. `TOKENIZERS.register` adds a class from outside the package."""
 
 
 @runtime_checkable
@@ -49,8 +63,8 @@ class Tokenizer(Protocol):
     def decode(self, latents: Latents) -> Pixels: ...
 
     def decode_stream(self, latents: Iterable[Latents], *, max_frames: int) -> Iterator[Pixels]:
-        """Pixels of latents that arrive in pieces of one frame or more; together they make `decode`
-        of the whole."""
+        """Pixels of latents that arrive in pieces of one frame or more, piece by piece; joined
+        together they equal `decode` of the whole."""
         ...
 
     def save(self, directory: str | os.PathLike) -> None: ...
@@ -62,49 +76,55 @@ class Tokenizer(Protocol):
 def grid_shape(
     num_frames: int, height: int, width: int, *, temporal_stride: int, spatial_stride: int
 ) -> tuple[int, int, int]:
-    """(T, h, w) of a clip. Raises ValueError naming every size that the strides do not divide."""
+    """The latent grid (T, h, w) of a clip.
+
+    Raises:
+        UserError: names every size that does not fit the strides, and the nearest that do.
+    """
     faults = []
     if num_frames < 1 or (num_frames - 1) % temporal_stride:
         lower = 1 + max(num_frames - 1, 0) // temporal_stride * temporal_stride
         nearest = "1" if num_frames < 1 else f"{lower} or {lower + temporal_stride}"
         faults.append(
-            f"{num_frames} frames are not 1 + {temporal_stride} * k (temporal stride); nearest: {nearest}"
+            f"{num_frames} frames are not 1 + {temporal_stride} * k (temporal stride); "
+            f"nearest: {nearest}"
         )
     for name, size in (("height", height), ("width", width)):
         if size < 1 or size % spatial_stride:
             lower = max(size, 0) // spatial_stride * spatial_stride
             nearest = f"{lower} or {lower + spatial_stride}" if lower else f"{spatial_stride}"
             faults.append(
-                f"{name} {size} is not a multiple of the spatial stride {spatial_stride}; nearest: {nearest}"
+                f"{name} {size} is not a multiple of the spatial stride {spatial_stride}; "
+                f"nearest: {nearest}"
             )
     if faults:
-        raise ValueError("; ".join(faults))
-    return (
-        1 + (num_frames - 1) // temporal_stride,
-        height // spatial_stride,
-        width // spatial_stride,
-    )
+        raise UserError("; ".join(faults))
+    latent_frames = 1 + (num_frames - 1) // temporal_stride
+    return latent_frames, height // spatial_stride, width // spatial_stride
 
 
 def latent_shape(
     tokenizer: Tokenizer, num_frames: int, height: int, width: int
 ) -> tuple[int, int, int]:
-    """(T, h, w) of the latents of a clip of `num_frames` x `height` x `width`.
+    """The grid (T, h, w) of the latents of a clip of `num_frames` x `height` x `width` pixels.
 
-    Raises ValueError if num_frames is not 1 + temporal_stride * k or the spatial stride does not
-    divide the resolution.
+    Raises:
+        UserError: num_frames is not 1 + temporal_stride * k, or the spatial stride does not divide
+            the resolution.
     """
-    strides = {
-        "temporal_stride": tokenizer.temporal_stride,
-        "spatial_stride": tokenizer.spatial_stride,
-    }
-    return grid_shape(num_frames, height, width, **strides)
+    return grid_shape(
+        num_frames,
+        height,
+        width,
+        temporal_stride=tokenizer.temporal_stride,
+        spatial_stride=tokenizer.spatial_stride,
+    )
 
 
 def pixel_frames(tokenizer: Tokenizer, latent_frames: int) -> int:
     """The number of pixel frames F that `latent_frames` T decode to."""
     if latent_frames < 1:
-        raise ValueError(f"{latent_frames} latent frames: a video has at least one")
+        raise UserError(f"{latent_frames} latent frames: a video has at least one")
     return 1 + tokenizer.temporal_stride * (latent_frames - 1)
 
 
@@ -121,37 +141,48 @@ def to_pixels(
 def to_video(
     pixels: Float[Array | np.ndarray, "*frames Hp Wp 3"],
 ) -> UInt8[Array, "*frames Hp Wp 3"]:
-    """Pixels in [-1, 1] to the nearest grey level; what lies outside is clipped."""
+    """Pixels in [-1, 1] to the nearest grey level; values outside are clipped."""
     levels = (jnp.asarray(pixels).astype(jnp.float32) + 1.0) * 127.5
     return jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8)
+
+
+# Identity
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A hex digest of kind, settings and arrays.
+
+    It is equal exactly for tokenizers that compute the same latents, and tells whether cached
+    latents belong to a tokenizer.
+    """
+    settings, arrays = tokenizer.state()
+    return _digest(_header(tokenizer, settings), arrays)
+
+
+def same_latents(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether a model trained on the latents of one tokenizer can be used with the other.
+
+    A class may define `latents_key()`, a value that is equal for such tokenizers (a published
+    network is the same in every compute type); without it the fingerprints must be equal.
+    """
+    return _latents_key(one) == _latents_key(other)
+
+
+def _latents_key(tokenizer: Tokenizer) -> tuple[Any, ...]:
+    key = tokenizer.latents_key() if hasattr(tokenizer, "latents_key") else fingerprint(tokenizer)
+    strides = (tokenizer.temporal_stride, tokenizer.spatial_stride)
+    return (tokenizer.kind, *strides, tokenizer.channels, key)
 
 
 # Files
 
 
-def register(cls: _Class) -> _Class:
-    """Class decorator: `load_tokenizer` builds saved tokenizers of kind `cls.kind` with this
-    class."""
-    if TOKENIZERS.setdefault(cls.kind, cls) is not cls:
-        raise ValueError(f"tokenizer kind {cls.kind!r} is taken by {TOKENIZERS[cls.kind].__name__}")
-    return cls
-
-
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hex digest of kind, settings and arrays: equal exactly for tokenizers that compute the same
-    latents.
-
-    Cached latents are only worth something with the tokenizer that made them; this is how a cache
-    can tell.
-    """
-    return _digest(_header(tokenizer), tokenizer.state()[1])
-
-
 def save_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
-    """Write `tokenizer.json` and `tokenizer.npz` into `directory`, which is made if it is
-    missing."""
-    directory, header, arrays = Path(directory), _header(tokenizer), tokenizer.state()[1]
+    """Writes `tokenizer.json` and `tokenizer.npz` into `directory`, which is created if needed."""
+    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    settings, arrays = tokenizer.state()
+    header = _header(tokenizer, settings)
     with open(directory / ARRAYS_FILE, "wb") as file:
         np.savez(file, **arrays)
     text = json.dumps(header | {"sha256": _digest(header, arrays)}, indent=2)
@@ -161,57 +192,31 @@ def save_tokenizer(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
 def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
     """The tokenizer saved in `directory`, whatever its kind.
 
-    Raises FileNotFoundError if a file is missing; ValueError if one is damaged, or of an unknown
-    kind or version.
+    Raises:
+        FileNotFoundError: a file is missing.
+        UserError: a file is damaged, or of an unknown kind or version.
     """
-    header = _read_header(Path(directory) / HEADER_FILE)
+    header = TOKENIZERS.read_header(Path(directory) / HEADER_FILE, ("settings", "sha256"))
     arrays = _read_arrays(Path(directory) / ARRAYS_FILE)
     digest = header.pop("sha256")
     if digest != _digest(header, arrays):
-        raise ValueError(
+        raise UserError(
             f"{HEADER_FILE} and {ARRAYS_FILE} in {directory} do not belong together: save it again"
         )
     return TOKENIZERS[header["kind"]].from_state(header["settings"], arrays)
 
 
-def _header(tokenizer: Tokenizer) -> dict[str, Any]:
-    return {"kind": tokenizer.kind, "version": tokenizer.version, "settings": tokenizer.state()[0]}
+def _header(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": tokenizer.kind, "version": tokenizer.version, "settings": settings}
 
 
 def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    # Stored in records and caches of earlier versions: the bytes that enter must never change.
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path.name} in {path.parent}: expected a directory written by save_tokenizer"
-        )
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        version, kind, _, _ = (
-            header["version"],
-            str(header["kind"]),
-            header["settings"],
-            header["sha256"],
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a tokenizer header ({error!r}): save the tokenizer again"
-        ) from error
-    if kind not in TOKENIZERS:
-        raise ValueError(
-            f"{path} is of unknown kind {kind!r}; known kinds: {', '.join(sorted(TOKENIZERS))}"
-        )
-    if version != (known := TOKENIZERS[kind].version):
-        raise ValueError(
-            f"{path} has format version {version}, this code reads {known} of kind {kind!r}"
-        )
-    return header
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -223,4 +228,4 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): save the tokenizer again") from error
+        raise UserError(f"{path} is damaged ({error}): save the tokenizer again") from error

@@ -1,22 +1,22 @@
 """A causal video tokenizer in closed form: principal components of space-time patches.
 
-Frame 0 is cut into patches of p x p pixels, every following group of s frames into patches of s x p
-x p. Each of the two kinds has its own mean mu, orthonormal directions V (the C leading eigenvectors
-of the patch covariance, eigenvalues sigma_c^2) and channel scales a:
+Frame 0 is cut into patches of p x p pixels, every following group of s frames into patches of
+s x p x p. Each of the two kinds has its own mean mu, orthonormal directions V (the C leading
+eigenvectors of the patch covariance, eigenvalues sigma_c^2) and channel scales a:
 
     z = V^T (x - mu) / a          x = mu + V (a z)          a_c = sigma_c^w * rms(sigma)^(1 - w)
 
-w = 0 keeps the spread of plain PCA, w = 1 whitens fully; the default 1/2 lies between: a generator
-then spends its effort on what is seen, yet does not ignore the fine channels. Among all linear
-codes of C numbers a patch this one has the least squared error on the clips it was fitted on.
+w = 0 keeps the spread of plain PCA, w = 1 whitens fully. The default 1/2 lies between: a generator
+then spends most of its effort on the strong channels without ignoring the fine ones. Of all linear
+codes with C numbers a patch, this one has the least squared error on the clips it was fitted on.
 
-The fit is one pass of sums: grey levels u enter as the integers 2u - 255 = 255 x, whose sums of
-    products are exact in
-float64, so neither the order of the clips nor their batching changes a bit of the result.
+The fit is one pass of sums. Grey levels u enter as the integers 2u - 255 = 255 x, whose sums of
+products are exact in float64: neither the order of the clips nor their batching changes a bit of
+the result.
 
-`patches="haar"` takes the components of Haar bands (see `haar`) in place of pixels. Those being an
-orthogonal change of basis, codes and reconstructions are the same up to signs; what changes is that
-a direction reads as bands in the channel order of the Cosmos tokenizer.
+`patches="haar"` takes the components of Haar bands (see `haar`) instead of pixels. They are an
+orthogonal change of basis, so codes and reconstructions are the same up to signs; but a direction
+then reads as bands in the channel order of the Cosmos tokenizer.
 """
 
 import dataclasses
@@ -31,12 +31,13 @@ import numpy as np
 from absl import logging
 from einops import rearrange
 
+from videomar_jax.checks import Count, Fraction, UserError, check_value
 from videomar_jax.tokenizers import base
 from videomar_jax.tokenizers.haar import haar_patches, haar_rounds, haar_unpatch, still_channels
 from videomar_jax.types import Array, Float, Latents, Pixels
 
 _LEAST_STD = 1e-3
-"""In half grey levels: a direction that varies less than this holds nothing but rounding."""
+"""In half grey levels: a direction that varies less than this holds only rounding errors."""
 
 Patches = Literal["plain", "haar"]
 
@@ -44,8 +45,10 @@ Patches = Literal["plain", "haar"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchBasis:
-    """One kind of patch (P values) as C scaled coordinates. Columns of zeros in `directions` are
-    unused channels."""
+    """One kind of patch (P values) as C scaled coordinates.
+
+    Columns of zeros in `directions` are unused channels.
+    """
 
     mean: Any  # [P] float32
     directions: Any  # [P, C] float32, orthonormal columns
@@ -64,15 +67,14 @@ class PatchBasis:
         )
 
 
-@base.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PCATokenizer:
-    """The `Tokenizer` of this module; made by `PCATokenizer.fit`.
+    """The `Tokenizer` of this module; `PCATokenizer.fit` makes one.
 
     C may exceed the 3 * patch^2 values that a patch of frame 0 has: its spare channels are always
-    zero and ignored by `decode`, so that the number of channels is chosen for the later frames,
-    which need more.
+    zero and ignored by `decode`. The number of channels is chosen for the later frames, which need
+    more.
     """
 
     kind: ClassVar[str] = "pca"
@@ -97,8 +99,11 @@ class PCATokenizer:
 
     @jax.named_scope("pca_encode")
     def encode(self, pixels: Pixels) -> Latents:
-        """Pixels [B, F, Hp, Wp, 3] in [-1, 1] to latents [B, T, h, w, C]. ValueError if the strides
-        do not divide."""
+        """Pixels [B, F, Hp, Wp, 3] in [-1, 1] to latents [B, T, h, w, C].
+
+        Raises:
+            UserError: the strides do not divide the clip.
+        """
         base.latent_shape(self, *pixels.shape[1:4])
         image, video = _cut(pixels, self.patch, self.temporal_stride, self.patches)
         return jnp.concatenate([self.image.encode(image), self.video.encode(video)], axis=1)
@@ -107,17 +112,26 @@ class PCATokenizer:
     def decode(self, latents: Latents) -> Pixels:
         """Latents [B, T, h, w, C] to pixels [B, F, Hp, Wp, 3], about in [-1, 1], not clipped."""
         if latents.shape[-1] != self.channels or latents.shape[1] < 1:
-            raise ValueError(
+            raise UserError(
                 f"latents {latents.shape} do not end in {self.channels} channels, or have no frame"
             )
         image, video = self.image.decode(latents[:, :1]), self.video.decode(latents[:, 1:])
         return _paste(image, video, self.patch, self.temporal_stride, self.patches)
 
     def decode_stream(self, latents: Iterable[Latents], *, max_frames: int) -> Iterator[Pixels]:
-        """Pixels of latents that arrive in pieces of one frame or more, of `max_frames` at most;
-        together they make `decode` of the whole: groups of frames know nothing of each other."""
+        """Pixels of latents that arrive in pieces of one frame or more.
+
+        Groups of frames are independent, so the pieces joined together equal `decode` of the whole
+        and no state is kept. `max_frames` is not needed here.
+        """
         for number, piece in enumerate(latents):
             yield _decode_first(self, piece) if number == 0 else _decode_later(self, piece)
+
+    @classmethod
+    def open(cls, place: str, *, scale: float = 0.5, dtype: str = "float32") -> base.Tokenizer:
+        """The tokenizer saved in the folder `place`; scale and dtype are those it was saved with,
+        whatever is asked for."""
+        return base.load_tokenizer(place)
 
     @classmethod
     def fit(
@@ -130,71 +144,73 @@ class PCATokenizer:
         patches: Patches = "plain",
         whitening: float = 0.5,
     ) -> "PCATokenizer":
-        """Fit on uint8 clips [F, Hp, Wp, 3] or batches [B, F, Hp, Wp, 3]; read once, one clip in
-        memory at a time.
+        """Fits a tokenizer; clips are read once, with one in memory at a time.
 
-        Sizes may differ from clip to clip. Raises ValueError for settings that contradict each
-        other, for clips that the strides do not divide, and where the clips vary in fewer than
-        `channels` directions.
+        Args:
+            clips: uint8 [F, Hp, Wp, 3] or batches [B, F, Hp, Wp, 3]; sizes may differ.
+            channels: C, the numbers that a patch is reduced to.
+            whitening: w of the module's text, in [0, 1].
+        Raises:
+            UserError: settings contradict each other, the strides do not divide a clip, or the
+                clips vary in fewer than `channels` directions.
         """
         values = 3 * temporal_stride * patch**2
         _check_settings(patch, temporal_stride, patches)
         if not 1 <= channels <= values:
             shape = f"{temporal_stride} x {patch} x {patch} x 3"
-            raise ValueError(
+            raise UserError(
                 f"channels = {channels} is not in 1..{values}, the values of a {shape} patch"
             )
-        if not 0 <= whitening <= 1:
-            raise ValueError(
-                f"whitening = {whitening} is not in 0 (plain PCA) .. 1 (unit variance in every channel)"
-            )
-        image, video = (
-            _Moments("frame 0", 3 * patch**2),
-            _Moments(f"groups of {temporal_stride} frames", values),
-        )
+        check_value("whitening", whitening, Fraction)
+        image = _Moments("frame 0", 3 * patch**2)
+        video = _Moments(f"groups of {temporal_stride} frames", values)
         for clip in _single_clips(clips, patch, temporal_stride):
-            for moments, part in zip(
-                (image, video), _cut(clip, patch, temporal_stride, patches), strict=True
-            ):
-                moments.add(part.reshape(-1, part.shape[-1]))
-        bases = {
-            "image": image.basis(channels, whitening),
-            "video": video.basis(channels, whitening),
-        }
-        return cls(**bases, patch=patch, temporal_stride=temporal_stride, patches=patches)
+            image_patches, video_patches = _cut(clip, patch, temporal_stride, patches)
+            image.add(image_patches.reshape(-1, image_patches.shape[-1]))
+            video.add(video_patches.reshape(-1, video_patches.shape[-1]))
+        return cls(
+            image=image.basis(channels, whitening),
+            video=video.basis(channels, whitening),
+            patch=patch,
+            temporal_stride=temporal_stride,
+            patches=patches,
+        )
 
     def save(self, directory: str | os.PathLike) -> None:
         base.save_tokenizer(self, directory)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings, and the arrays of both bases, such as "image.mean"."""
         settings = {
             "patch": self.patch,
             "temporal_stride": self.temporal_stride,
             "patches": self.patches,
         }
-        parts = {"image": vars(self.image), "video": vars(self.video)}
-        return settings, {
-            f"{part}.{name}": np.asarray(x) for part, xs in parts.items() for name, x in xs.items()
-        }
+        arrays = {}
+        for name, basis in (("image", self.image), ("video", self.video)):
+            for field, array in vars(basis).items():
+                arrays[f"{name}.{field}"] = np.asarray(array)
+        return settings, arrays
 
     @classmethod
     def from_state(
         cls, settings: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
     ) -> "PCATokenizer":
-        names = [field.name for field in dataclasses.fields(PatchBasis)]
-        bases = {
-            part: PatchBasis(**{name: jnp.asarray(arrays[f"{part}.{name}"]) for name in names})
-            for part in ("image", "video")
-        }
-        return cls(**bases, **settings)
+        """The inverse of `state`."""
+
+        def basis(name: str) -> PatchBasis:
+            fields = [field.name for field in dataclasses.fields(PatchBasis)]
+            return PatchBasis(**{field: jnp.asarray(arrays[f"{name}.{field}"]) for field in fields})
+
+        return cls(image=basis("image"), video=basis("video"), **settings)
 
 
 # Patches
 
 
 def _cut(pixels: Any, patch: int, stride: int, patches: str) -> tuple[Any, Any]:
-    """Pixels [B, F, Hp, Wp, 3] to patches of frame 0 [B, 1, h, w, 3pp] and of groups [B, T-1, h, w,
-    3spp]."""
+    """Pixels [B, F, Hp, Wp, 3] to the patches of frame 0, [B, 1, h, w, 3pp], and of the groups,
+    [B, T-1, h, w, 3spp]."""
     if patches == "haar":
         bands = haar_patches(pixels, patch)
         return bands[:, :1][..., still_channels(patch)], bands[:, 1:]
@@ -205,11 +221,8 @@ def _cut(pixels: Any, patch: int, stride: int, patches: str) -> tuple[Any, Any]:
 def _paste(image: Array, video: Array, patch: int, stride: int, patches: str) -> Array:
     """The inverse of `_cut`."""
     if patches == "haar":
-        first = (
-            jnp.zeros((*image.shape[:-1], video.shape[-1]), image.dtype)
-            .at[..., still_channels(patch)]
-            .set(image)
-        )
+        blank = jnp.zeros((*image.shape[:-1], video.shape[-1]), image.dtype)
+        first = blank.at[..., still_channels(patch)].set(image)
         return haar_unpatch(jnp.concatenate([first, video], axis=1), patch)
     paste = partial(
         rearrange, pattern="b t h w (s p q c) -> b (t s) (h p) (w q) c", p=patch, q=patch
@@ -218,17 +231,15 @@ def _paste(image: Array, video: Array, patch: int, stride: int, patches: str) ->
 
 
 def _check_settings(patch: int, temporal_stride: int, patches: str) -> None:
-    if patch < 1 or temporal_stride < 1:
-        raise ValueError(
-            f"patch = {patch} and temporal_stride = {temporal_stride} must be at least 1"
-        )
-    if patches not in ("plain", "haar"):
-        raise ValueError(f'patches = {patches!r} is neither "plain" nor "haar"')
+    check_value("patch", patch, Count)
+    check_value("temporal_stride", temporal_stride, Count)
+    check_value("patches", patches, Patches)
     if patches == "haar":
-        haar_rounds(patch)  # refuses all but powers of two
+        haar_rounds(patch)  # raises unless it is a power of two
         if temporal_stride != patch:
-            raise ValueError(
-                f'patches = "haar" are cubes: temporal_stride {temporal_stride} must equal patch {patch}'
+            raise UserError(
+                f'patches = "haar" are cubes: temporal_stride {temporal_stride} must equal '
+                f"patch {patch}"
             )
 
 
@@ -236,16 +247,16 @@ def _check_settings(patch: int, temporal_stride: int, patches: str) -> None:
 
 
 def _single_clips(clips: Iterable[np.ndarray], patch: int, stride: int) -> Iterator[np.ndarray]:
-    """Checked clips one at a time, [1, F, Hp, Wp, 3] float64 holding 255 x."""
+    """Checked clips one at a time: [1, F, Hp, Wp, 3] float64 holding 255 x."""
     for index, given in enumerate(clips):
         array = np.asarray(given)
         if array.dtype != np.uint8 or array.ndim not in (4, 5) or array.shape[-1] != 3:
             wanted = "uint8 [F, Hp, Wp, 3] or [B, F, Hp, Wp, 3]"
-            raise ValueError(f"clip {index} is {array.dtype} {list(array.shape)}, not {wanted}")
+            raise UserError(f"clip {index} is {array.dtype} {list(array.shape)}, not {wanted}")
         try:
             base.grid_shape(*array.shape[-4:-1], temporal_stride=stride, spatial_stride=patch)
-        except ValueError as error:
-            raise ValueError(f"clip {index}: {error}") from error
+        except UserError as error:
+            raise UserError(f"clip {index}: {error}") from error
         for clip in array.reshape(-1, 1, *array.shape[-4:]):
             yield 2.0 * clip.astype(np.float64) - 255.0
 
@@ -254,8 +265,10 @@ class _Moments:
     """Running sums of patches and of their products."""
 
     def __init__(self, name: str, values: int):
-        self.name, self.count = name, 0
-        self.total, self.products = np.zeros(values), np.zeros((values, values))
+        self.name = name
+        self.count = 0
+        self.total = np.zeros(values)
+        self.products = np.zeros((values, values))
 
     def add(self, patches: np.ndarray) -> None:
         self.count += len(patches)
@@ -263,20 +276,23 @@ class _Moments:
         self.products += patches.T @ patches
 
     def basis(self, channels: int, whitening: float) -> PatchBasis:
-        """The leading directions, with signs fixed by `_signs`; zero channels beyond the size of a
-        patch."""
+        """The leading directions, with signs chosen by `_signs`; channels beyond the size of a
+        patch are zero."""
         if not self.count:
-            raise ValueError(
+            raise UserError(
                 f"no clip has {self.name}: give clips of at least 1 + temporal_stride frames"
             )
         mean = self.total / self.count
         variance, directions = np.linalg.eigh(self.products / self.count - np.outer(mean, mean))
+        # eigh sorts upwards; rounding may leave tiny negative eigenvalues.
         variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
         used = min(channels, len(mean))
-        if (rank := int((variance > _LEAST_STD**2).sum())) < used:
-            raise ValueError(
-                f"{self.name}: the {self.count} patches of the clips vary in {rank} directions, fewer than "
-                f"{used} channels; fit on more, or more varied, clips or ask for fewer channels"
+        rank = int((variance > _LEAST_STD**2).sum())
+        if rank < used:
+            raise UserError(
+                f"{self.name}: the {self.count} patches of the clips vary in {rank} directions, "
+                f"fewer than {used} channels; fit on more, or more varied, clips or ask for fewer "
+                f"channels"
             )
         logging.info(
             "PCA of %s: %d channels keep %.2f %% of the variance of %d patches",
@@ -289,20 +305,19 @@ class _Moments:
         scale = std**whitening * np.sqrt((std**2).mean()) ** (1 - whitening)
         directions = directions[:, :used] * _signs(directions[:, :used])
         spare = channels - used
-        parts = {
-            "mean": mean / 255,
-            "directions": np.pad(directions, ((0, 0), (0, spare))),
-            "scale": np.pad(scale, (0, spare), constant_values=1.0),
-        }
-        return PatchBasis(**{name: jnp.asarray(part, jnp.float32) for name, part in parts.items()})
+        return PatchBasis(
+            mean=jnp.asarray(mean / 255, jnp.float32),
+            directions=jnp.asarray(np.pad(directions, ((0, 0), (0, spare))), jnp.float32),
+            scale=jnp.asarray(np.pad(scale, (0, spare), constant_values=1.0), jnp.float32),
+        )
 
 
 def _signs(directions: np.ndarray) -> np.ndarray:
-    """Signs that make the first large entry of each column positive ("large": more than half the
-    largest).
+    """Signs that make the first large entry of each column positive, where "large" means more than
+    half the largest.
 
-    The largest entry itself would not do: antisymmetric directions have two of the same size,
-        decided by rounding.
+    The largest entry itself would not do: antisymmetric directions have two of the same size, and
+    rounding would choose between them.
     """
     size = np.abs(directions)
     first = np.argmax(size > 0.5 * size.max(axis=0), axis=0)

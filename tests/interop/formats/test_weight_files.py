@@ -26,7 +26,7 @@ from videomar_jax.interop.formats.files import (
     open_tensors,
     write_tensors,
 )
-from videomar_jax.interop.formats.writer import _tensor
+from videomar_jax.interop.formats.torch_writer import _tensor
 
 
 def same(ours: np.ndarray, theirs: np.ndarray) -> bool:

@@ -10,11 +10,10 @@ import pytest
 from flax import nnx
 
 from tests.helpers.cosmos_recordings import recorded_arrays, recorded_config
-from videomar_jax.interop.cosmos import load_cosmos
 from videomar_jax.tokenizers.cosmos import layers
 from videomar_jax.tokenizers.cosmos.config import Step
 from videomar_jax.tokenizers.cosmos.model import patches
-from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer, load_cosmos
 from videomar_jax.tokenizers.cosmos.windows import reconstruct_windows
 from videomar_jax.tokenizers.haar import haar_patches, haar_unpatch
 

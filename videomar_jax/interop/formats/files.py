@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from videomar_jax.interop.formats.base import TensorFile, TensorSpec, WeightFileError
 from videomar_jax.interop.formats.safetensors import SafetensorsFile, write_safetensors
-from videomar_jax.interop.formats.tensor_file import TensorFile, TensorSpec, WeightFileError
 from videomar_jax.interop.formats.torch_archive import TorchArchive
-from videomar_jax.interop.formats.writer import write_torch
+from videomar_jax.interop.formats.torch_writer import write_torch
 
 __all__ = ["TensorFile", "TensorSpec", "WeightFileError", "open_tensors", "write_tensors"]
 

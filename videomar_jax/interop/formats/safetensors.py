@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from videomar_jax.interop.formats.tensor_file import (
+from videomar_jax.interop.formats.base import (
     ByteFile,
     TensorFile,
     TensorSpec,

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from videomar_jax.interop.formats.tensor_file import ByteFile, WeightFileError
+from videomar_jax.interop.formats.base import ByteFile, WeightFileError
 
 _LOCAL = struct.Struct(
     "<4s5H3I2H"

@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from videomar_jax.interop.formats.pickle_data import Global, Instance, PickleError, read_pickle
-from videomar_jax.interop.formats.stored_zip import StoredZip
-from videomar_jax.interop.formats.tensor_file import (
+from videomar_jax.interop.formats.base import (
     TensorFile,
     TensorSpec,
     WeightFileError,
     as_array,
     is_shape,
 )
+from videomar_jax.interop.formats.pickle import Global, Instance, PickleError, read_pickle
+from videomar_jax.interop.formats.stored_zip import StoredZip
 
 STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),

@@ -1,1 +1,1 @@
-"""Qwen2 as a text encoder."""
+"""The Qwen2 text encoder."""

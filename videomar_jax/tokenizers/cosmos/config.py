@@ -2,13 +2,13 @@
 follow from them.
 
 With patch p, temporal stride c_t and spatial stride c_s, the encoder halves space S = log2(c_s / p)
-times and time D = log2(c_t / p) times after the Haar patches; level i of n is followed by a step
+times and time D = log2(c_t / p) times after the Haar patches. Level i of n is followed by a step
 unless it is the last. What a step does is fixed by the published weights:
 
-    encoder, after level i < n - 1             space if i < S,            time if i < D
-    decoder, q-th level run (q < n - 1)        time if 0 < q < D + 1      space if that, or if q < S
-    and S > D
-    decoder, legacy                            time if q < D              space likewise
+    encoder, after level i < n - 1           space if i < S,     time if i < D
+    decoder, after the q-th level it runs    time if 0 < q < D + 1,
+    (q < n - 1)                              space if that, or if q < S and S > D
+    decoder, legacy                          time if q < D,      space likewise
 
 The decoder's rule does not mirror the encoder's by itself: a configuration is refused unless the
 factors of both sides multiply to the strides.
@@ -19,10 +19,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from videomar_jax.checks import Count, UserError, check_fields
+
 
 class Step(NamedTuple):
-    """What is halved (encoder) or doubled (decoder) between two levels; neither: the step is the
-    identity."""
+    """What is halved (encoder) or doubled (decoder) between two levels; with neither, the step is
+    the identity."""
 
     space: bool
     time: bool
@@ -30,65 +32,63 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosmosConfig:
-    """One network. Level widths are `width` times the mults; `attention_resolutions` put attention
-    into the levels whose nominal size, (resolution / patch) >> level, is listed (no release has
-    any)."""
+    """The sizes of one network."""
 
-    temporal_stride: int
-    spatial_stride: int
-    patch: int = 4
-    width: int = 128
-    encoder_mults: tuple[int, ...] = (2, 4, 4)
-    decoder_mults: tuple[int, ...] = (2, 4, 4)
-    blocks: int = 2  # residual blocks of an encoder level; the decoder has one more
-    z_channels: int = 16
-    latent_channels: int = 16
-    resolution: int = 1024
+    temporal_stride: Count
+    """Pixel frames of one latent frame (after the first)."""
+    spatial_stride: Count
+    """Pixel rows, and columns, of one latent row."""
+    patch: Count = 4
+    """Edge of the Haar patches, a power of two."""
+    width: Count = 128
+    """Channels after the first convolution."""
+    encoder_mults: tuple[Count, ...] = (2, 4, 4)
+    """Channels of each encoder level, as multiples of `width`."""
+    decoder_mults: tuple[Count, ...] = (2, 4, 4)
+    """The same for the decoder, finest level first."""
+    blocks: Count = 2
+    """Residual blocks of an encoder level; the decoder has one more."""
+    z_channels: Count = 16
+    """Channels between the networks and their pointwise output and input layers."""
+    latent_channels: Count = 16
+    """Channels of the latents."""
+    resolution: Count = 1024
+    """Nominal size that `attention_resolutions` refers to."""
     attention_resolutions: tuple[int, ...] = (32,)
+    """Attention is put into the levels whose nominal size, (resolution / patch) >> level, is
+    listed; no release has such a level."""
     legacy: bool = False
+    """The decoder follows the older rule of the module's text."""
 
     def __post_init__(self):
-        positive = ("patch", "width", "blocks", "z_channels", "latent_channels", "resolution")
-        faults = [
-            f"{name} = {getattr(self, name)} is not positive"
-            for name in positive
-            if getattr(self, name) < 1
-        ]
-        faults += [
-            f"{name} is empty"
-            for name in ("encoder_mults", "decoder_mults")
-            if not getattr(self, name)
-        ]
-        for name in ("temporal_stride", "spatial_stride"):
-            if not _is_power_of_two(getattr(self, name), self.patch):
-                faults.append(
-                    f"{name} = {getattr(self, name)} is not patch = {self.patch} times a power of two"
-                )
-        if not _is_power_of_two(self.patch, 1):
-            faults.append(f"patch = {self.patch} is not a power of two")
-        if faults or (faults := self._wrong_factors()):
-            raise ValueError("Cosmos configuration: " + "; ".join(faults))
+        check_fields("cosmos", self)
+        faults = self._wrong_sizes() or self._wrong_factors()
+        if faults:
+            raise UserError("Cosmos configuration: " + "; ".join(faults))
 
     @classmethod
     def release(cls, name: str) -> "CosmosConfig":
-        """The configuration of a release, by its full or short name:
-        "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16", "CV4x8x8-LowRes". ValueError for a name that is
-        none, listing those that are."""
+        """The configuration of a release, by its full or short name, such as
+        "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16" or "CV4x8x8-LowRes".
+
+        Raises:
+            UserError: no release has this name; those that exist are listed.
+        """
         found = re.search(r"CV\d.*$", name, re.IGNORECASE)
-        known = {short.lower(): config for short, config in RELEASES.items()}
-        if not found or found[0].lower().rstrip("/") not in known:
-            raise ValueError(
-                f"{name!r} names no continuous Cosmos video tokenizer; known: {', '.join(RELEASES)}"
-            )
-        return known[found[0].lower().rstrip("/")]
+        short = found[0].lower().rstrip("/") if found else ""
+        for release, config in RELEASES.items():
+            if release.lower() == short:
+                return config
+        raise UserError(
+            f"{name!r} names no continuous Cosmos video tokenizer; known: {', '.join(RELEASES)}"
+        )
 
     @property
     def halvings(self) -> tuple[int, int]:
         """(S, D): how often the levels halve space and time."""
-        return tuple(
-            (stride // self.patch).bit_length() - 1
-            for stride in (self.spatial_stride, self.temporal_stride)
-        )
+        space = (self.spatial_stride // self.patch).bit_length() - 1
+        time = (self.temporal_stride // self.patch).bit_length() - 1
+        return space, time
 
     @property
     def encoder_steps(self) -> tuple[Step, ...]:
@@ -100,45 +100,60 @@ class CosmosConfig:
     def decoder_steps(self) -> tuple[Step, ...]:
         """The step after each decoder level but the last, in running order."""
         space, time = self.halvings
-        doubles = [
-            q < time if self.legacy else 0 < q < time + 1
-            for q in range(len(self.decoder_mults) - 1)
-        ]
-        return tuple(Step(t or (q < space and space > time), t) for q, t in enumerate(doubles))
+        steps = []
+        for q in range(len(self.decoder_mults) - 1):
+            doubles_time = q < time if self.legacy else 0 < q < time + 1
+            doubles_space = doubles_time or (q < space and space > time)
+            steps.append(Step(doubles_space, doubles_time))
+        return tuple(steps)
 
     def attends(self, level: int) -> bool:
         """Whether level `level` (0 is the finest) has attention."""
         return (self.resolution // self.patch) >> level in self.attention_resolutions
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary; its values fit JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CosmosConfig":
-        """The inverse of `to_dict`, also after a way through JSON, which has lists only."""
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+        """The inverse of `to_dict`, also after a round trip through JSON, which has lists only."""
+        fields = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**fields)
+
+    def _wrong_sizes(self) -> list[str]:
+        faults = []
+        for name in ("encoder_mults", "decoder_mults"):
+            if not getattr(self, name):
+                faults.append(f"{name} is empty")
+        if not _is_power_of_two(self.patch, 1):
+            faults.append(f"patch = {self.patch} is not a power of two")
+        for name in ("temporal_stride", "spatial_stride"):
+            stride = getattr(self, name)
+            if not _is_power_of_two(stride, self.patch):
+                faults.append(f"{name} = {stride} is not patch = {self.patch} times a power of two")
+        return faults
 
     def _wrong_factors(self) -> list[str]:
         faults = []
+        strides = {"space": self.spatial_stride, "time": self.temporal_stride}
         for side, steps in (("encoder", self.encoder_steps), ("decoder", self.decoder_steps)):
-            for axis, stride in (("space", self.spatial_stride), ("time", self.temporal_stride)):
-                if (
-                    factor := self.patch * 2 ** sum(getattr(step, axis) for step in steps)
-                ) != stride:
-                    levels = len(steps) + 1
+            for axis, stride in strides.items():
+                factor = self.patch * 2 ** sum(getattr(step, axis) for step in steps)
+                if factor != stride:
                     faults.append(
-                        f"the {side}'s {levels} levels and patch {self.patch} make {factor} in {axis}, not {stride}"
+                        f"the {side}'s {len(steps) + 1} levels and patch {self.patch} make "
+                        f"{factor} in {axis}, not {stride}"
                     )
         return faults
 
 
 def _is_power_of_two(value: int, unit: int) -> bool:
-    return unit > 0 and value > 0 and value % unit == 0 and (value // unit).bit_count() == 1
+    """Whether `value` is `unit` times a power of two."""
+    return value % unit == 0 and (value // unit).bit_count() == 1
 
 
 _LOW_RESOLUTION = CosmosConfig(temporal_stride=4, spatial_stride=8, patch=2)
@@ -152,5 +167,5 @@ RELEASES: dict[str, CosmosConfig] = {
     "CV4x8x8-LowRes": _LOW_RESOLUTION,
     "CV4x8x8-360p": _LOW_RESOLUTION,
 }
-"""By the end of the name under which NVIDIA published the weights; -LowRes and -360p are one
+"""By the end of the name under which NVIDIA published the weights. -LowRes and -360p are the same
 architecture."""

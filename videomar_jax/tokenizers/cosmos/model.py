@@ -1,15 +1,17 @@
 """The Cosmos tokenizer's network: causal encoder and decoder between Haar bands and latents.
 
-    encode   video -> Haar bands -> conv_in -> levels (blocks, step) -> middle -> norm, SiLU,
-    conv_out -> quant_conv
-    decode   latents -> post_quant_conv -> conv_in -> middle -> levels -> norm, SiLU, conv_out ->
-    inverse Haar
+    encode   video -> Haar bands -> conv_in -> levels (blocks, step) -> middle
+                   -> norm, SiLU, conv_out -> quant_conv
+    decode   latents -> post_quant_conv -> conv_in -> middle -> levels
+                   -> norm, SiLU, conv_out -> inverse Haar
 
-Both work on one chunk of a clip at a time, with a `Past` that carries what the layers remember: the
-    first chunk has
-1 + k * stride pixel frames (1 + k latent frames), every later one k * stride (k). One chunk for all
-is the plain case.
+Both work on one chunk of a clip at a time, with a `Past` that carries the frames the layers look
+back on: the first chunk has 1 + k * stride pixel frames (1 + k latent frames), every later one
+k * stride (k). A whole clip is a single first chunk.
 """
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +35,7 @@ from videomar_jax.types import Array, Float, Pixels
 
 
 class CosmosNetwork(nnx.Module):
-    """Encoder and decoder of one configuration. Parameters are zeros, to be replaced by weights
-    (see `cosmos`)."""
+    """Encoder and decoder of one configuration. Parameters are zeros until weights replace them."""
 
     def __init__(self, config: CosmosConfig):
         self.encoder = Encoder(config)
@@ -48,65 +49,86 @@ class CosmosNetwork(nnx.Module):
 
     def decode(self, latents: Float[Array, "B T h w C"], past: Past) -> Pixels:
         """Unscaled latents of one chunk to its pixels."""
-        return self.decoder(
-            self.post_quant_conv(latents.astype(self.post_quant_conv.kernel.dtype)), past
-        )
+        latents = latents.astype(self.post_quant_conv.kernel.dtype)
+        return self.decoder(self.post_quant_conv(latents), past)
+
+
+@functools.lru_cache
+def abstract_network(config: CosmosConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """(structure, parameters as ShapeDtypeStructs in a nested dict) of a network; nothing is
+    allocated."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: CosmosNetwork(config)))
+    return graph, nnx.to_pure_dict(params)
 
 
 class Encoder(nnx.Module):
+    """Haar bands, levels from fine to coarse, middle."""
+
     def __init__(self, config: CosmosConfig):
         self.patch = config.patch
-        widths = [config.width * mult for mult in config.encoder_mults]
-        stride = config.temporal_stride // config.patch
         self.conv_in = ConvPair(3 * config.patch**3, config.width)
-        self.down, before = nnx.List([]), config.width
-        for i, width in enumerate(widths):
+        before = config.width
+        stride = config.temporal_stride // config.patch
+        levels = []
+        for i, mult in enumerate(config.encoder_mults):
+            width = config.width * mult
             step = config.encoder_steps[i] if i < len(config.encoder_steps) else None
-            resample = step and Downsample(width, step)
-            attends = config.attends(i)
-            self.down.append(
-                Level(
-                    before, width, config.blocks, attends=attends, stride=stride, resample=resample
-                )
+            level = Level(
+                before,
+                width,
+                config.blocks,
+                attends=config.attends(i),
+                stride=stride,
+                resample=Downsample(width, step) if step else None,
             )
-            before, stride = width, stride // (2 if step and step.time else 1)
+            levels.append(level)
+            before = width
+            if step and step.time:
+                stride //= 2
+        self.down = nnx.List(levels)
         self.mid = Middle(before)
         self.norm_out, self.conv_out = FrameNorm(before), ConvPair(before, config.z_channels)
 
     def __call__(self, video: Pixels, past: Past) -> Changed:
-        # The bands are taken in float32 whatever the network computes in: sums of 8 lose bits in
-        # bfloat16.
+        # The bands are computed in float32 whatever the network computes in: sums of 8 lose bits
+        # in bfloat16.
         x = patches(video, self.patch, past).astype(self.conv_in.spatial.kernel.dtype)
         x = self.conv_in(x, past)
         for level in self.down:
             x = level(x, past)
-        return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x, past))), past)
+        x = self.mid(x, past)
+        return self.conv_out(jax.nn.silu(self.norm_out(x)), past)
 
 
 class Decoder(nnx.Module):
-    """`up` is indexed as in the encoder, 0 the finest: it runs from its end."""
+    """Middle, levels from coarse to fine, inverse Haar.
+
+    `up` is indexed as in the encoder, 0 the finest, as in the published weights: it runs from its
+    end.
+    """
 
     def __init__(self, config: CosmosConfig):
         self.patch = config.patch
-        widths = [config.width * mult for mult in config.decoder_mults]
-        before, stride, levels = widths[-1], 1, []
+        before = config.width * config.decoder_mults[-1]
+        stride = 1
         self.conv_in = ConvPair(config.z_channels, before)
         self.mid = Middle(before)
-        for q, width in enumerate(reversed(widths)):
+        levels = []
+        for q, mult in enumerate(reversed(config.decoder_mults)):
+            width = config.width * mult
             step = config.decoder_steps[q] if q < len(config.decoder_steps) else None
-            resample = step and Upsample(width, step)
-            attends = config.attends(len(widths) - 1 - q)
-            levels.append(
-                Level(
-                    before,
-                    width,
-                    config.blocks + 1,
-                    attends=attends,
-                    stride=stride,
-                    resample=resample,
-                )
+            level = Level(
+                before,
+                width,
+                config.blocks + 1,
+                attends=config.attends(len(config.decoder_mults) - 1 - q),
+                stride=stride,
+                resample=Upsample(width, step) if step else None,
             )
-            before, stride = width, stride * (2 if step and step.time else 1)
+            levels.append(level)
+            before = width
+            if step and step.time:
+                stride *= 2
         self.up = nnx.List(levels[::-1])
         self.norm_out, self.conv_out = FrameNorm(before), ConvPair(before, 3 * config.patch**3)
 
@@ -119,8 +141,8 @@ class Decoder(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one size, each followed by attention if the level `attends`, then the step
-    to the next."""
+    """Residual blocks at one size, each followed by attention if `attends`, then the step to the
+    next level. `stride`: frames of this level that make one latent frame."""
 
     def __init__(
         self,
@@ -132,17 +154,17 @@ class Level(nnx.Module):
         stride: int,
         resample: Downsample | Upsample | None,
     ):
-        self.block = nnx.List(
-            [ResidualBlock(outputs if j else inputs, outputs) for j in range(blocks)]
-        )
-        pairs = [AttentionPair(outputs, stride=stride) for _ in range(blocks * attends)]
-        self.attn = nnx.List(pairs)
+        widths = [inputs] + [outputs] * (blocks - 1)
+        self.block = nnx.List([ResidualBlock(width, outputs) for width in widths])
+        pairs = blocks if attends else 0
+        self.attn = nnx.List([AttentionPair(outputs, stride=stride) for _ in range(pairs)])
         self.resample = resample
 
     def __call__(self, x: Frames, past: Past) -> Changed:
         for j, block in enumerate(self.block):
             x = block(x, past)
-            x = self.attn[j](x, past) if self.attn else x
+            if self.attn:
+                x = self.attn[j](x, past)
         return x if self.resample is None else self.resample(x, past)
 
 
@@ -159,7 +181,7 @@ class Middle(nnx.Module):
 
 
 def patches(video: Pixels, patch: int, past: Past) -> Changed:
-    """Haar bands of a chunk: of the first, frame 0 makes a group by itself; later chunks are whole
+    """Haar bands of a chunk: in the first one, frame 0 is a group by itself; later chunks are whole
     groups."""
     if past.starts:
         return haar_patches(video, patch)

@@ -5,19 +5,19 @@ import jax
 import numpy as np
 import pytest
 
-from videomar_jax.interop.cosmos import load_cosmos, release_in
-from videomar_jax.interop.cosmos_rules import (
+from videomar_jax.interop.formats.base import TensorSpec
+from videomar_jax.interop.formats.files import open_tensors, write_tensors
+from videomar_jax.interop.formats.rules import expected, exported
+from videomar_jax.tokenizers.cosmos.config import CosmosConfig
+from videomar_jax.tokenizers.cosmos.rules import (
     cosmos_rules,
     diffusers_key,
     is_unused,
     official_key,
     parameter_shapes,
 )
-from videomar_jax.interop.formats.files import open_tensors, write_tensors
-from videomar_jax.interop.formats.tensor_file import TensorSpec
-from videomar_jax.interop.rules import expected, exported
-from videomar_jax.tokenizers.cosmos.config import CosmosConfig
-from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
+from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer, load_cosmos
+from videomar_jax.tokenizers.cosmos.weights import release_in
 
 TINY = CosmosConfig(
     temporal_stride=4,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from videomar_jax.interop.formats.base import TensorSpec, new_file
 from videomar_jax.interop.formats.safetensors import stored_bytes
-from videomar_jax.interop.formats.tensor_file import TensorSpec, new_file
 from videomar_jax.interop.formats.torch_archive import STORAGES
 
 _ROOT = "archive"

@@ -1,5 +1,5 @@
-"""A Hugging Face folder of Qwen2 or Qwen2-VL: its sizes, tokenizer and tensors, and a fingerprint
-of all of it."""
+"""A Hugging Face folder of Qwen2 or Qwen2-VL: its sizes, its tokenizer, its files of weights, and a
+fingerprint of all of them."""
 
 import hashlib
 import json
@@ -9,10 +9,15 @@ from typing import Any
 from absl import logging
 from tokenizers import Tokenizer
 
+from videomar_jax.checks import UserError
 from videomar_jax.text_encoders.qwen2.model import Qwen2Config
 
-CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
 MODEL_TYPES = ("qwen2", "qwen2_vl", "qwen2_vl_text")
 DEFAULT_PAD_TOKEN = "<|endoftext|>"
 _SIZES = {
@@ -24,10 +29,16 @@ _SIZES = {
     "intermediate_size": "mlp_width",
     "rms_norm_eps": "norm_epsilon",
 }
+"""Fields of config.json, and those of `Qwen2Config` that they fill."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError, or ValueError where the file is no JSON object."""
+    """The JSON object in a file of the folder.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: it does not hold a JSON object.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"no {path.name} in {path.parent}: expected the folder of a Hugging Face Qwen2 model"
@@ -35,63 +46,69 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise UserError(f"{path} does not hold a JSON object")
     return values
 
 
 def read_config(folder: Path, dtype: str) -> Qwen2Config:
-    """Sizes from config.json, of the text part if there are several.
+    """The decoder's sizes from config.json (those of the text part if there are several parts).
 
     Raises:
-        ValueError: another architecture, a missing or impossible size, or a variant that this
-            decoder does not compute (scaled rotary positions, another activation).
+        FileNotFoundError: no config.json.
+        UserError: another architecture, a missing or impossible size, or a variant that this
+            decoder does not implement (scaled rotary positions, another activation).
     """
     path = folder / CONFIG
     root = read_json(path)
     values = root.get("text_config") or root
     kind = values.get("model_type", root.get("model_type"))
     if kind not in MODEL_TYPES:
-        raise ValueError(f"{path} is of model_type {kind!r}; this reads {', '.join(MODEL_TYPES)}")
-    if (activation := values.get("hidden_act", "silu")) != "silu":
-        raise ValueError(f"{path} has hidden_act {activation!r}; a Qwen2 decoder uses 'silu'")
-    if missing := [name for name in _SIZES if name not in values]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+        raise UserError(f"{path} is of model_type {kind!r}; supported are {', '.join(MODEL_TYPES)}")
+    activation = values.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UserError(f"{path} has hidden_act {activation!r}; a Qwen2 decoder uses 'silu'")
+    missing = [name for name in _SIZES if name not in values]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}")
     sizes = {ours: values[theirs] for theirs, ours in _SIZES.items()}
-    if wrong := [
-        f"{name} = {value!r}" for name, value in sizes.items() if not isinstance(value, int | float)
-    ]:
-        raise ValueError(f"{path} has sizes that are no numbers: {', '.join(wrong)}")
-    head_width = values.get("head_dim") or sizes["width"] // max(sizes["heads"], 1)
+    wrong = [f"{name} = {value!r}" for name, value in sizes.items() if not _is_number(value)]
+    if wrong:
+        raise UserError(f"{path} has sizes that are not numbers: {', '.join(wrong)}")
     try:
         return Qwen2Config(
             **sizes,
-            head_width=head_width,
-            rope_theta=_rope_theta(values, path),
+            head_width=values.get("head_dim") or sizes["width"] // max(sizes["heads"], 1),
+            rope_theta=_rope_theta(values),
             window=_window(values),
             dtype=dtype,
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def _rope_theta(values: dict[str, Any], path: Path) -> float:
-    """The base of the rotary frequencies. Multimodal rotation ("mrope") equals the plain one on
-    text."""
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _rope_theta(values: dict[str, Any]) -> float:
+    """The base of the rotary frequencies. On text, multimodal rotation ("mrope") equals the plain
+    one."""
     scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise ValueError(
-            f"rotary positions of type {kind!r} are not computed here, only 'default' and 'mrope'"
+        raise UserError(
+            f"rotary positions of type {kind!r} are not supported, only 'default' and 'mrope'"
         )
     theta = scaling.get("rope_theta", values.get("rope_theta"))
-    if not isinstance(theta, int | float):
-        raise ValueError(f"rope_theta is {theta!r}, no number")
+    if not _is_number(theta):
+        raise UserError(f"rope_theta is {theta!r}, which is not a number")
     return float(theta)
 
 
 def _window(values: dict[str, Any]) -> int | None:
+    """The tokens that the narrowest layer looks back; None if no layer has a sliding window."""
     if not values.get("use_sliding_window"):
         return None
     kinds = values.get("layer_types")
@@ -101,12 +118,15 @@ def _window(values: dict[str, Any]) -> int | None:
 
 
 def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[Tokenizer, int]:
-    """The tokenizer and the number of its pad token: tokenizer_config.json's, else
-    tokenizer.json's, else `DEFAULT_PAD_TOKEN`. A folder that names the other padding side gets a
-    warning, no obedience.
+    """The tokenizer and the number of its pad token.
 
-    Raises FileNotFoundError, or ValueError where the file is damaged or numbers tokens that the
-    model does not have.
+    The pad token is that of tokenizer_config.json, else that of tokenizer.json, else
+    `DEFAULT_PAD_TOKEN`. A padding side in the folder that differs from `padding_side` is not
+    followed; a warning says so.
+
+    Raises:
+        FileNotFoundError: no tokenizer.json.
+        UserError: it is damaged, has no pad token, or has tokens that the model does not have.
     """
     path = folder / TOKENIZER
     if not path.is_file():
@@ -117,8 +137,10 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises nothing narrower
-        raise ValueError(f"{path} is damaged: {error}") from error
-    hints = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+        raise UserError(f"{path} is damaged: {error}") from error
+    hints = {}
+    if (folder / TOKENIZER_CONFIG).is_file():
+        hints = read_json(folder / TOKENIZER_CONFIG)
     if hints.get("padding_side", padding_side) != padding_side:
         logging.warning(
             "%s pads on the %s by default; captions are padded on the %s",
@@ -130,18 +152,24 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
     pad = pad.get("content") if isinstance(pad, dict) else pad
     pad_id = tokenizer.token_to_id(str(pad))
     if pad_id is None:
-        raise ValueError(
+        raise UserError(
             f"{path} has no token {pad!r} to pad with: set pad_token in {TOKENIZER_CONFIG}"
         )
-    if (largest := max(tokenizer.get_vocab().values())) >= vocab_size:
-        raise ValueError(
-            f"{path} numbers tokens up to {largest}, but the model has {vocab_size}: not its tokenizer"
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise UserError(
+            f"{path} numbers tokens up to {largest}, but the model has {vocab_size}: it is not the "
+            f"model's tokenizer"
         )
     return tokenizer, pad_id
 
 
 def weights_path(folder: Path) -> Path:
-    """The table of several safetensors files if there is one, else the single file."""
+    """The index of several safetensors files if there is one, else the single file.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+    """
     for name in (INDEX, SINGLE):
         if (folder / name).is_file():
             return folder / name
@@ -150,19 +178,24 @@ def weights_path(folder: Path) -> Path:
 
 def _weight_files(folder: Path) -> list[Path]:
     path = weights_path(folder)
-    names = read_json(path).get("weight_map") if path.name == INDEX else {"": SINGLE}
-    if not isinstance(names, dict) or any(Path(str(name)).name != name for name in names.values()):
-        raise ValueError(f"{path} is damaged: its weight_map must name files of the same folder")
-    files = [folder / name for name in sorted(set(names.values()))]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if path.name != INDEX:
+        return [path]
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or any(Path(str(n)).name != n for n in places.values()):
+        raise UserError(f"{path} is damaged: its weight_map must name files of the same folder")
+    files = [folder / name for name in sorted(set(places.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}, named by {path.name}")
     return files
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest that changes with the model: all of the small files; of each weight file the size,
-    the first 256 KiB (the header) and 64 samples of 4 KiB. It tells models apart; it is no seal
-    against forgery."""
+    """A digest that changes with the model.
+
+    It covers all of the small files, and of each file of weights the size, the first 256 KiB (with
+    the header) and 64 samples of 4 KiB. It tells models apart and is not meant to detect forgery.
+    """
     digest = hashlib.sha256()
     for name in (CONFIG, TOKENIZER, TOKENIZER_CONFIG):
         if (folder / name).is_file():

@@ -19,11 +19,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from videomar_jax.checks import UserError
+
 _LARGEST = 2**48  # entries along one axis; a larger number can only be a damaged one
 _MAX_RANK = 32
 
 
-class WeightFileError(ValueError):
+class WeightFileError(UserError):
     """A file of weights cannot be used. The text names the file and what is wrong with it."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from videomar_jax.interop.formats.tensor_file import TensorSpec
+from videomar_jax.interop.formats.base import TensorSpec
 
 _LISTED = 12
 

@@ -1,19 +1,19 @@
 """Names of the Cosmos tokenizer's tensors: our parameter paths, NVIDIA's keys, diffusers' keys.
 
-Paths here are joined with "/", such as encoder/down/0/block/1/conv1/spatial/kernel. Both foreign
-namings are made from them part by part. What a published file may hold besides the parameters is in
-`is_unused`.
+Paths are joined with "/", such as encoder/down/0/block/1/conv1/spatial/kernel. The keys of both
+foreign files are derived from them part by part. `is_unused` says what a published file may hold
+besides the parameters.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from videomar_jax.interop.rules import PLAIN, Rule, Transform
+from videomar_jax.interop.formats.rules import PLAIN, Rule, Transform
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
-from videomar_jax.tokenizers.cosmos.tokenizer import abstract_network
+from videomar_jax.tokenizers.cosmos.model import abstract_network
 
 CONSTANTS = (
     "encoder.patcher3d.wavelets",
@@ -22,7 +22,7 @@ CONSTANTS = (
     "decoder.unpatcher3d.wavelets",
     "decoder.unpatcher3d._arange",
 )
-"""Buffers that TorchScript keeps; ours are computed."""
+"""Buffers that TorchScript archives hold; here they are computed."""
 
 _SPATIAL = Transform(
     lambda x: x[:, :, 0].transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)[:, :, None]
@@ -32,7 +32,7 @@ _TEMPORAL = Transform(
 )
 _POINT = Transform(lambda x: x[..., 0, 0, 0].T, lambda x: x.T[..., None, None, None])
 _KERNELS = {4: _SPATIAL, 3: _TEMPORAL, 2: _POINT}
-"""By the rank of our kernel: theirs is always [outputs, inputs, time, rows, columns]."""
+"""By the rank of our kernel; theirs is always [outputs, inputs, time, rows, columns]."""
 
 _SAMPLERS = {
     "encoder": ("downsample", {"spatial": "conv1", "temporal": "conv2", "point": "conv3"}),
@@ -79,9 +79,13 @@ def official_key(path: str) -> str:
 
 
 def diffusers_key(path: str, levels: int) -> str:
-    """The name of one of our parameters in diffusers' AutoencoderKLCosmos, which numbers the
-    decoder's `levels` in running order."""
-    path = re.sub(r"^decoder/up/(\d+)", lambda m: f"decoder/up/{levels - 1 - int(m[1])}", path)
+    """The name of one of our parameters in diffusers' AutoencoderKLCosmos.
+
+    levels: of the decoder, which diffusers numbers in running order.
+    """
+    found = re.match(r"decoder/up/(\d+)", path)
+    if found:
+        path = f"decoder/up/{levels - 1 - int(found[1])}{path[found.end() :]}"
     key = official_key(path)
     for pattern, replacement in _TO_DIFFUSERS:
         key = re.sub(pattern, replacement, key)
@@ -89,21 +93,18 @@ def diffusers_key(path: str, levels: int) -> str:
 
 
 def cosmos_rules(config: CosmosConfig, *, diffusers: bool = False) -> tuple[Rule, ...]:
-    """The table between a file and our parameters, one rule each."""
-    name: Callable[[str], str] = official_key
-    if diffusers:
-        levels = len(config.decoder_mults)
-        name = lambda path: diffusers_key(path, levels)  # noqa: E731
-    shapes = parameter_shapes(config)
-    return tuple(
-        Rule(name(path), path, _KERNELS[len(shape)] if path.endswith("/kernel") else PLAIN)
-        for path, shape in shapes.items()
-    )
+    """One rule for each parameter, with the keys of NVIDIA's files or of diffusers'."""
+    rules = []
+    for path, shape in parameter_shapes(config).items():
+        key = diffusers_key(path, len(config.decoder_mults)) if diffusers else official_key(path)
+        transform = _KERNELS[len(shape)] if path.endswith("/kernel") else PLAIN
+        rules.append(Rule(key, path, transform))
+    return tuple(rules)
 
 
 def is_unused(key: str, config: CosmosConfig) -> bool:
-    """Whether a key stands for nothing that is computed: a TorchScript constant, or a branch of a
-    sampler that has none of it (files of 2024 hold them, later ones do not)."""
+    """Whether a published tensor has no use: a TorchScript constant, or a convolution that its
+    sampler does not run (files of 2024 hold them, later ones do not)."""
     found = re.fullmatch(
         r"(?:encoder\.down|decoder\.up)\.(\d+)\.(down|up)sample\.conv[123]\.conv3d\.(weight|bias)",
         key,
@@ -111,15 +112,13 @@ def is_unused(key: str, config: CosmosConfig) -> bool:
     if not found:
         return key in CONSTANTS
     level, side = int(found[1]), found[2]
-    return (
-        level < len(config.encoder_steps)
-        if side == "down"
-        else 0 < level <= len(config.decoder_steps)
-    )
+    if side == "down":
+        return level < len(config.encoder_steps)
+    return 0 < level <= len(config.decoder_steps)
 
 
 def nested(leaves: Mapping[str, Any]) -> dict:
-    """Nested parameters from paths; numbers in a path are places in a list."""
+    """Nested parameters from paths; numbers in a path become integer keys."""
     root: dict = {}
     for path, leaf in leaves.items():
         *owners, last = (int(part) if part.isdecimal() else part for part in path.split("/"))
