@@ -162,9 +162,9 @@ def test_one_token_leaves_the_end_token_only(warnings):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="max_tokens = 0"):
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, not 0"):
         HashedTextEncoder(0, 16)
-    with pytest.raises(ValueError, match="width = 0"):
+    with pytest.raises(ValueError, match="width must be at least 1, not 0"):
         HashedTextEncoder(4, 0)
     with pytest.raises(ValueError, match=r"for one caption give \['a red ball'\]"):
         HashedTextEncoder(4, 16).encode("a red ball")
@@ -185,12 +185,12 @@ def test_save_and_load_give_the_same_bits(tmp_path):
     ("change", "message"),
     [
         ({"kind": "nothing"}, "unknown kind 'nothing'.*hashed"),
-        ({"version": 99}, "version 99, this code reads"),
+        ({"version": 99}, "version 99; this code reads"),
         (
             {"settings": {"max_tokens": 4, "width": 8, "depth": 1}},
             "settings that 'hashed' does not take",
         ),
-        ({"settings": {"max_tokens": 0, "width": 8}}, "max_tokens = 0"),
+        ({"settings": {"max_tokens": 0, "width": 8}}, "max_tokens must be at least 1, not 0"),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused(tmp_path, change, message):

@@ -138,7 +138,7 @@ def test_a_missing_file_is_named(saved, name):
     ("key", "value", "message"),
     [
         ("kind", "nothing", "unknown kind 'nothing'.*pca"),
-        ("version", 4, "version 4, this code reads 3"),
+        ("version", 4, "version 4; this code reads 3"),
         ("settings", {"offset": 9}, "do not belong together"),
     ],
 )

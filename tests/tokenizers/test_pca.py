@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.tiny_model import annotations_off
+from videomar_jax.checks import UserError
 from videomar_jax.tokenizers import PCATokenizer, Tokenizer, latent_shape, load_tokenizer, to_pixels
 
 # patch, temporal stride, channels, kind of patches; the last two have more channels than frame 0
@@ -257,15 +259,16 @@ def test_save_and_load_are_bitwise(setting, tmp_path):
     [
         ({"channels": 0}, r"channels = 0 is not in 1\.\.96"),
         ({"channels": 97}, r"channels = 97 is not in 1\.\.96"),
-        ({"patch": 0}, "patch = 0"),
-        ({"temporal_stride": 0}, "temporal_stride = 0"),
-        ({"whitening": 1.5}, "whitening = 1.5"),
+        ({"patch": 0}, "patch must be at least 1, not 0"),
+        ({"temporal_stride": 0}, "temporal_stride must be at least 1, not 0"),
+        ({"whitening": 1.5}, r"whitening must lie in \[0, 1\], not 1\.5"),
+        ({"patches": "nonsense"}, "patches is 'nonsense'"),
         ({"patches": "haar"}, "temporal_stride 2 must equal patch 4"),
         ({"patches": "haar", "patch": 3, "temporal_stride": 3}, "power of two, not 3"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with annotations_off(), pytest.raises(UserError, match=message):
         fit((4, 2, 8, "plain"), iter(()), **changes)
 
 

@@ -52,7 +52,7 @@ class HashedTextEncoder:
     """Selects another set of vectors."""
 
     def __post_init__(self):
-        check_fields("hashed text encoder", self)
+        check_fields("HashedTextEncoder", self)
 
     def encode(
         self, captions: Sequence[str]

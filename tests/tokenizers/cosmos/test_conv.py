@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videomar_jax.tokenizers.cosmos import conv
 from videomar_jax.tokenizers.cosmos.conv import spatial_conv, temporal_conv, winograd_conv
 
 

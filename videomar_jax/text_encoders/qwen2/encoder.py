@@ -62,7 +62,7 @@ class Qwen2Options:
     """The most captions that run together; rounded up to a multiple of the mesh's devices."""
 
     def __post_init__(self):
-        check_fields("Qwen2", self)
+        check_fields("Qwen2Options", self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

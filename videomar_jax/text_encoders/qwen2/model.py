@@ -51,7 +51,7 @@ class Qwen2Config:
     """What matrix products are computed in."""
 
     def __post_init__(self):
-        check_fields("Qwen2", self)
+        check_fields("Qwen2Config", self)
         if self.heads % self.kv_heads:
             raise UserError(
                 f"heads = {self.heads} must be a multiple of kv_heads = {self.kv_heads}"

@@ -61,7 +61,7 @@ class CosmosConfig:
     """The decoder follows the older rule of the module's text."""
 
     def __post_init__(self):
-        check_fields("cosmos", self)
+        check_fields("CosmosConfig", self)
         faults = self._wrong_sizes() or self._wrong_factors()
         if faults:
             raise UserError("Cosmos configuration: " + "; ".join(faults))

@@ -245,10 +245,12 @@ class Downsample(nnx.Module):
     then a pointwise layer."""
 
     def __init__(self, channels: int, step: Step):
-        self.spatial = None
-        if step.space:
-            # Zeros below and to the right only, as published.
-            self.spatial = SpatialConv(channels, channels, stride=2, padding=(0, 1))
+        below_and_right = (0, 1)  # one row and column of zeros, as published
+        self.spatial = (
+            SpatialConv(channels, channels, stride=2, padding=below_and_right)
+            if step.space
+            else None
+        )
         self.temporal = TemporalConv(channels, channels, stride=2) if step.time else None
         self.point = PointConv(channels, channels) if any(step) else None
 
