@@ -211,7 +211,7 @@ def _check_kill(run: Run, kill: Kill, before: int, silent: bool) -> None:
         )
     if kill.checkpoint < before:
         raise Failed(f"the newest checkpoint was {before}, and is {kill.checkpoint} after the kill")
-    told = re.search(r"going on from the checkpoint of step (\d+)", run.output())
+    told = re.search(r"continuing from the checkpoint of step (\d+)", run.output())
     if told and int(told[1]) != before:
         raise Failed(f"the run went on from step {told[1]}, though checkpoint {before} is complete")
     most = (

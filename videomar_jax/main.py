@@ -39,7 +39,8 @@ def main(_: Sequence[str]) -> None:
     app.stop_on_sigterm()
     launch.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from videomar_jax.experiment.config import Experiment
-    from videomar_jax.experiment.run import Profile, run
+    from videomar_jax.experiment.run import run
+    from videomar_jax.training.profiling import Profile
 
     experiment = Experiment.from_config(_CONFIG.value)
     if _DRY_RUN.value:

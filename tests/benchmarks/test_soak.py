@@ -25,7 +25,7 @@ def test_killed_twice(finished, tmp_path, monkeypatch, capsys):
     assert second.code == -9 and second.step >= 4 and second.checkpoint >= first.checkpoint
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == HEADER and printed[2:] == [first.row(1), second.row(2)]
-    assert f"going on from the checkpoint of step {second.checkpoint}" in run.output()
+    assert f"continuing from the checkpoint of step {second.checkpoint}" in run.output()
 
 
 def test_the_plan_has_all_kinds_of_kills_in_order():

@@ -242,7 +242,7 @@ def test_other_clips_than_those_of_the_run(tmp_path, no_training):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (dict(mesh=dict(data=8)), "batch_size 4 is no multiple"),
+        (dict(mesh=dict(data=8)), "batch_size 4 is not a multiple"),
         (
             dict(model=dict(width=48), init_from="FINISHED"),
             r"a model of another size \(width 32 there, 48 here",

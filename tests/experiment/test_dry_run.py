@@ -48,8 +48,8 @@ def test_memory_falls_with_devices():
 @pytest.mark.parametrize(
     ("mesh", "devices", "message"),
     [
-        (dict(data=1, fsdp=256), 256, "batch_size 64 is no multiple"),
-        (dict(data=1, fsdp=2, tensor=5), 10, "num_heads 24 is no multiple of mesh.tensor 5"),
+        (dict(data=1, fsdp=256), 256, "batch_size 64 is not a multiple"),
+        (dict(data=1, fsdp=2, tensor=5), 10, "num_heads 24 is not a multiple of mesh.tensor 5"),
         (dict(data=1, fsdp=2, context=4), 8, "30 token rows cannot be spread"),
         (dict(data=3, fsdp=-1), 8, "does not fit 8 devices"),
     ],

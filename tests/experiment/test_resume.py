@@ -19,6 +19,7 @@ from videomar_jax.checks import Interrupted
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.pretrained.bundle import load_bundle
 from videomar_jax.training import batches, loop
+from videomar_jax.training.profiling import Profile
 from videomar_jax.training.state import init_params
 
 _UPDATES: dict = {}
@@ -194,18 +195,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
 
 
 def test_a_preview_that_fails_is_told_and_costs_nothing(finished, tmp_path, monkeypatch, caplog):
-    def broken(ema):
+    def broken(ema, path):
         raise ValueError("too little memory")
 
     caplog.set_level("WARNING")
     outcome = train_in(tmp_path, finished, monkeypatch, preview=broken)
     assert_same_end(outcome, tmp_path, finished)
     told = [record.message for record in caplog.records if "no preview" in record.message]
-    assert told == [f"step {step}: no preview was drawn: too little memory" for step in (3, STEPS)]
+    assert told == [f"step {step}: no preview was made: too little memory" for step in (3, STEPS)]
 
 
 def test_a_checkpoint_is_there_before_its_preview(finished, tmp_path, monkeypatch):
-    def killed(ema):
+    def killed(ema, path):
         die()
 
     with pytest.raises(Death):
@@ -220,13 +221,13 @@ def test_a_profile_ends_with_its_steps_or_the_run_and_is_not_taken_by_a_later_st
     monkeypatch.setattr(jax.profiler, "start_trace", lambda place: calls.append(place))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
     place = str(tmp_path / "profile")
-    profile = loop.Profile(start=2, steps=2)
+    profile = Profile(start=2, steps=2)
     train_in(tmp_path, finished, monkeypatch, 3, interrupt, profile=profile)
     assert calls == [place, "stop"], "stopped within the profile"
     calls.clear()
     train_in(tmp_path, finished, monkeypatch, 2, interrupt, profile=profile)
     assert calls == [], "started again behind its beginning"
-    train_in(tmp_path, finished, monkeypatch, profile=loop.Profile(start=5, steps=10))
+    train_in(tmp_path, finished, monkeypatch, profile=Profile(start=5, steps=10))
     assert calls == [place, "stop"], "longer than the run"
 
 

@@ -15,6 +15,7 @@ from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.data.shapes import HELD_OUT
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.evaluate import evaluate, evaluate_checkpoint
+from videomar_jax.experiment.run import stage_seconds
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.pretrained.bundle import load_pretrained
 
@@ -90,6 +91,18 @@ def test_the_time_of_every_phase(finished):
     assert list(report["seconds"]) == ["prepare", "16px_3f", "24px_5f", "evaluate"]
     assert all(seconds > 0 for seconds in report["seconds"].values())
     assert report["seconds_total"] == pytest.approx(sum(report["seconds"].values()))
+
+
+def test_a_stage_that_is_named_like_a_phase_does_not_replace_its_time():
+    times = {"prepare": 1.0} | stage_seconds({"prepare": 20.0, "clips": 3.0, "evaluate": 4.0})
+    times |= {"evaluate": 5.0}
+    assert times == {
+        "prepare": 1.0,
+        "stage prepare": 20.0,
+        "clips": 3.0,
+        "stage evaluate": 4.0,
+        "evaluate": 5.0,
+    }
 
 
 def test_the_report_shows_pictures(finished):

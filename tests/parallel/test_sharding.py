@@ -261,7 +261,7 @@ def test_a_curriculum_must_fit_the_mesh():
     one = dict(data=1, fsdp=1, tensor=1, context=1)
     check_mesh(recipe, 4, one | dict(data=3))
     for change, message in (
-        (dict(data=4), "'a'.*batch_size 6 is no multiple"),
+        (dict(data=4), "'a'.*batch_size 6 is not a multiple"),
         (dict(tensor=3), "num_heads 4"),
         (dict(context=3), "4 token rows"),
     ):

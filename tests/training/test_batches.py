@@ -252,13 +252,13 @@ def test_an_entry_without_clips_is_an_error_at_once():
         lambda: training_batches(0, 0, curriculum(entry(), entry(9)).stages[0], parts(), 0),
     ):
         with pytest.raises(
-            ValueError, match="Stage 'mixed': no clip is there for the entry of 9 frames of 8x16"
+            ValueError, match="Stage 'mixed': there is no clip for the entry of 9 frames of 8x16"
         ):
             call()
 
 
 def test_a_batch_that_processes_cannot_share_is_named():
-    told = "batch_size 6 of 5 frames of 8x16 is no multiple of the 4 processes"
+    told = "batch_size 6 of 5 frames of 8x16 is not a multiple of the 4 processes"
     for call in (
         lambda: check_data(curriculum(entry(1), entry(batch_size=6)), parts(), 4),
         lambda: training_batches(
@@ -343,11 +343,11 @@ def until(condition):
 
 def test_the_next_item_is_made_while_one_is_worked_on():
     made = []
-    items = ahead(numbers(made), place=lambda number: 10 * number)
+    items = ahead(numbers(made))
     assert next(items) == 0 and until(lambda: made == [0, 1])
     time.sleep(0.02)
     assert made == [0, 1], "more than one item is made ahead"
-    assert list(items) == [10, 20, 30, 40] and made == [0, 1, 2, 3, 4, "closed"]
+    assert list(items) == [1, 2, 3, 4] and made == [0, 1, 2, 3, 4, "closed"]
 
 
 def test_closing_ends_thread_and_stream():

@@ -92,10 +92,13 @@ def test_long_runs_keep_their_boundaries():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"schedule": "cosin"}, "'cosin'; choose one of constant, cosine"),
-        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        (
+            {"schedule": "cosin"},
+            "schedule is 'cosin'; it may be one of 'constant', 'cosine'. Did you mean",
+        ),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"warmup_steps": 100}, "less than the 100 steps"),
-        ({"final_fraction": 1.5}, "final_fraction=1.5"),
+        ({"final_fraction": 1.5}, r"final_fraction must lie in \[0, 1\], not 1\.5"),
     ],
 )
 def test_wrong_schedules_are_refused(curriculum, arguments, message):

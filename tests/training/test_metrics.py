@@ -10,7 +10,7 @@ import pytest
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.training.logging import Progress, RunLog
-from videomar_jax.training.metrics import Meters, StageClock, peak_flops
+from videomar_jax.training.metrics import Meters, StageClock, StepReport, peak_flops
 from videomar_jax.training.preemption import any_process_stopped, stop_signals
 
 
@@ -25,15 +25,16 @@ def meters(tmp_path):
 
 
 def put(meters, step, loss=1.0, stop=False, **binned):
-    return meters.put(
-        step,
-        "row",
+    report = StepReport(
+        step=step,
+        stage="row",
         tokens=10,
         flops=3.0,
-        waited=0.0,
+        data_wait=0.0,
         metrics={"loss": np.float32(loss)} | binned,
         stop=stop,
     )
+    return meters.put(report)
 
 
 def lines(folder):
@@ -82,7 +83,7 @@ def test_stage_seconds_go_on_from_earlier_starts():
     clock.enter("a")
     assert clock.seconds()["a"] >= 5.0
     clock.enter("b")
-    clock.leave()
+    clock.enter(None)
     assert set(clock.seconds()) == {"a", "b"}
 
 

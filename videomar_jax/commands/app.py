@@ -93,7 +93,8 @@ def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None
     except (ValueError, OSError, FloatingPointError, NotImplementedError) as error:
         if flags.FLAGS.traceback:
             raise
-        _fail(f"Error: {error}", 2)
+        # Notes say what the exception itself cannot know, such as the newest checkpoint.
+        _fail("\n".join([f"Error: {error}", *getattr(error, "__notes__", ())]), 2)
 
 
 def _fail(text: str, code: int) -> None:

@@ -121,7 +121,7 @@ class Experiment:
         known."""
         strides = self.strides()
         if strides is None:
-            return  # `training.recipe.check_parts` looks at them when the tokenizer is open
+            return  # `training.recipe.check_stages` looks at them when the tokenizer is open
         for stage in self.recipe.curriculum.stages:
             for shape in stage.shapes:
                 try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from videomar_jax.checks import Interrupted, UserError
@@ -31,6 +32,7 @@ from videomar_jax.experiment.workdir import (
 )
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.io.log import log
+from videomar_jax.io.media import write_mp4, write_png
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.multihost import barrier, to_host
 from videomar_jax.pretrained.bundle import (
@@ -43,9 +45,11 @@ from videomar_jax.pretrained.bundle import (
     save_settings,
 )
 from videomar_jax.training.batches import TrainingInputs, check_data
-from videomar_jax.training.loop import Profile, train
-from videomar_jax.training.recipe import check_mesh, check_parts
+from videomar_jax.training.loop import train
+from videomar_jax.training.profiling import Profile
+from videomar_jax.training.recipe import check_mesh, check_stages
 from videomar_jax.training.state import Params, abstract_model
+from videomar_jax.types import UInt8
 
 PREPARE, EVALUATE = "prepare", "evaluate"
 """The phases of a run beside its stages, as the report's "seconds" call them."""
@@ -106,12 +110,19 @@ def run(
         model = nnx.merge(graph, params)
         return make_sampler(prepared.bundle, model, experiment.evaluation.batch_size)
 
+    def write_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
+        picture, clips = preview(sampler(ema), prepared.shown)
+        write_png(f"{path}.png", picture, overwrite=True)
+        fps = prepared.inputs.source.fps
+        write_mp4(f"{path}.mp4", clips, fps, min_side=256, overwrite=True)
+        return picture
+
     is_video = experiment.final_stage.num_frames > 1
     outcome = train(
         experiment.recipe,
         prepared.inputs,
         workdir,
-        preview=(lambda ema: preview(sampler(ema), prepared.shown)) if is_video else None,
+        preview=write_preview if is_video else None,
         initial=_initial(experiment),
         profile=profile,
     )
@@ -152,7 +163,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Prepared:
         threads=experiment.data.threads,
         held_out=held_out,
     )
-    check_parts(recipe, inputs)
+    check_stages(recipe, bundle.tokenizer)
     mesh = make_mesh(recipe.mesh)
     check_mesh(recipe, bundle.tokenizer.spatial_stride, dict(mesh.shape))
     check_same_clips(workdir, source)

@@ -1,17 +1,14 @@
 """The training loop: the only place where data, tokenizer, model, checkpoints and logs meet.
 
-For every step the order is: validate → save → preview → next batch → update → log. A checkpoint of
-    step n therefore
-holds the state before batch n was drawn, its position in the data is n itself, and every draw comes
-from fold_in(key, n): a run that stops anywhere and starts again, on the same devices or others,
-sees the same data and draws; on the same ones it ends with bitwise the same parameters. Metrics are
-read one step late, so the device never waits for the host.
+A checkpoint of step n holds the state after n updates, before batch n is drawn. Its position in the
+data is n itself, and every random draw follows from fold_in(key, n), so nothing random is saved. A
+run that stops anywhere and is started again, on the same devices or others, sees the same data and
+draws; on the same devices it ends with bitwise the same parameters.
 
 With several processes all of them run this loop in step; process 0 alone writes logs and pictures.
 """
 
 import dataclasses
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +17,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+from flax import nnx
 from jax.sharding import Mesh
 
 from videomar_jax.checkpoints.manager import Checkpoints
-from videomar_jax.data.sources import ClipShape
-from videomar_jax.io.media import write_mp4, write_png
+from videomar_jax.io.log import log
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.flops import forward_flops
-from videomar_jax.parallel.mesh import make_mesh
+from videomar_jax.parallel.mesh import describe_mesh, make_mesh
 from videomar_jax.parallel.multihost import process_share, to_host
 from videomar_jax.parallel.sharding import (
     batch_shardings,
@@ -36,366 +34,226 @@ from videomar_jax.parallel.sharding import (
     replicated,
     state_shardings,
 )
-from videomar_jax.training.batches import TrainingInputs, training_batches
-from videomar_jax.training.curriculum import Stage
+from videomar_jax.training.batches import TrainingInputs, clip_shape, curriculum_batches
 from videomar_jax.training.logging import Progress, RunLog
 from videomar_jax.training.loss import Batch, truncated_frames
-from videomar_jax.training.metrics import Meters, StageClock
+from videomar_jax.training.metrics import Meters, StageClock, StepReport
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.preemption import any_process_stopped, stop_signals
-from videomar_jax.training.recipe import Recipe, check_mesh, check_parts
+from videomar_jax.training.profiling import Profile, Profiler
+from videomar_jax.training.recipe import Recipe, check_mesh, check_stages
 from videomar_jax.training.state import Params, TrainState, abstract_model, count_params, init_state
 from videomar_jax.training.step import make_train_step, token_shape
 from videomar_jax.training.validation import Validation
 from videomar_jax.types import Key, UInt8
 
-_log = logging.getLogger(__name__)
-
-Preview = Callable[
-    [Params], tuple[UInt8[np.ndarray, "rows columns 3"], UInt8[np.ndarray, "F rows columns 3"]]
-]
-"""Generates clips with the given (averaged) parameters: a picture of their frames, and the clips
-moving."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Profile:
-    """Which steps a profile is taken of: `steps` of them, from step `start` on."""
-
-    start: int
-    steps: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Profile":
-        """Reads "START:STEPS"; ValueError for anything else."""
-        start, colon, steps = text.partition(":")
-        if not (colon and start.isdecimal() and steps.isdecimal() and int(steps)):
-            raise ValueError(
-                f"--profile={text} must be START:STEPS, such as 20:5 for the steps 20 to 24."
-            )
-        return cls(start=int(start), steps=int(steps))
+Preview = Callable[[Params, Path], UInt8[np.ndarray, "rows columns 3"]]
+"""Generates clips with the given (averaged) parameters and writes them to files whose path, without
+a suffix, it is given; returns a picture of them, 0..255, for TensorBoard."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Where a run stands when `train` returns."""
+    """What `train` returns."""
 
     state: TrainState
-    finished: bool  # False when it was asked to stop
-    seconds: dict[str, float]  # wall time of each stage, over all starts of the run
+    """The state after the last step."""
+    finished: bool
+    """False if the run was asked to stop before its end."""
+    seconds: dict[str, float]
+    """Wall time of each stage, over all starts of the run."""
 
 
 def train(
     recipe: Recipe,
-    parts: TrainingInputs,
+    inputs: TrainingInputs,
     workdir: Path,
+    *,
     preview: Preview | None = None,
     initial: Callable[[], Params] | None = None,
     profile: Profile | None = None,
 ) -> Outcome:
     """Runs the curriculum from where `workdir` left off to its end, or until SIGINT or SIGTERM.
 
-    Args:
-        preview: draws generated clips with the averaged parameters; called on process 0. What it
-            raises is told as a warning, and training goes on.
-        initial: gives the parameters to begin with; called where the run has no checkpoint yet.
-
-    Writes checkpoints, metrics.jsonl, tensorboard/ and samples/ under `workdir`. A second signal
+    Writes checkpoints/, metrics.jsonl, tensorboard/ and samples/ under `workdir`. A second signal
     stops at once.
 
+    Args:
+        preview: called on process 0 at the end of each stage and every `run.sample_every` steps.
+            Its exceptions are logged as warnings; training continues.
+        initial: returns the initial parameters; called only if the run has no checkpoint yet.
+            None: random parameters.
+        profile: the steps to record, into WORKDIR/profile.
+
     Raises:
-        ValueError: recipe, parts and devices do not fit together, or the checkpoint is of another
+        UserError: recipe, inputs and devices do not fit together, or the checkpoint is of another
             model.
-        FloatingPointError: the loss is not finite any more.
-        OSError: data cannot be read or checkpoints not be written any more; the text names the last
-            good checkpoint.
+        FloatingPointError: a metric is not finite.
+        OSError: data cannot be read, or checkpoints cannot be written.
+        All of these carry a note that names the newest checkpoint.
     """
-    check_parts(recipe, parts)
+    curriculum, run = recipe.curriculum, recipe.run
+    total = curriculum.total_steps
+    check_stages(recipe, inputs.tokenizer)
+    mesh = make_mesh(recipe.mesh)
+    check_mesh(recipe, inputs.tokenizer.spatial_stride, dict(mesh.shape))
+    share, shares = process_share(mesh)
+    alone, is_writer = jax.process_count() == 1, jax.process_index() == 0
+
     with ExitStack() as stack:
-        return _Trainer(recipe, parts, workdir, preview, profile, stack).run(initial)
-
-
-class _Trainer:
-    """The state of one start of a run, between two steps."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        parts: TrainingInputs,
-        workdir: Path,
-        preview,
-        profile,
-        stack: ExitStack,
-    ):
-        self.recipe, self.parts, self.workdir, self.preview, self.profile = (
-            recipe,
-            parts,
-            workdir,
-            preview,
-            profile,
-        )
-        self.mesh = make_mesh(recipe.mesh)
-        check_mesh(recipe, parts.tokenizer.spatial_stride, dict(self.mesh.shape))
-        self.share, self.shares = process_share(self.mesh)
-        run = recipe.run
-        self.checkpoints = stack.enter_context(
+        enter = stack.enter_context
+        checkpoints = enter(
             Checkpoints(
                 workdir / "checkpoints",
                 keep_last=run.keep_checkpoints,
                 keep_every=run.keep_every or None,
             )
         )
-        self.stack = stack
-        self.voted = self.tracing = False
-        self.validation: Validation | None = None
-
-    def run(self, initial: Callable[[], Params] | None) -> Outcome:
-        """From the newest checkpoint, or the beginning, to the end."""
-        recipe, run, stack = self.recipe, self.recipe.run, self.stack
-        beginning, self.key = _keys(recipe.seed, self.mesh)
-        graph, shapes = abstract_model(_runnable(recipe.model, self.mesh))
-        seconds = self._start(beginning, initial)
-        self.update = make_train_step(
-            graph,
-            self.optimizer,
+        resumed = _resume_or_start(recipe, mesh, checkpoints, initial)
+        state, start = resumed.state, resumed.step
+        update = make_train_step(
+            resumed.graph,
+            resumed.optimizer,
             recipe.loss,
             recipe.optimizer,
             accumulate=run.accumulate,
-            shardings=self.shardings,
-            rule=layout_rule(self.mesh, recipe.mesh) if self.mesh.size > 1 else None,
+            shardings=resumed.shardings,
+            rule=layout_rule(mesh, recipe.mesh) if mesh.size > 1 else None,
         )
-        self.start, total = self.step, recipe.curriculum.total_steps
-        self.shown = self.measured = self.step
-        _log.info(
-            "%s parameters, steps %d to %d, %s",
-            f"{count_params(shapes):,}",
-            self.step,
-            total,
-            _told(self.mesh),
+        parameters = f"{count_params(state.params):,}"
+        devices = describe_mesh(mesh)
+        log.info("%s parameters, steps %d to %d, %s", parameters, start, total, devices)
+        record = enter(
+            RunLog(workdir, tensorboard=run.tensorboard, resume_step=start, is_writer=is_writer)
         )
-        first = jax.process_index() == 0
-        self.log = stack.enter_context(
-            RunLog(
-                self.workdir, tensorboard=run.tensorboard, resume_step=self.step, is_writer=first
-            )
-        )
-        progress = stack.enter_context(
+        progress = enter(
             Progress(
-                total, start_step=self.step, every_seconds=run.progress_seconds, is_writer=first
+                total, start_step=start, every_seconds=run.progress_seconds, is_writer=is_writer
             )
         )
-        self.stop = stack.enter_context(stop_signals())
-        self.clock = StageClock(seconds)
-        self.meters = Meters(self.log, progress, run.log_every, recipe.learning_rate())
-        if run.validate_every and self.parts.held_out is not None:
-            last = recipe.curriculum.stages[-1]
-            shape = ClipShape(num_frames=last.num_frames, height=last.height, width=last.width)
-            self.validation = Validation(
-                graph,
-                recipe.loss,
-                self.parts,
-                self.mesh,
-                shape=shape,
-                clips=run.validation_clips,
-                batch_size=last.batch_size,
-            )
-        with self._naming_the_last_checkpoint():
-            self._stages()
-            self.voted |= self.meters.flush()
-            self.clock.leave()
-            self._between_steps()
-            self.checkpoints.wait()
-        return Outcome(state=self.state, finished=self.step == total, seconds=self.clock.seconds())
+        meters = Meters(record, progress, run.log_every, recipe.learning_rate())
+        clock = StageClock(resumed.seconds)
+        profiler = enter(Profiler(profile, workdir / "profile", start, total))
+        stop = enter(stop_signals())
+        validation = _make_validation(recipe, inputs, resumed.graph, mesh)
+        enter(_naming_the_last_checkpoint(checkpoints, workdir))
+        batches = curriculum_batches(
+            recipe.seed,
+            curriculum,
+            inputs,
+            start,
+            process_index=share,
+            process_count=shares,
+            lookahead=run.lookahead,
+        )
+        stack.callback(batches.close)
+        stopping = False
 
-    def _start(self, key, initial: Callable[[], Params] | None) -> dict[str, float]:
-        """Sets state and step: the newest checkpoint's, or fresh ones; returns the seconds spent so
-        far."""
-        recipe = self.recipe
-        self.optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
-        abstract = jax.eval_shape(lambda: init_state(recipe.model, self.optimizer, key))
-        self.shardings = state_shardings(abstract, self.mesh, recipe.mesh)
-        self.step = self.checkpoints.latest_step() or 0
-        if self.checkpoints.latest_step() is None:
-            begin = None if initial is None else place(initial(), self.shardings.params)
-            self.state = init_state(recipe.model, self.optimizer, key, begin, self.shardings)
-            return {}
+        for step in range(start, total + 1):
+            # `state` is that after `step` updates. The order is an invariant, and resuming relies
+            # on it: validate → save → preview → next batch → step → log. A checkpoint is written
+            # before a preview can fail, and before batch `step` is drawn, so it needs no position
+            # in the data; its score is that of exactly these parameters.
+            stage = curriculum.stage_at(step)
+            clock.enter(stage.name if stage else None)
+            if stage is None:
+                meters.flush()
+            # Several processes must agree where they stop: they read their common answer below.
+            stopping = stopping or (alone and stop.asked)
+            if step > start:
+                boundary = step in curriculum.boundaries
+                score = None
+                if validation is not None and (boundary or step % run.validate_every == 0):
+                    score = validation(state.ema)
+                    record.write(step, {"validation_loss": score})
+                    log.info("step %d: validation loss %.4f", step, score)
+                if boundary or stopping or score is not None or step % run.checkpoint_every == 0:
+                    # Flushing first: what is saved is finite, and its metrics are on disk.
+                    stopping |= meters.flush()
+                    position = {"step": step, "seconds": clock.seconds()}
+                    checkpoints.save(step, state.parts(), position, score)
+                preview_due = run.sample_every and step % run.sample_every == 0
+                if preview is not None and (boundary or preview_due):
+                    _show_preview(preview, state.ema, step, workdir, record)
+            if stopping or stage is None:
+                break
+
+            profiler.before_step(step, state)
+            asked_at = time.monotonic()
+            batch = next(batches)
+            data_wait = time.monotonic() - asked_at
+            batch = _place_batch(_truncate(batch, recipe, step), mesh, share, shares)
+            state, metrics = update(state, batch, resumed.step_key)
+            report = StepReport(
+                step=step + 1,
+                stage=stage.name,
+                tokens=math.prod(token_shape(batch, recipe.model.patch_size)),
+                flops=_flops(batch, recipe),
+                data_wait=data_wait,
+                metrics=metrics,
+                stop=any_process_stopped(mesh, stop.asked),
+            )
+            # Reads the metrics of the step before: this one is still being computed.
+            stopping |= meters.put(report)
+
+        profiler.stop(step, state)
+        checkpoints.wait()
+        return Outcome(state=state, finished=step == total, seconds=clock.seconds())
+
+
+# Where a start begins
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Everything that one start of a run begins with."""
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    shardings: TrainState
+    state: TrainState
+    step: int
+    step_key: Key
+    """The draws of step n come from fold_in(step_key, n)."""
+    seconds: dict[str, float]
+    """Wall time by stage of earlier starts."""
+
+
+def _resume_or_start(
+    recipe: Recipe,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    initial: Callable[[], Params] | None,
+) -> _Start:
+    """The state of the newest checkpoint, or a fresh one."""
+    init_key, step_key = _keys(recipe.seed, mesh)
+    graph, _ = abstract_model(_model_on(mesh, recipe.model))
+    optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
+    abstract = jax.eval_shape(lambda: init_state(recipe.model, optimizer, init_key))
+    shardings = state_shardings(abstract, mesh, recipe.mesh)
+    step = checkpoints.latest_step()
+    if step is None:
+        params = None if initial is None else place(initial(), shardings.params)
+        state = init_state(recipe.model, optimizer, init_key, params, shardings)
+        position = {"step": 0, "seconds": {}}
+    else:
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             abstract.parts(),
-            self.shardings.parts(),
+            shardings.parts(),
         )
-        parts, progress = self.checkpoints.restore(self.step, like)
-        _log.info("going on from the checkpoint of step %d", self.step)
-        counter = place(np.int32(progress["step"]), self.shardings.step)
-        self.state = TrainState(counter, **parts)
-        return progress["seconds"]
-
-    def _stages(self) -> None:
-        curriculum = self.recipe.curriculum
-        for index, stage in enumerate(curriculum.stages):
-            done = max(self.step - curriculum.start_of(index), 0)
-            if done >= stage.steps:
-                continue
-            self.clock.enter(stage.name)
-            stream = training_batches(
-                self.recipe.seed,
-                index,
-                stage,
-                self.parts,
-                done,
-                process_index=self.share,
-                process_count=self.shares,
-                lookahead=self.recipe.run.lookahead,
-            )
-            try:
-                while self.step < curriculum.boundaries[index]:
-                    self._between_steps()
-                    if self.stopping:
-                        return
-                    self._step(stage, stream)
-            finally:
-                stream.close()
-
-    def _step(self, stage: Stage, stream: Iterator[Batch]) -> None:
-        self._profile()
-        before = time.monotonic()
-        batch = next(stream)
-        waited = time.monotonic() - before
-        batch = self._placed(self._cut(batch))
-        self.state, metrics = self.update(self.state, batch, self.key)
-        self.step += 1
-        stop = any_process_stopped(self.mesh, self.stop.asked)
-        tokens = math.prod(token_shape(batch, self.recipe.model.patch_size))
-        self.voted |= self.meters.put(
-            self.step, stage.name, tokens, self._flops(batch), waited, metrics, stop
-        )
-
-    def _cut(self, batch: Batch) -> Batch:
-        """Without the frames after the current one, where the loss has no use for them."""
-        if not self.recipe.loss.truncate:
-            return batch
-        frames = truncated_frames(self.recipe.seed, self.step, batch.latents.shape[1])
-        return dataclasses.replace(batch, latents=batch.latents[:, :frames])
-
-    def _flops(self, batch: Batch) -> float:
-        """Of forward and backward pass, without what rematerialisation computes again."""
-        clips, frames, tokens = token_shape(batch, self.recipe.model.patch_size)
-        loss = self.recipe.loss
-        forward = forward_flops(
-            self.recipe.model,
-            supervise=loss.supervise,
-            draws_per_token=loss.draws_per_token,
-            batch=clips,
-            frames=frames,
-            tokens=tokens,
-        )
-        return 3 * forward.total()
-
-    def _placed(self, batch: Batch) -> Batch:
-        """This process's share as its part of the global batch."""
-        shardings = batch_shardings(batch, self.mesh)
-        clips = len(batch.latents) * self.shares
-        if jax.process_count() == 1:
-            return jax.device_put(batch, shardings)
-        return place(batch, shardings, first_row=self.share * clips // self.shares, rows=clips)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether this start ends here; the same on every process."""
-        return self.voted if jax.process_count() > 1 else self.stop.asked
-
-    def _between_steps(self) -> None:
-        if self.step == self.start:
-            return
-        run = self.recipe.run
-        boundary = self.step in self.recipe.curriculum.boundaries
-        score = self._validate(boundary)
-        if boundary or self.stopping or self.step % run.checkpoint_every == 0 or score is not None:
-            # What is saved is finite, and its metrics are written before it can be gone on from.
-            self.voted |= self.meters.flush()
-            progress = {"step": self.step, "seconds": self.clock.seconds()}
-            extra = {} if score is None else {"score": score}
-            self.checkpoints.save(self.step, self.state.parts(), progress, **extra)
-        if self.preview is not None and (
-            boundary or (run.sample_every and self.step % run.sample_every == 0)
-        ):
-            self._show()
-
-    def _validate(self, boundary: bool) -> float | None:
-        """The loss on held-out clips, where it is due."""
-        due = self.validation is not None and (
-            boundary or self.step % self.recipe.run.validate_every == 0
-        )
-        if not due or self.measured == self.step:
-            return None
-        self.measured = self.step
-        loss = self.validation(self.state.ema)
-        self.log.write(self.step, {"validation_loss": loss})
-        _log.info("step %d: validation loss %.4f", self.step, loss)
-        return loss
-
-    def _show(self) -> None:
-        if self.shown == self.step:
-            return
-        self.shown = self.step
-        ema = to_host(self.state.ema)
-        if jax.process_index() == 0:
-            try:
-                self._draw(ema)
-            except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-                _log.warning("step %d: no preview was drawn: %s", self.step, error)
-
-    def _draw(self, ema: Params) -> None:
-        picture, moving = self.preview(ema)
-        name = str(self.workdir / "samples" / f"step_{self.step:07d}")
-        write_png(f"{name}.png", picture, overwrite=True)
-        write_mp4(f"{name}.mp4", moving, self.parts.source.fps, min_side=256, overwrite=True)
-        self.log.image(self.step, "samples", picture)
-
-    def _profile(self) -> None:
-        """Starts or ends the profile that was asked for."""
-        if self.profile is None:
-            return
-        first = self.profile.start
-        if not self.tracing and self.step == first:
-            jax.profiler.start_trace(str(self.workdir / "profile"))
-            self.tracing = True
-            self.stack.callback(self._end_profile)  # where the run ends before
-        elif self.step == first + self.profile.steps:
-            self._end_profile()
-
-    def _end_profile(self) -> None:
-        if self.tracing:
-            self.tracing = False
-            jax.block_until_ready(self.state)
-            jax.profiler.stop_trace()
-            _log.info(
-                "profile from step %d to %d: %s",
-                self.profile.start,
-                self.step,
-                self.workdir / "profile",
-            )
-
-    @contextmanager
-    def _naming_the_last_checkpoint(self):
-        """Says with an error that ends the run what is left of it."""
-        try:
-            yield
-        except (OSError, FloatingPointError, ValueError) as error:
-            saved = self.checkpoints.latest_step()
-            left = f"The newest checkpoint is {self.workdir / 'checkpoints' / str(saved)}, of step {saved}."
-            if isinstance(error, UnicodeError):
-                raise
-            raise type(error)(
-                f"{error} {left if saved is not None else 'No checkpoint was saved yet.'}"
-            ) from error
-
-
-def _runnable(model: ModelConfig, mesh: Mesh) -> ModelConfig:
-    """The model as this mesh can run it: cuDNN's attention takes no frames whose tokens are cut
-    over devices."""
-    cut = mesh.shape["context"] > 1 and model.attention == "auto"
-    return dataclasses.replace(model, attention="xla") if cut else model
+        parts, position = checkpoints.restore(step, like)
+        log.info("continuing from the checkpoint of step %d", step)
+        state = TrainState(place(np.int32(position["step"]), shardings.step), **parts)
+    return _Start(
+        graph=graph,
+        optimizer=optimizer,
+        shardings=shardings,
+        state=state,
+        step=step or 0,
+        step_key=step_key,
+        seconds=position["seconds"],
+    )
 
 
 def _keys(seed: int, mesh: Mesh) -> tuple[Key, Key]:
@@ -408,7 +266,88 @@ def _keys(seed: int, mesh: Mesh) -> tuple[Key, Key]:
     return jax.jit(keys, out_shardings=replicated(mesh))()
 
 
-def _told(mesh: Mesh) -> str:
-    """The mesh in words."""
-    axes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
-    return f"{mesh.size} devices ({' x '.join(axes)})" if axes else "1 device"
+def _model_on(mesh: Mesh, model: ModelConfig) -> ModelConfig:
+    """The model as this mesh can run it: cuDNN's attention cannot split the tokens of a frame."""
+    if mesh.shape["context"] > 1 and model.attention == "auto":
+        return dataclasses.replace(model, attention="xla")
+    return model
+
+
+def _make_validation(
+    recipe: Recipe, inputs: TrainingInputs, graph: nnx.GraphDef, mesh: Mesh
+) -> Validation | None:
+    """The validation that the recipe asks for, on clips of the last stage."""
+    if not recipe.run.validate_every or inputs.held_out is None:
+        return None
+    last = recipe.curriculum.stages[-1]
+    return Validation(
+        graph,
+        recipe.loss,
+        inputs,
+        mesh,
+        shape=clip_shape(last),
+        clips=recipe.run.validation_clips,
+        batch_size=last.batch_size,
+    )
+
+
+# Parts of a step
+
+
+def _truncate(batch: Batch, recipe: Recipe, step: int) -> Batch:
+    """With `loss.truncate` without the frames after the supervised one, which the loss ignores."""
+    if not recipe.loss.truncate:
+        return batch
+    frames = truncated_frames(recipe.seed, step, batch.latents.shape[1])
+    return dataclasses.replace(batch, latents=batch.latents[:, :frames])
+
+
+def _place_batch(batch: Batch, mesh: Mesh, share: int, shares: int) -> Batch:
+    """This process's share as its part of the global batch."""
+    shardings = batch_shardings(batch, mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    clips = len(batch.latents) * shares
+    return place(batch, shardings, first_row=share * clips // shares, rows=clips)
+
+
+def _flops(batch: Batch, recipe: Recipe) -> float:
+    """Of forward and backward pass, without what rematerialisation computes again."""
+    clips, frames, tokens = token_shape(batch, recipe.model.patch_size)
+    forward = forward_flops(
+        recipe.model,
+        supervise=recipe.loss.supervise,
+        draws_per_token=recipe.loss.draws_per_token,
+        batch=clips,
+        frames=frames,
+        tokens=tokens,
+    )
+    return 3 * forward.total()
+
+
+def _show_preview(preview: Preview, ema: Params, step: int, workdir: Path, record: RunLog) -> None:
+    """Calls the preview on process 0; its failure costs the pictures only."""
+    ema = to_host(ema)
+    if jax.process_index() != 0:
+        return
+    try:
+        picture = preview(ema, workdir / "samples" / f"step_{step:07d}")
+        record.image(step, "samples", picture)
+    except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+        log.warning("step %d: no preview was made: %s", step, error)
+
+
+@contextmanager
+def _naming_the_last_checkpoint(checkpoints: Checkpoints, workdir: Path) -> Iterator[None]:
+    """Adds a note to an exception that ends the run: from where it can be continued."""
+    try:
+        yield
+    except (OSError, FloatingPointError, ValueError) as error:
+        # A note leaves the exception what it is: its type, its errno, its cause.
+        step = checkpoints.latest_step()
+        if step is None:
+            error.add_note("No checkpoint was saved yet.")
+        else:
+            folder = workdir / "checkpoints" / str(step)
+            error.add_note(f"The newest checkpoint is {folder}, of step {step}.")
+        raise

@@ -1,8 +1,8 @@
-"""What a run measures of itself: metrics read one step late, speed, use of the device, wall time by
-stage."""
+"""What a run measures of itself: metrics read one step late, speed, device use, time by stage."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,100 +23,114 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6": 918e12,
 }
-"""Dense 16-bit matmul peaks from the makers' data sheets, by the beginning or a part of the
-device's name."""
+"""Dense 16-bit matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name;
+the first name that matches counts."""
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s that a device's maker promises in 16 bit, None where we do not know."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+    """FLOP/s that a device's maker promises in 16 bit, None for a device that is not listed."""
+    for name, peak in PEAK_FLOPS.items():
+        if name in device_kind:
+            return peak
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What is known of one training step when it has been dispatched."""
+
+    step: int
+    """The number of updates, this one included."""
+    stage: str
+    """The name of the curriculum stage."""
+    tokens: int
+    """Tokens of the batch, over all devices."""
+    flops: float
+    """Floating-point operations of the update, over all devices."""
+    data_wait: float
+    """Seconds that the loop waited for the batch."""
+    metrics: Mapping[str, Any]
+    """Numbers, and binned losses {"sum": [n], "count": [n]}; on the device, perhaps not ready."""
+    stop: Any
+    """Whether any process was asked to stop; a bool, or an array like the metrics."""
 
 
 class Meters:
-    """Reads the metrics of a step when the next one is already on its way, and writes them every so
-    often.
+    """Reads the metrics of a step once the next one has been dispatched, and logs them.
 
     Numbers are those of one step; losses by frame and by noise level are means over the steps since
     the last line.
 
     Args:
-        every: steps between two lines of the log.
-        rate: the learning rate of a step.
+        log: takes a line every `every` steps.
+        progress: is updated after every step.
+        rate: the learning rate as a function of the step.
     """
 
     def __init__(self, log: RunLog, progress: Progress, every: int, rate: Callable[[int], Any]):
         self._log, self._progress, self._every, self._rate = log, progress, every, rate
         self._peak = peak_flops(jax.local_devices()[0].device_kind)
-        self._pending: tuple | None = None
+        self._pending: StepReport | None = None
+        # For each binned loss an array [2, n] of sums and counts since the last line.
         self._bins: dict[str, np.ndarray] = {}
-        self._waited, self._since = 0.0, time.monotonic()
+        self._waited = 0.0
+        self._last_line = time.monotonic()
 
-    def put(
-        self,
-        step: int,
-        stage: str,
-        tokens: int,
-        flops: float,
-        waited: float,
-        metrics: dict,
-        stop: Any,
-    ) -> bool:
-        """Takes the metrics of `step` and tells those of the step before; returns whether that one
-        is to be the last.
+    def put(self, report: StepReport) -> bool:
+        """Keeps a step's report and logs that of the step before.
 
-        Args:
-            tokens, flops: of the step, over all devices.
-            waited: seconds the loop waited for the batch.
-            stop: whether any process was asked to stop, on the device or not.
+        Returns:
+            Whether a stop was asked for at the step before.
         """
-        last = self.flush()
-        self._pending = (step, stage, tokens, flops, metrics, stop)
-        self._waited += waited
-        return last
+        # The device already works on the new step: reading the old one does not make it idle.
+        stop = self.flush()
+        self._pending = report
+        self._waited += report.data_wait
+        return stop
 
     def flush(self) -> bool:
-        """Tells what is still held back; returns whether a stop was asked for at that step.
+        """Logs the report that is kept, if any; returns whether a stop was asked for at its step.
 
         Raises:
             FloatingPointError: a metric is not finite.
         """
-        if self._pending is None:
+        report, self._pending = self._pending, None
+        if report is None:
             return False
-        step, stage, tokens, flops, metrics, stop = self._pending
-        self._pending = None
-        metrics, stop = jax.device_get((metrics, stop))
+        metrics, stop = jax.device_get((dict(report.metrics), report.stop))
         binned = {name: value for name, value in metrics.items() if isinstance(value, dict)}
         numbers = {name: float(value) for name, value in metrics.items() if name not in binned}
-        check_finite(step, numbers)
-        self._add(binned)
-        self._progress.update(step, numbers["loss"], tokens, stage)
-        if step % self._every == 0:
-            self._log.write(step, numbers | self._means() | self._speeds(step, flops))
+        check_finite(report.step, numbers)
+        for name, bins in binned.items():
+            self._add_bins(name, bins)
+        self._progress.update(report.step, numbers["loss"], report.tokens, report.stage)
+        if report.step % self._every == 0:
+            line = numbers | self._mean_bins() | self._speeds(report.step, report.flops)
+            self._log.write(report.step, line)
         return bool(stop)
 
-    def _add(self, binned: dict[str, dict[str, np.ndarray]]) -> None:
-        for name, bins in binned.items():
-            new = np.stack(
-                [np.asarray(bins["sum"], np.float64), np.asarray(bins["count"], np.float64)]
-            )
-            old = self._bins.get(name, np.zeros((2, 0)))
-            width = max(old.shape[1], new.shape[1])
-            self._bins[name] = sum(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (old, new))
+    def _add_bins(self, name: str, bins: Mapping[str, np.ndarray]) -> None:
+        new = np.stack([np.asarray(bins["sum"], np.float64), np.asarray(bins["count"], np.float64)])
+        old = self._bins.get(name, np.zeros((2, 0)))
+        # Batches of another number of frames have another number of bins.
+        total = np.zeros((2, max(old.shape[1], new.shape[1])))
+        total[:, : old.shape[1]] += old
+        total[:, : new.shape[1]] += new
+        self._bins[name] = total
 
-    def _means(self) -> dict[str, float]:
+    def _mean_bins(self) -> dict[str, float]:
         means = {}
         for name, (total, count) in self._bins.items():
-            means |= {
-                f"loss_{name}/{i}": total[i] / count[i] for i in range(len(count)) if count[i] > 0
-            }
+            for number in np.flatnonzero(count > 0):
+                means[f"loss_{name}/{number}"] = total[number] / count[number]
         self._bins = {}
         return means
 
     def _speeds(self, step: int, flops: float) -> dict[str, float]:
         steps, tokens = self._progress.speed() or (0.0, 0.0)
         now = time.monotonic()
-        wait, self._waited = self._waited / max(now - self._since, 1e-9), 0.0
-        self._since = now
+        wait = self._waited / max(now - self._last_line, 1e-9)
+        self._waited, self._last_line = 0.0, now
         speeds = {
             "learning_rate": float(self._rate(step - 1)),
             "steps_per_second": steps,
@@ -133,20 +147,25 @@ class Meters:
 
 
 class StageClock:
-    """Wall time by stage, going on from what earlier starts of the run took."""
+    """Wall time by stage, added to that of earlier starts of the run.
 
-    def __init__(self, before: dict[str, float]):
-        self._seconds, self._name, self._since = dict(before), None, 0.0
+    Args:
+        before: seconds by stage of the earlier starts.
+    """
 
-    def enter(self, name: str) -> None:
-        self.leave()
-        self._name, self._since = name, time.monotonic()
+    def __init__(self, before: Mapping[str, float]):
+        self._seconds = dict(before)
+        self._name: str | None = None
+        self._since = 0.0
 
-    def leave(self) -> None:
-        self._seconds = self.seconds()
-        self._name = None
+    def enter(self, name: str | None) -> None:
+        """Counts the time from now on to the stage `name`; None counts it to no stage."""
+        if name != self._name:
+            self._seconds = self.seconds()
+            self._name, self._since = name, time.monotonic()
 
     def seconds(self) -> dict[str, float]:
+        """Seconds by stage until now, in the order in which the stages were first entered."""
         if self._name is None:
             return dict(self._seconds)
         spent = self._seconds.get(self._name, 0.0) + time.monotonic() - self._since

@@ -1,22 +1,29 @@
-"""What a run computes, in frozen dataclasses, and whether its parts fit together."""
+"""What a training run computes, in one frozen record, and whether it fits the mesh and the data."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Annotated
 
+from videomar_jax.checks import Range, UserError, check_fields
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.parallel.config import MeshConfig
-from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape
-from videomar_jax.training.batches import TrainingInputs
 from videomar_jax.training.config import LossConfig, OptimizerConfig, RunConfig
-from videomar_jax.training.curriculum import Curriculum, learning_rates
+from videomar_jax.training.curriculum import Curriculum, LearningRate, learning_rates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides what a training run computes, given its data and tokenizer."""
+    """Everything that decides what a training run computes, given its data and tokenizer.
 
-    seed: int
-    init_from: str = ""  # where the initial parameters came from; "" for random ones
+    Raises:
+        UserError: the seed or the learning rate's schedule is not possible.
+    """
+
+    seed: Annotated[int, Range(low=0, high=2**32 - 1)]
+    """Every random draw of the run follows from it."""
+    init_from: str = ""
+    """Where the initial parameters came from; "" for random ones."""
     model: ModelConfig
     loss: LossConfig
     optimizer: OptimizerConfig
@@ -25,78 +32,68 @@ class Recipe:
     run: RunConfig
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"config.seed must lie in 0..2**32 - 1, but is {self.seed}.")
-        self.learning_rate()  # a schedule that does not fit the curriculum is told here
+        check_fields("config", self)
+        self.learning_rate()  # raises for a schedule that does not fit the curriculum
 
-    def learning_rate(self):
+    def learning_rate(self) -> LearningRate:
         """The learning rate as a function of the step."""
-        config = self.optimizer
         return learning_rates(
             self.curriculum,
-            warmup_steps=config.warmup_steps,
-            schedule=config.schedule,
-            final_fraction=config.final_fraction,
+            warmup_steps=self.optimizer.warmup_steps,
+            schedule=self.optimizer.schedule,
+            final_fraction=self.optimizer.final_fraction,
         )
 
 
-def check_fit(model: ModelConfig, tokenizer: Tokenizer, text: TextEncoder) -> None:
-    """Raises a ValueError where model, tokenizer and text encoder do not fit together."""
-    if model.latent_channels != tokenizer.channels:
-        raise ValueError(
-            f"The model takes {model.latent_channels} latent channels, the tokenizer gives {tokenizer.channels}: "
-            f"set model.latent_channels={tokenizer.channels}."
-        )
-    if (model.text_tokens, model.text_width) != (text.max_tokens, text.width):
-        raise ValueError(
-            f"The model takes text of {model.text_tokens} tokens x {model.text_width} values, the text encoder gives "
-            f"{text.max_tokens} x {text.width}: set model.text_tokens and model.text_width to that."
-        )
+def check_stages(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """Checks that the model and the tokenizer can take the clips of every stage.
 
-
-def check_parts(recipe: Recipe, parts: TrainingInputs) -> None:
-    """Raises a ValueError naming what does not fit together, before any work."""
-    model, tokenizer = recipe.model, parts.tokenizer
-    check_fit(model, tokenizer, parts.text_encoder)
+    Raises:
+        UserError: what does not fit, with the stage's name.
+    """
+    model = recipe.model
     if recipe.loss.regression_weight and not model.regression:
-        raise ValueError("loss.regression_weight needs model.regression=True.")
+        raise UserError("loss.regression_weight needs model.regression=True.")
     for stage in recipe.curriculum.stages:
         for shape in stage.shapes:
             try:
-                _, rows, columns = latent_shape(
-                    tokenizer, shape.num_frames, shape.height, shape.width
-                )
+                grid = latent_shape(tokenizer, shape.num_frames, shape.height, shape.width)
             except ValueError as error:
-                raise ValueError(f"Stage '{stage.name}': {error}") from error
+                raise UserError(f"Stage '{stage.name}': {error}") from error
+            _, rows, columns = grid
             if rows % model.patch_size or columns % model.patch_size:
-                raise ValueError(
-                    f"Stage '{stage.name}': latents of {rows}x{columns} are no multiple of model.patch_size "
-                    f"{model.patch_size}; change the stage's height and width."
+                raise UserError(
+                    f"Stage '{stage.name}': latents of {rows}x{columns} are not a multiple of "
+                    f"model.patch_size {model.patch_size}; change the stage's height and width."
                 )
 
 
-def check_mesh(recipe: Recipe, spatial_stride: int, sizes: dict[str, int]) -> None:
-    """Raises a ValueError where a stage's batches cannot be spread evenly over a mesh of these
-    sizes.
+def check_mesh(recipe: Recipe, spatial_stride: int, sizes: Mapping[str, int]) -> None:
+    """Checks that every stage's batches can be spread evenly over a mesh.
 
-    spatial_stride: of the tokenizer.
+    Args:
+        spatial_stride: the tokenizer's.
+        sizes: devices by mesh axis.
+    Raises:
+        UserError: what does not fit, with the stage's name.
     """
-    blocks, parts = sizes["data"] * sizes["fsdp"], recipe.run.accumulate
-    if recipe.model.num_heads % sizes["tensor"]:
-        raise ValueError(
-            f"model.num_heads {recipe.model.num_heads} is no multiple of mesh.tensor {sizes['tensor']}."
+    model, accumulate = recipe.model, recipe.run.accumulate
+    if model.num_heads % sizes["tensor"]:
+        raise UserError(
+            f"model.num_heads {model.num_heads} is not a multiple of mesh.tensor {sizes['tensor']}."
         )
+    parts = sizes["data"] * sizes["fsdp"] * accumulate
     for stage in recipe.curriculum.stages:
         for shape in stage.shapes:
-            if shape.batch_size % (blocks * parts):
-                raise ValueError(
-                    f"Stage '{stage.name}': batch_size {shape.batch_size} is no multiple of mesh.data x mesh.fsdp x "
-                    f"run.accumulate = {sizes['data']} x {sizes['fsdp']} x {parts} = {blocks * parts}: "
-                    f"change it or config.mesh."
+            if shape.batch_size % parts:
+                raise UserError(
+                    f"Stage '{stage.name}': batch_size {shape.batch_size} is not a multiple of "
+                    f"mesh.data x mesh.fsdp x run.accumulate = {sizes['data']} x {sizes['fsdp']} x "
+                    f"{accumulate} = {parts}: change it or config.mesh."
                 )
-            rows = shape.height // spatial_stride // recipe.model.patch_size
+            rows = shape.height // spatial_stride // model.patch_size
             if rows % sizes["context"]:
-                raise ValueError(
-                    f"Stage '{stage.name}': frames of {rows} token rows cannot be spread over mesh.context "
-                    f"{sizes['context']}; it must divide the rows."
+                raise UserError(
+                    f"Stage '{stage.name}': frames of {rows} token rows cannot be spread over "
+                    f"mesh.context {sizes['context']}; it must divide the rows."
                 )

@@ -1,5 +1,7 @@
-"""The loss on held-out clips, with the averaged parameters and always the same draws: comparable
-over a whole run."""
+"""The loss on held-out clips, with the averaged parameters.
+
+The clips and the draws are always the same, so values are comparable over a whole run.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,9 +24,10 @@ from videomar_jax.types import Array
 
 
 class Validation:
-    """Call it with parameters to get the mean loss over the same clips.
+    """Maps parameters to the mean loss over the same clips.
 
     Args:
+        graph: the model's structure.
         shape: of the clips; the last stage's, so that early and late steps are measured alike.
         clips: at most so many held-out clips, rounded down to whole batches (one batch at least).
         batch_size: clips at a time, over all processes.
@@ -34,36 +37,34 @@ class Validation:
         self,
         graph: nnx.GraphDef,
         config: LossConfig,
-        parts: TrainingInputs,
+        inputs: TrainingInputs,
         mesh: Mesh,
         *,
         shape: ClipShape,
         clips: int,
         batch_size: int,
     ):
-        if (
-            config.truncate
-        ):  # every frame is to be judged, not the last alone; the same loss otherwise
+        if config.truncate:
+            # Truncation would judge the last frame alone; without it every frame is judged, by a
+            # loss that is otherwise the same.
             config = dataclasses.replace(config, truncate=False, normaliser="supervised")
         self._graph, self._config, self._mesh = graph, config, mesh
-        count = max(min(clips, len(parts.held_out)) // batch_size, 1)
-        self._batches = [self._read(parts, shape, i, batch_size) for i in range(count)]
+        count = max(min(clips, len(inputs.held_out)) // batch_size, 1)
+        self._batches = [self._read(inputs, shape, i, batch_size) for i in range(count)]
         self._loss: Callable = jax.jit(self._loss_of)
 
-    def _read(self, parts: TrainingInputs, shape: ClipShape, number: int, size: int) -> Batch:
+    def _read(self, inputs: TrainingInputs, shape: ClipShape, number: int, size: int) -> Batch:
+        """Batch `number` of `size` clips as global arrays; reads this process's share of it."""
         share, shares = process_share(self._mesh)
         rows = size // shares
         first = number * size + share * rows
-        indices = [i % len(parts.held_out) for i in range(first, first + rows)]
-        count = encoded_at_once(shape, rows)
-        pieces = [
-            jax.tree.map(
-                np.asarray,
-                to_batch(fixed_clips(parts.held_out, indices[i : i + count], shape=shape), parts),
-            )
-            for i in range(0, rows, count)
-        ]
-        batch = jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
+        indices = [i % len(inputs.held_out) for i in range(first, first + rows)]
+        at_once = encoded_at_once(shape, rows)
+        pieces = []
+        for start in range(0, rows, at_once):
+            clips = fixed_clips(inputs.held_out, indices[start : start + at_once], shape=shape)
+            pieces.append(jax.tree.map(np.asarray, to_batch(clips, inputs)))
+        batch = jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
         return place(batch, batch_shardings(batch, self._mesh), first_row=share * rows, rows=size)
 
     def _loss_of(self, params: Params, batch: Batch, number: Array) -> Array:
@@ -74,6 +75,5 @@ class Validation:
 
     def __call__(self, params: Params) -> float:
         """The mean loss over the clips."""
-        return float(
-            np.mean([self._loss(params, batch, i) for i, batch in enumerate(self._batches)])
-        )
+        losses = [self._loss(params, batch, i) for i, batch in enumerate(self._batches)]
+        return float(np.mean(losses))
