@@ -378,7 +378,10 @@ def settings_classes() -> dict[str, type]:
     return found
 
 
-EXAMPLES = {  # values of required fields, for classes that the quick start does not make
+# Values of required fields, for classes that the quick start does not make.
+EXAMPLES = {
+    "ClipShape": dict(num_frames=9, height=16, width=24),
+    "Shapes": dict(seed=0, length=4, split="train", bounce=True),
 }
 
 LATER = {  # classes that do not check or describe their fields yet

@@ -116,9 +116,7 @@ def test_clips_fit_by_exact_size_and_by_length(folder):
             if index in source.fits(shape, sizes):
                 source.read(index, None, shape)
             else:
-                words = (
-                    rf"clip {index} is stored as \d frames at .*, {shape.num_frames} at .* asked"
-                )
+                words = rf"clip {index} is stored as \d frames at .*, but {shape.num_frames} at .* asked"
                 with pytest.raises(ValueError, match=words):
                     source.read(index, None, shape)
 

@@ -2,11 +2,11 @@
 
 Every frame has a presentation time in seconds. Resampling takes, for each wanted time, the frame
 presented nearest to it (the earlier of two at equal distance), so constant, variable and unknown
-frame rates are one case. AVI files carry
-no trustworthy presentation times: there frame i is at i / rate.
+frame rates are one case. AVI files carry no trustworthy presentation times: there, frame i is at
+i / rate.
 
-Decoding is strict: damage that the decoder notices is an error naming the file, never a repeated or
-    grey frame.
+Decoding is strict: damage that the decoder notices is an error that names the file, never a
+repeated or grey frame.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,59 +19,73 @@ from typing import TypeVar
 import av
 import numpy as np
 
+from videomar_jax.checks import UserError
+from videomar_jax.io.paths import user_path
 from videomar_jax.types import Float, UInt8
 
 Item = TypeVar("Item")
+TimedFrame = tuple[float, av.VideoFrame]
+"""The presentation time in seconds, and the frame."""
+
+# Seconds into a file from where on seeking is faster than decoding from the start.
 _SEEK_AFTER = 1.0
-"""Seconds into a file from where on seeking beats decoding from the start."""
+# Seconds by which two equal times may differ after rounding.
+_EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file holds: presentation times (ascending, s), average frames per second, rows and
-    columns as shown."""
+    """What a file holds."""
 
     times: Float[np.ndarray, "F"]
+    """Presentation times in seconds, ascending."""
     fps: float
+    """Average frames per second."""
     height: int
+    """Rows of a frame as shown, after its rotation."""
     width: int
+    """Columns of a frame as shown, after its rotation."""
 
 
 def probe(path: Path) -> VideoInfo:
-    """Reads all packets but decodes the first frame only. Raises ValueError saying what is wrong
-    with the file."""
+    """The times, rate and size of a file; it reads all packets but decodes the first frame only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file cannot be used; the text says why.
+    """
     with _open(path) as (container, stream):
-        stamps, first = [], None
+        stamps: list[int | None] = []
+        first = None
         for packet in container.demux(stream):
             if first is None:
                 first = next(iter(packet.decode()), None)
             if packet.size and not packet.is_discard:
                 stamps.append(packet.dts if packet.pts is None else packet.pts)
         if first is None or not stamps:
-            raise ValueError(f"{path}: holds no frames")
+            raise UserError(f"{path}: holds no frames")
         if None in stamps:
-            raise ValueError(
-                f"{path}: has frames without presentation times; remux or re-encode it"
-            )
+            raise UserError(f"{path}: has frames without presentation times; remux or re-encode it")
         rate = float(stream.average_rate or 0)
         if _is_avi(container):
             times = np.arange(len(stamps)) / (rate or 1.0)
         else:
             times = np.array([float(stamp * stream.time_base) for stamp in sorted(stamps)])
         if not rate:
-            rate = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else 1.0
+            duration = times[-1] - times[0]
+            rate = (len(times) - 1) / duration if duration > 0 else 1.0
         height, width = to_rgb(first).shape[:2]
     return VideoInfo(times=times, fps=rate, height=height, width=width)
 
 
-def frames_between(
-    path: Path, first: float, last: float, *, start: float
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(time, frame) for the frames of first <= time <= last, leaving out some (or none) of those
-    before `start`.
+def frames_between(path: Path, first: float, last: float, *, start: float) -> Iterator[TimedFrame]:
+    """Yields the frames of first <= time <= last in order; some before `start` may be left out.
 
-    The last frame presented at or before `start` is always there. Raises ValueError, naming the
-    file, at a damaged packet.
+    The last frame presented at or before `start` is always among them, so the nearest frame to any
+    time from `start` on is known. All times are in seconds.
+
+    Raises:
+        UserError: a packet is damaged, or no frame is in the interval; the text names the file.
     """
     with _open(path) as (container, stream):
         frames = _frames(path, container, stream)
@@ -80,15 +94,16 @@ def frames_between(
             time, frame = next(frames, (None, None))
             if time is not None and time <= start:
                 frames = chain([(time, frame)], frames)
-            else:  # the file's index is wrong
+            else:
+                # The file's index is wrong: decode from the beginning.
                 container.seek(0)
                 frames = _frames(path, container, stream)
         yield from _between(path, frames, first, last)
 
 
 def _between(
-    path: Path, frames, first: float, last: float
-) -> Iterator[tuple[float, av.VideoFrame]]:
+    path: Path, frames: Iterable[TimedFrame], first: float, last: float
+) -> Iterator[TimedFrame]:
     none_yet = True
     for time, frame in frames:
         if time > last:
@@ -97,15 +112,16 @@ def _between(
             none_yet = False
             yield time, frame
     if none_yet:
-        raise ValueError(
-            f"{path}: no frame decodes between {first:.2f} s and {last:.2f} s; re-encode or remove it"
+        raise UserError(
+            f"{path}: no frame decodes between {first:.2f} s and {last:.2f} s; "
+            "re-encode or remove it"
         )
 
 
 def nearest(timed: Iterable[tuple[float, Item]], times: Sequence[float]) -> list[Item]:
-    """For each of the ascending times the item nearest to it; stops reading when all are decided.
+    """For each of the ascending times the item nearest to it; of two equally near, the earlier.
 
-    `timed` must be ascending too and hold at least one item.
+    Reading stops when all are decided. `timed` must be ascending and hold at least one item.
     """
     picked: list[Item] = []
     previous = None
@@ -117,59 +133,70 @@ def nearest(timed: Iterable[tuple[float, Item]], times: Sequence[float]) -> list
         if len(picked) == len(times):
             return picked
         previous = time, item
+    # What is left is after the middle between the last two items.
     return picked + [previous[1]] * (len(times) - len(picked))
 
 
 def grid(first: float, last: float, fps: float) -> Float[np.ndarray, "F"]:
-    """The times first, first + 1/fps, ... up to `last`."""
-    return first + np.arange(int((last - first) * fps + 1e-6) + 1) / fps
+    """The times first, first + 1/fps, ... up to `last`, in seconds."""
+    steps = int((last - first) * fps + _EPSILON)
+    return first + np.arange(steps + 1) / fps
 
 
 def to_rgb(frame: av.VideoFrame) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The picture as it is meant to be shown: phone videos carry their rotation beside the
-    pixels."""
-    return np.ascontiguousarray(
-        np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    )
+    """The picture as it is meant to be shown.
+
+    Phone videos carry their rotation beside the pixels.
+    """
+    pixels = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def read_video(
     path: str | Path, *, fps: float | None = None, max_frames: int | None = None
 ) -> tuple[UInt8[np.ndarray, "F Hp Wp 3"], float]:
-    """The frames of a video file and their rate, at most `max_frames` from the beginning.
+    """The frames of a video file and their rate.
 
-    fps None gives the file's own frames and average rate; a number resamples to it by nearest
-    presentation time. Raises FileNotFoundError, and ValueError for a file that does not decode.
+    Args:
+        fps: resample to this rate by nearest presentation time; None keeps the file's own frames
+            and returns its average rate.
+        max_frames: read no more than this many, from the beginning.
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: the file does not decode, or an argument is out of range.
     """
-    path = Path(path)
+    path = user_path(path)
     if fps is not None and not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
+        raise UserError(f"fps must be positive, got {fps}.")
     if max_frames is not None and max_frames < 1:
-        raise ValueError(f"max_frames must be >= 1, got {max_frames}")
+        raise UserError(f"max_frames must be at least 1, got {max_frames}.")
     info = probe(path)
     first, last = float(info.times[0]), float(info.times[-1])
     timed = frames_between(path, first, last, start=first)
     if fps is None:
-        return np.stack([to_rgb(frame) for _, frame in islice(timed, max_frames)]), info.fps
+        pictures = [to_rgb(frame) for _, frame in islice(timed, max_frames)]
+        return np.stack(pictures), info.fps
     frames = nearest(timed, grid(first, last, fps)[:max_frames].tolist())
     return np.stack([to_rgb(frame) for frame in frames]), float(fps)
 
 
 @contextmanager
 def _open(path: Path):
+    """The container and its video stream, with the decoder's errors as UserErrors."""
     if not path.is_file():
         raise FileNotFoundError(f"video {path} does not exist")
     if not path.stat().st_size:
-        raise ValueError(f"{path}: the file is empty")
+        raise UserError(f"{path}: the file is empty")
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError(f"{path}: holds no video stream")
+                raise UserError(f"{path}: holds no video stream")
             stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # readers run side by side already
+            # Many files are read side by side already.
+            stream.codec_context.thread_count = 1
             yield container, stream
     except (av.FFmpegError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be decoded ({error.strerror or error}); re-encode or remove it"
         ) from error
 
@@ -178,19 +205,19 @@ def _is_avi(container) -> bool:
     return container.format.name == "avi"
 
 
-def _frames(path: Path, container, stream) -> Iterator[tuple[float, av.VideoFrame]]:
+def _frames(path: Path, container, stream) -> Iterator[TimedFrame]:
+    """Yields all frames from the current position on; times must not run backwards."""
     before = -float("inf")
     for number, frame in enumerate(container.decode(stream)):
-        stamp = frame.dts if frame.pts is None else frame.pts
-        time = (
-            number / float(stream.average_rate or 1)
-            if _is_avi(container)
-            else float(stamp * stream.time_base)
-        )
+        if _is_avi(container):
+            time = number / float(stream.average_rate or 1)
+        else:
+            stamp = frame.dts if frame.pts is None else frame.pts
+            time = float(stamp * stream.time_base)
         if frame.is_corrupt:
-            raise ValueError(f"{path}: damaged at {time:.2f} s; re-encode or remove it")
+            raise UserError(f"{path}: damaged at {time:.2f} s; re-encode or remove it")
         if time < before:
-            raise ValueError(
+            raise UserError(
                 f"{path}: presentation times run backwards at {time:.2f} s; remux or re-encode it"
             )
         before = time

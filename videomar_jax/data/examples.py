@@ -1,11 +1,14 @@
 """tf.train.Example messages to bytes and back, in NumPy: what TFDS keeps in its record files.
 
-Protocol buffers, as far as an Example needs them. A field is (number << 3 | 2), the length of its
-content, the content; both numbers as varints of 7 bits a byte, lowest first. The fields nest as
+This is as much of Protocol Buffers as an Example needs. A field is the number (field << 3 | 2), the
+length of its content, and the content; both numbers are varints of 7 bits a byte, lowest first. The
+fields nest as
 
     Example { 1: Features { 1: entry { 1: name, 2: Feature }, ... } }
-    Feature { 1: BytesList { 1: bytes } } or { 2: FloatList { 1: float32 ... } } or { 3: Int64List {
-    1: varint ... } }
+
+    Feature { 1: BytesList { 1: bytes } }
+         or { 2: FloatList { 1: float32 ... } }
+         or { 3: Int64List { 1: varint ... } }
 
 Entries are written in the order of their names, so that equal features are equal bytes.
 """
@@ -15,22 +18,32 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 Feature = bytes | float | int | Sequence[int]
-_BYTES, _FLOATS, _INTS = 1, 2, 3
+
+# Fields of a Feature.
+_BYTES = 1
+_FLOATS = 2
+_INTS = 3
+# The wire type of fields that begin with their length, the only one here.
+_LENGTH_DELIMITED = 2
 
 
 def encode(features: Mapping[str, Feature]) -> bytes:
-    """The message with these features: bytes, one float (kept as float32), or whole numbers of at
-    most 63 bits."""
-    entries = (
-        _field(1, name.encode()) + _field(2, _feature(features[name])) for name in sorted(features)
-    )
-    return _field(1, b"".join(_field(1, entry) for entry in entries))
+    """The message with these features.
+
+    A feature is bytes, one float (kept as float32), or whole numbers of at most 63 bits.
+    """
+    content = b""
+    for name in sorted(features):
+        entry = _field(1, name.encode()) + _field(2, _feature(features[name]))
+        content += _field(1, entry)
+    return _field(1, content)
 
 
 def decode(message: bytes) -> dict[str, memoryview | np.ndarray]:
     """The features of a message: bytes as a view of it, numbers as a float32 or int64 array.
 
-    Raises ValueError for bytes that are no such message.
+    Raises:
+        ValueError: the bytes are not such a message.
     """
     found = {}
     try:
@@ -49,40 +62,41 @@ def _feature(value: Feature) -> bytes:
     if isinstance(value, float):
         return _field(_FLOATS, _field(1, np.float32(value).tobytes()))
     numbers = [value] if isinstance(value, int) else value
-    return _field(_INTS, _field(1, b"".join(_varint(number % 2**64) for number in numbers)))
+    # Negative numbers are written as their two's complement of 64 bits.
+    varints = [_varint(number % 2**64) for number in numbers]
+    return _field(_INTS, _field(1, b"".join(varints)))
 
 
 def _value(feature: memoryview) -> memoryview | np.ndarray:
     ((kind, values),) = _fields(feature)
-    content = next(
-        (content for _, content in _fields(values)), memoryview(b"")
-    )  # an empty list has no field
+    # An empty list has no field.
+    content = next((content for _, content in _fields(values)), memoryview(b""))
     if kind == _BYTES:
         return content
     if kind == _FLOATS:
         return np.frombuffer(content, np.float32)
     numbers = []
-    at = 0
-    while at < len(content):
-        number, at = _read_varint(content, at)
+    position = 0
+    while position < len(content):
+        number, position = _read_varint(content, position)
         numbers.append(number - 2**64 if number >= 2**63 else number)
     return np.array(numbers, np.int64)
 
 
 def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
+    return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(content)) + content
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(number, content) of every field."""
-    at = 0
-    while at < len(message):
-        tag, at = _read_varint(message, at)
-        size, at = _read_varint(message, at)
-        if tag & 7 != 2 or at + size > len(message):
-            raise ValueError(f"no field of known length at byte {at}")
-        yield tag >> 3, message[at : at + size]
-        at += size
+    """Yields (number, content) of every field."""
+    position = 0
+    while position < len(message):
+        tag, position = _read_varint(message, position)
+        size, position = _read_varint(message, position)
+        if tag & 7 != _LENGTH_DELIMITED or position + size > len(message):
+            raise ValueError(f"no field of known length at byte {position}")
+        yield tag >> 3, message[position : position + size]
+        position += size
 
 
 def _varint(number: int) -> bytes:
@@ -94,10 +108,11 @@ def _varint(number: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
-    """(number, where the next byte stands)."""
+def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+    """(number, position of the next byte)."""
     number = shift = 0
-    while message[at] > 127:
-        number |= (message[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-    return number | message[at] << shift, at + 1
+    while message[position] > 127:
+        number |= (message[position] & 127) << shift
+        position += 1
+        shift += 7
+    return number | message[position] << shift, position + 1

@@ -3,9 +3,9 @@
 A record is a tf.train.Example (`examples`) with
 
     latents/value, latents/shape    [T, h, w, C] in the folder's dtype, little endian
-    text, text_mask                 features of the tokens where the mask is True [n, E]; the mask,
-    K bytes of 0 or 1
-    caption, file                   UTF-8; the file relative to the folder of videos
+    text                            features of the tokens where the mask is True [n, E]
+    text_mask                       the mask, K bytes of 0 or 1
+    caption, file                   UTF-8; the file is relative to the folder of videos
     start, fps                      seconds into the file of the first frame; frames per second
     num_frames, height, width       of the clip in pixels
     clip                            its number in the plan of the folder
@@ -28,23 +28,29 @@ from videomar_jax.io.files import replacing, sha256
 from videomar_jax.types import Bool, Float
 
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+# Every record can then be read without decompressing others.
 _OPTIONS = "group_size:1,zstd:1"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedClip:
-    """What a record holds. `text` has a row for every True of `text_mask`; both or neither are
-    None."""
+    """What a record holds. `text` and `text_mask` are both given or both None."""
 
     latents: Float[np.ndarray, "T h w C"]
     text: Float[np.ndarray, "n E"] | None
+    """Features of the tokens where `text_mask` is True."""
     text_mask: Bool[np.ndarray, "K"] | None
     caption: str
     file: str
+    """The video, relative to its folder."""
     start: float
+    """Seconds into the file of the first frame."""
     fps: float
+    """Frames per second of the clip."""
     shape: ClipShape
+    """Of the clip in pixels."""
     clip: int
+    """Its number in the plan of the folder."""
 
 
 def to_record(clip: PreparedClip) -> bytes:
@@ -67,11 +73,17 @@ def to_record(clip: PreparedClip) -> bytes:
 
 
 def from_record(record: bytes, dtype: str) -> PreparedClip:
-    """The clip of a record whose arrays are of `dtype`, as views of it. Raises ValueError for other
-    bytes."""
-    found, kind = decode(record), DTYPES[dtype]
+    """The clip of a record; its arrays are views of the record.
+
+    Args:
+        dtype: of the arrays, a key of `DTYPES`.
+    Raises:
+        ValueError: the bytes are not the record of a clip.
+    """
+    found = decode(record)
+    kind = DTYPES[dtype]
+    text = mask = None
     try:
-        text = mask = None
         if "text_mask" in found:
             mask = np.frombuffer(found["text_mask"], bool)
             text = np.frombuffer(found["text"], kind).reshape(mask.sum(), -1)
@@ -116,8 +128,11 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any]:
 
 
 def count_records(path: Path) -> int:
-    """How many records a file holds; 0 for one that is cut off. Raises OSError where it cannot be
-    read."""
+    """How many records a file holds; 0 for one that is cut off.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     reader = _naming(path, array_record_module.ArrayRecordReader, str(path))
     try:
         return _naming(path, reader.num_records)

@@ -1,39 +1,41 @@
-"""Moving shapes: captioned clips drawn on demand, for a first run and for tests that know the
-answer.
+"""Moving shapes: captioned clips drawn on demand, for a first run and for tests.
 
 One shape of radius R = 4.5 px moves at v = 1.5 px/frame in one of four directions over a dark
-background. A bigger
-canvas shows more room around the same object: sizes are in pixels, never in fractions of the
-    canvas. The centre's
-coordinate along the motion is a triangle wave, so the shape turns back when its edge touches the
-border:
+background. A bigger canvas shows more room around the same object: sizes are in pixels, never in
+fractions of the canvas. The centre's coordinate along the motion is a triangle wave, so the shape
+turns back when its edge touches the border:
 
     p(t) = lo + fold(s + v t),   fold(q) = L - |q mod 2L - L|,   lo = R - 1/2,   L = side - 2 R
 
-with pixel centres at whole numbers. Coverage is a linear ramp of 1.5 px across the signed distance
-to the outline.
+with pixel centres at whole numbers. The coverage of a pixel is a linear ramp, 1.5 px wide, of the
+signed distance to the outline.
 
-Of the 6 x 3 x 4 (colour, shape, direction) triples 12 are held out: (2 shape + direction) mod 6
-names the colour that misses this shape with this direction. Each shape-direction pair then misses
-one colour, each colour misses two triples of different shape and direction, and every pair of
-attributes is still seen in training.
+Of the 6 x 3 x 4 triples (colour, shape, direction) 12 are held out: (2 shape + direction) mod 6 is
+the number of the colour that is missing for this shape and direction. Each pair of shape and
+direction then misses one colour, each colour misses two triples of different shape and direction,
+and every pair of attributes is still seen in training.
 """
 
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from videomar_jax.data.sources import Clip, ClipShape, check_index, short_digest
+from videomar_jax.checks import Count, Natural, UserError, check_fields
+from videomar_jax.data.sources import Clip, ClipShape, SourceKind, check_index, short_digest
 from videomar_jax.types import Float, UInt8
 
 BACKGROUND = 0.08
 """Brightness of every channel of the background, 0..1; pixels hold round(255 * BACKGROUND)."""
 RADIUS = 4.5
+"""Of the shape, in pixels."""
 SPEED = 1.5
+"""Pixels per frame."""
 EDGE = 1.5
+"""Width in pixels over which the outline fades into the background."""
 MIN_SIDE = 16
+"""Least rows and columns of a canvas."""
 COLOURS = {
     "red": (0.95, 0.15, 0.15),
     "green": (0.15, 0.85, 0.25),
@@ -47,7 +49,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 """Unit steps (x, y); rows grow downwards."""
 
 Split = Literal["train", "test", "unseen"]
-SPLITS: tuple[Split, ...] = ("train", "test", "unseen")
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class Triple(NamedTuple):
@@ -59,6 +61,7 @@ class Triple(NamedTuple):
 
     @property
     def caption(self) -> str:
+        """The triple in words."""
         return f"a {self.colour} {self.shape} moves {self.direction}"
 
 
@@ -79,29 +82,31 @@ _FULLY_SEEN = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """A source of `length` clips of moving shapes; a clip depends on (seed, split, index, clip
-    shape) only.
+    """A source of clips of moving shapes; a clip depends on (seed, split, index, clip shape) only.
 
-    split: "train" and "test" draw from the 60 seen triples, each from its own random stream;
-        "unseen" from the 12 held-out ones.
-    bounce: True starts anywhere, so a clip may turn back at the border. False starts where the
-        motion stays clear of the border; where the canvas is too small for that, the shape starts
-        at the border behind it and turns back as late as possible.
+    Raises:
+        UserError: a value outside its range, by name.
     """
 
-    seed: int
-    length: int
-    split: Split
-    bounce: bool
+    KIND: ClassVar[SourceKind] = SourceKind(
+        name="shapes", description="moving shapes, drawn on demand"
+    )
     fps: ClassVar[float] = 12.0
 
+    seed: Natural
+    """Of everything that is drawn."""
+    length: Count
+    """Clips."""
+    split: Split
+    """Which triples: "train" and "test" draw from the 60 seen ones, each from its own random
+    stream; "unseen" draws from the 12 held-out ones."""
+    bounce: bool
+    """True starts anywhere, so a clip may turn back at the border. False starts where the motion
+    stays clear of the border; where the canvas is too small for that, the shape starts at the
+    border behind it and turns back as late as possible."""
+
     def __post_init__(self):
-        if self.seed < 0:
-            raise ValueError(f"Shapes.seed must be >= 0, got {self.seed}")
-        if self.length < 1:
-            raise ValueError(f"Shapes.length must be >= 1, got {self.length}")
-        if self.split not in SPLITS:
-            raise ValueError(f"Shapes.split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        check_fields("Shapes", self)
 
     def __len__(self) -> int:
         return self.length
@@ -111,7 +116,11 @@ class Shapes:
         return short_digest("shapes", self.seed, self.length, self.split, self.bounce)
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
-        """Clip number `index`; `rng` is not used. Raises ValueError for a canvas under 16 x 16."""
+        """Clip number `index`; `rng` is not used.
+
+        Raises:
+            UserError: the canvas is smaller than 16 x 16.
+        """
         room = self._room(index, shape)
         draw = self._stream(index, kind=0)
         triples = HELD_OUT if self.split == "unseen" else SEEN
@@ -122,18 +131,20 @@ class Shapes:
         return _clip(triple, start, room, shape)
 
     def counterfactuals(self, index: int, shape: ClipShape) -> list[Clip]:
-        """Four clips that begin with the same frame and move left, right, up and down, each with
-        its own caption.
+        """Four clips that begin with the same frame and move left, right, up and down.
 
-        The shape starts within 1.5 px of the middle of the canvas, or nearer (0.5 px at the least)
-        where it would meet the border; on a canvas far too small for the clip it turns back all the
-        same. Colour and shape are a pair of
-        which all four directions are seen in training: ValueError for the split "unseen", which has
-            no such pair.
+        Each has its own caption. The shape starts within 1.5 px of the middle of the canvas, or
+        nearer (down to 0.5 px) where it would meet the border; on a canvas far too small for the
+        clip it turns back all the same. All four directions of its colour and shape are seen in
+        training.
+
+        Raises:
+            UserError: the split is "unseen", which has no such colour and shape.
         """
         if self.split == "unseen":
-            raise ValueError(
-                'no colour and shape has four held-out directions: ask split="test" for counterfactuals'
+            raise UserError(
+                "No colour and shape has four held-out directions: ask a source with "
+                'split="test" for counterfactuals.'
             )
         room = self._room(index, shape)
         draw = self._stream(index, kind=1)
@@ -148,9 +159,9 @@ class Shapes:
         """How far the centre may travel, (x, y) px."""
         check_index(index, self.length)
         if min(shape.height, shape.width) < MIN_SIDE:
-            raise ValueError(
-                f"a canvas of {shape.height} x {shape.width} px has no room for a moving shape of {2 * RADIUS:g} px: "
-                f"ask for at least {MIN_SIDE} x {MIN_SIDE}"
+            raise UserError(
+                f"A canvas of {shape.height} x {shape.width} px has no room for a moving shape of "
+                f"{2 * RADIUS:g} px: ask for at least {MIN_SIDE} x {MIN_SIDE}."
             )
         return np.array([shape.width, shape.height]) - 2 * RADIUS
 
@@ -161,8 +172,10 @@ class Shapes:
 def _clear_start(
     start: Float[np.ndarray, "2"], room: Float[np.ndarray, "2"], direction: str, travel: float
 ) -> Float[np.ndarray, "2"]:
-    """Squeezes a start in [0, room] so that `travel` px ahead of it are free, or none behind it
-    where that fails."""
+    """Squeezes a start in [0, room] so that `travel` px ahead of it are free.
+
+    Where the room is too short for that, the start is at the border behind the shape.
+    """
     step = np.array(DIRECTIONS[direction])
     free = np.where(step == 0, room, np.maximum(room - travel, 0.0))
     squeezed = start / room * free
@@ -172,9 +185,8 @@ def _clear_start(
 def _clip(
     triple: Triple, start: Float[np.ndarray, "2"], room: Float[np.ndarray, "2"], shape: ClipShape
 ) -> Clip:
-    path = start + SPEED * np.arange(shape.num_frames)[:, None] * np.array(
-        DIRECTIONS[triple.direction]
-    )
+    step = np.array(DIRECTIONS[triple.direction])
+    path = start + SPEED * np.arange(shape.num_frames)[:, None] * step
     centres = RADIUS - 0.5 + room - np.abs(path % (2 * room) - room)
     return Clip(video=_render(triple, centres, shape), caption=triple.caption)
 
@@ -182,26 +194,32 @@ def _clip(
 def _render(
     triple: Triple, centres: Float[np.ndarray, "F 2"], shape: ClipShape
 ) -> UInt8[np.ndarray, "F Hp Wp 3"]:
-    x, y = centres[:, :, None].astype(np.float32).transpose(1, 0, 2)
-    x = np.arange(shape.width, dtype=np.float32) - x
-    y = np.arange(shape.height, dtype=np.float32) - y
+    centre_x, centre_y = centres[:, :, None].astype(np.float32).transpose(1, 0, 2)
+    x = np.arange(shape.width, dtype=np.float32) - centre_x
+    y = np.arange(shape.height, dtype=np.float32) - centre_y
     distance = _distance(triple.shape, x[:, None, :], y[:, :, None])
     coverage = np.clip(0.5 - distance / np.float32(EDGE), 0.0, 1.0)[..., None]
     background = np.float32(255 * BACKGROUND)
     colour = np.float32(255) * np.array(COLOURS[triple.colour], np.float32)
-    return (background + coverage * (colour - background) + np.float32(0.5)).astype(np.uint8)
+    blended = background + coverage * (colour - background)
+    # The cast cuts off, so half a step more rounds.
+    return (blended + np.float32(0.5)).astype(np.uint8)
 
 
 def _distance(
     name: str, x: Float[np.ndarray, "F 1 Wp"], y: Float[np.ndarray, "F Hp 1"]
 ) -> Float[np.ndarray, "F Hp Wp"]:
-    """Signed distance to the outline, negative inside (outside a corner: to the nearer of its two
-    edges)."""
+    """Signed distance in px to the outline, negative inside.
+
+    Outside a corner it is the distance to the nearer of the two edges, each made longer.
+    """
     if name == "circle":
         return np.sqrt(x * x + y * y) - np.float32(RADIUS)
-    if name == "square":  # of the circle's area
+    if name == "square":
+        # Of the circle's area.
         return np.maximum(np.abs(x), np.abs(y)) - np.float32(RADIUS * np.sqrt(np.pi) / 2)
-    slope = np.float32(
-        1 / np.sqrt(5)
-    )  # apex up, base and height 2 R: the sides' normal is (2, -1) / sqrt 5
-    return np.maximum(y - np.float32(RADIUS), (2 * np.abs(x) - y - np.float32(RADIUS)) * slope)
+    # A triangle with its apex up, base and height 2 R; the normal of a side is (2, -1) / sqrt 5.
+    slope = np.float32(1 / np.sqrt(5))
+    base = y - np.float32(RADIUS)
+    sides = (2 * np.abs(x) - y - np.float32(RADIUS)) * slope
+    return np.maximum(base, sides)

@@ -1,15 +1,14 @@
 """A folder of prepared clips as a source: latents, and the text features that were made with them.
 
-    DIR/manifest.json                                   what is there; written last
-    DIR/clips-SPLIT.array_record-00003-of-00012         the clips of one shape (`records`)
-    DIR/dataset_info.json, features.json                the same files as a TFDS dataset
-    DIR/model/tokenizer, model/text_encoder             what made the latents and the features
+    DIR/manifest.json                              what is there; written last
+    DIR/clips-SPLIT.array_record-00003-of-00012    the clips of one shape (`records`)
+    DIR/dataset_info.json, features.json           the same files as a TFDS dataset
+    DIR/model/tokenizer, model/text_encoder        what made the latents and the features
 
-A clip is stored at one size and length. It is read at that size, at its own length or a shorter
-    one: tokenizers are
-causal in time, so that the latents of its first frames are the first of its latents.
+A clip is stored at one size and length. It is read at that size, and at its own length or a shorter
+one: tokenizers are causal in time, so the latents of its first frames are the first of its latents.
 
-Features of padding are not stored and read as zeros; nothing that honours the mask can tell.
+Features of padding are not stored and are read as zeros; whatever honours the mask ignores them.
 """
 
 import json
@@ -17,24 +16,37 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from array_record.python import array_record_module
 
+from videomar_jax.checks import UserError, one_of
 from videomar_jax.data.records import DTYPES, PreparedClip, from_record
-from videomar_jax.data.sources import Clip, ClipShape, Sizes, check_index, short_digest
+from videomar_jax.data.sources import (
+    Clip,
+    ClipShape,
+    Sizes,
+    SourceKind,
+    check_index,
+    short_digest,
+)
 from videomar_jax.io.files import sha256
+from videomar_jax.io.paths import user_path
 from videomar_jax.types import Int
 
-FORMAT, VERSION = "videomar_jax prepared clips", 1
+FORMAT = "videomar_jax prepared clips"
+VERSION = 1
 MANIFEST = "manifest.json"
+SPLITS = ("train", "test", "all")
+# Clips are read in random order, one by one: reading ahead within a file would be in vain.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_BUFFER_BYTES = 2**15
 _MOST_OPEN = 64
 
 
 class Shard(NamedTuple):
-    """One file of the manifest."""
+    """One file of the manifest, with clips of one shape."""
 
     file: str
     split: str
@@ -45,17 +57,34 @@ class Shard(NamedTuple):
     bytes: int
     sha256: str
 
+    def holds(self, shape: ClipShape) -> bool:
+        """Whether clips of this shape can be read from the file."""
+        same_size = (self.height, self.width) == (shape.height, shape.width)
+        return same_size and self.num_frames >= shape.num_frames
+
 
 class LatentShards:
     """The clips of a prepared folder, in the order of its manifest.
 
-    split: "train", "test" (the windows that `prepare` held out), or "all".
-    verify: reads every file once and compares its checksum; existence and size are always looked
-        at.
+    Args:
+        path: the folder.
+        split: "train", "test" (the windows that `prepare` held out), or "all".
+        verify: reads every file once and compares its checksum. Existence and size of the files are
+            checked in any case.
 
-    Raises FileNotFoundError for a folder that is none, is not complete or lacks a file; ValueError
-    for a file that is not as the manifest says, and for a split without clips.
+    Raises:
+        FileNotFoundError: the folder does not exist, is not complete, or lacks a file.
+        UserError: a file is not as the manifest says, or the split has no clips.
     """
+
+    KIND: ClassVar[SourceKind] = SourceKind(
+        name="shards",
+        description="a folder of prepared clips",
+        place="the folder of prepared clips",
+        place_form="DIR",
+        prepared=True,
+        any_shape=False,
+    )
 
     def __init__(
         self,
@@ -64,9 +93,8 @@ class LatentShards:
         split: Literal["train", "test", "all"] = "all",
         verify: bool = False,
     ):
-        if split not in ("train", "test", "all"):
-            raise ValueError(f"split must be train, test or all, not {split!r}")
-        self.path = Path(path)
+        one_of("split", split, SPLITS)
+        self.path = user_path(path)
         self.manifest = read_manifest(self.path)
         self.fps = float(self.manifest["fps"])
         self.split = split
@@ -75,9 +103,11 @@ class LatentShards:
             _check_file(self.path, shard, verify)
         self._shards = [shard for shard in shards if shard.clips and split in (shard.split, "all")]
         if not self._shards:
-            raise ValueError(
-                f"{self.path} holds no clips of the split {split!r}: prepare it with another --holdout"
+            raise UserError(
+                f"{self.path} holds no clips of the split {split!r}: prepare it with another "
+                "--holdout."
             )
+        # Clip number i is in the first shard whose end is above i.
         self._ends = np.cumsum([shard.clips for shard in self._shards])
         self._stride = int(self.manifest["tokenizer"]["temporal_stride"])
         self._readers = _Readers(self.path)
@@ -86,55 +116,60 @@ class LatentShards:
         return int(self._ends[-1])
 
     def fits(self, shape: ClipShape, sizes: Sizes = ()) -> Int[np.ndarray, "clips"]:
-        """Ascending indices of the clips that are stored at the shape's size and at least as long;
-        `sizes` change nothing, as a stored clip has one size only."""
-        fit = [
-            (shard.height, shard.width) == (shape.height, shape.width)
-            and shard.num_frames >= shape.num_frames
-            for shard in self._shards
-        ]
+        """Ascending indices of the clips that are stored at the shape's size and are long enough.
+
+        `sizes` have no effect, since a stored clip has one size only.
+        """
+        fit = [shard.holds(shape) for shard in self._shards]
         return np.flatnonzero(np.repeat(fit, [shard.clips for shard in self._shards]))
 
     def read(self, index: int, rng: np.random.Generator | None, shape: ClipShape) -> Clip:
-        """The latents [T, h, w, C] (float32), caption, and where they were made text [K, E] and
-        text_mask [K].
+        """The latents [T, h, w, C] (float32) and the caption of a clip; nothing is random.
 
-        Nothing is random. Raises ValueError for a clip of another size or a shorter one, and for
-        damage.
+        Where features were stored, also text [K, E] (float32) and text_mask [K].
+
+        Raises:
+            UserError: the clip is stored at another size, is too short, or is damaged.
         """
         shard, clip = self._clip(index)
-        stored = f"{self.path}: clip {index} is stored as {shard.num_frames} frames at {shard.height}x{shard.width}"
-        if (shard.height, shard.width) != (
-            shape.height,
-            shape.width,
-        ) or shard.num_frames < shape.num_frames:
-            asked = f"{shape.num_frames} at {shape.height}x{shape.width}"
-            raise ValueError(
-                f"{stored}, {asked} asked; choose what is there, or prepare the videos again"
-            )
-        if (shape.num_frames - 1) % self._stride:
-            raise ValueError(f"{stored}; {shape.num_frames} frames are not 1 + {self._stride} * k")
-        frames = 1 + (shape.num_frames - 1) // self._stride
-        return Clip(
-            latents=clip.latents[:frames].astype(np.float32), caption=clip.caption, **_text(clip)
+        stored = (
+            f"{self.path}: clip {index} is stored as {shard.num_frames} frames at "
+            f"{shard.height}x{shard.width}"
         )
+        if not shard.holds(shape):
+            raise UserError(
+                f"{stored}, but {shape.num_frames} at {shape.height}x{shape.width} are asked for: "
+                "choose a size that is there, or prepare the videos again."
+            )
+        strides, rest = divmod(shape.num_frames - 1, self._stride)
+        if rest:
+            raise UserError(f"{stored}; {shape.num_frames} frames are not 1 + {self._stride} * k.")
+        latents = clip.latents[: 1 + strides].astype(np.float32)
+        return Clip(latents=latents, caption=clip.caption, **_text(clip))
 
     def digest(self) -> str:
-        """Of the files of this split: their names, and the checksums that the manifest has of
-        them."""
+        """Of the files of this split: their names, clips and checksums, from the manifest."""
         files = [(shard.file, shard.clips, shard.sha256) for shard in self._shards]
         return short_digest("shards", self.split, self.fps, files)
 
     def name(self, index: int) -> str:
-        """The video, without folder and ending, that clip number `index` is cut from."""
-        return Path(self._clip(index)[1].file).stem
+        """The video that clip number `index` is cut from, without folder and ending."""
+        _, clip = self._clip(index)
+        return Path(clip.file).stem
 
     def describe(self, index: int) -> dict[str, Any]:
-        """Where a clip comes from: file, start (s), fps, clip (number in the plan), caption, split,
-        file of records."""
+        """Where a clip comes from.
+
+        Its file, start (s), fps, clip (its number in the plan) and caption, and the split and shard
+        (file of records) that it is in.
+        """
         shard, clip = self._clip(index)
-        names = ("file", "start", "fps", "clip", "caption")
-        return {name: getattr(clip, name) for name in names} | {
+        return {
+            "file": clip.file,
+            "start": clip.start,
+            "fps": clip.fps,
+            "clip": clip.clip,
+            "caption": clip.caption,
             "split": shard.split,
             "shard": shard.file,
         }
@@ -145,60 +180,62 @@ class LatentShards:
         shard = self._shards[number]
         position = int(index - self._ends[number] + shard.clips)
         try:
-            return shard, from_record(self._readers.read(shard, position), self.manifest["dtype"])
+            record = self._readers.read(shard, position)
+            return shard, from_record(record, self.manifest["dtype"])
         except ValueError as error:
-            raise ValueError(
-                f"{self.path / shard.file}: clip {position} cannot be read ({error}); remove this file and the .json "
-                f"beside it and run the same prepare command again"
+            raise UserError(
+                f"{self.path / shard.file}: clip {position} cannot be read ({error}); remove this "
+                "file and the .json beside it and run the same prepare command again."
             ) from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete folder.
 
-    Raises FileNotFoundError where there is none, ValueError for one that is damaged or of another
-    version.
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged, or of another version.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        begun = " yet: run the same prepare command again until it says that all is complete"
-        reason = (
-            begun if (folder / "plan.json").exists() else ": give a folder that `prepare` wrote"
-        )
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}{reason}")
+        if (folder / "plan.json").exists():
+            reason = " yet: run the same prepare command again until it says that all is complete"
+        else:
+            reason = ": give a folder that `prepare` wrote"
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST}{reason}.")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         kind, version = manifest["format"], manifest["version"]
         known = kind == FORMAT and manifest["dtype"] in DTYPES and manifest["fps"] > 0
-        _ = (
-            [Shard(**shard) for shard in manifest["shards"]],
-            manifest["tokenizer"]["temporal_stride"],
-        )
+        # Entries that are needed later are looked up now, for one clear error.
+        for shard in manifest["shards"]:
+            Shard(**shard)
+        manifest["tokenizer"]["temporal_stride"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error!r}): run the same prepare command again"
+        raise UserError(
+            f"{path} is damaged ({error!r}): run the same prepare command again."
         ) from error
     if not known or version != VERSION:
-        raise ValueError(
-            f"{path} is {kind!r}, version {version}; this code reads {FORMAT!r}, version {VERSION}"
+        raise UserError(
+            f"{path} is {kind!r}, version {version}; this code reads {FORMAT!r}, version {VERSION}."
         )
     return manifest
 
 
 def _check_file(folder: Path, shard: Shard, verify: bool) -> None:
     path = folder / shard.file
-    way_out = "copy it again, or remove it and run the same prepare command again"
+    way_out = "copy it again, or remove it and run the same prepare command again."
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, which {MANIFEST} names: {way_out}")
-    if (size := path.stat().st_size) != shard.bytes:
-        raise ValueError(f"{path} has {size} bytes, {shard.bytes} in {MANIFEST}: {way_out}")
+    size = path.stat().st_size
+    if size != shard.bytes:
+        raise UserError(f"{path} has {size} bytes, {shard.bytes} in {MANIFEST}: {way_out}")
     if verify and sha256(path) != shard.sha256:
-        raise ValueError(f"{path} has another SHA-256 than {MANIFEST} says: {way_out}")
+        raise UserError(f"{path} has another SHA-256 than {MANIFEST} says: {way_out}")
 
 
 def _text(clip: PreparedClip) -> Mapping[str, np.ndarray]:
-    """Features [K, E], zero where padded, and their mask; nothing where the record holds captions
-    only."""
+    """Features [K, E], zero where padded, and their mask; empty without stored features."""
     if clip.text is None or clip.text_mask is None:
         return {}
     text = np.zeros((len(clip.text_mask), clip.text.shape[1]), np.float32)
@@ -207,14 +244,18 @@ def _text(clip: PreparedClip) -> Mapping[str, np.ndarray]:
 
 
 class _Readers:
-    """Open files, the longest unused closed first. A reader serves any number of threads at a
-    time."""
+    """Open files; the one that was unused for longest is closed first.
+
+    A reader serves any number of threads at a time.
+    """
 
     def __init__(self, folder: Path):
-        self._folder, self._lock = folder, threading.Lock()
+        self._folder = folder
+        self._lock = threading.Lock()
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def read(self, shard: Shard, position: int) -> bytes:
+        """One record of a file. Raises a ValueError where it cannot be read."""
         try:
             return self._reader(shard).read([position])[0]
         except (RuntimeError, IndexError) as error:
@@ -223,21 +264,26 @@ class _Readers:
     def _reader(self, shard: Shard) -> Any:
         with self._lock:
             if shard.file not in self._open:
-                path = self._folder / shard.file
-                reader = array_record_module.ArrayRecordReader(
-                    str(path), _OPTIONS, file_reader_buffer_size=2**15
-                )
-                if not path.is_file():
-                    raise ValueError("the file is gone")
-                if (found := reader.num_records()) != shard.clips:
-                    raise ValueError(f"the file holds {found} clips, {shard.clips} in {MANIFEST}")
-                self._open[shard.file] = reader
+                self._open[shard.file] = self._opened(shard)
                 if len(self._open) > _MOST_OPEN:
-                    self._open.popitem(
-                        last=False
-                    )  # closed when the last thread that reads from it is done
+                    # The file is closed when the last thread that reads from it is done.
+                    self._open.popitem(last=False)
             self._open.move_to_end(shard.file)
             return self._open[shard.file]
 
+    def _opened(self, shard: Shard) -> Any:
+        path = self._folder / shard.file
+        reader = array_record_module.ArrayRecordReader(
+            str(path), _OPTIONS, file_reader_buffer_size=_BUFFER_BYTES
+        )
+        # The reader takes a missing file for an empty one.
+        if not path.is_file():
+            raise ValueError("the file is gone")
+        found = reader.num_records()
+        if found != shard.clips:
+            raise ValueError(f"the file holds {found} clips, {shard.clips} in {MANIFEST}")
+        return reader
+
     def __reduce__(self):
+        # Neither locks nor open files can be pickled for another process.
         return _Readers, (self._folder,)

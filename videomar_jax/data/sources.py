@@ -1,36 +1,39 @@
-"""What a source of clips is: numbered, random access, any size on request.
+"""What a source of clips is: numbered clips, read in any order, at any size on request.
 
-A source does not know batches, epochs or shuffling (`pipeline`), and a model never sees a source.
-The size of a clip is an argument of `read`, so a curriculum reads one source at growing sizes.
+A source knows neither batches nor epochs nor shuffling (see `loader`), and a model never sees a
+source. The size of a clip is an argument of `read`, so a curriculum reads one source at growing
+sizes:
 
     read(index, rng, shape) -> {"video": uint8 [F, Hp, Wp, 3], "caption": str}
 
-A source of prepared clips gives `latents` for `video`, and may add the features of the caption:
+A source of prepared clips returns `latents` in place of `video`, and may add features of the
+caption:
 
     {"latents": float [T, h, w, C], "caption": str, "text": float [K, E], "text_mask": bool [K]}
 
-The clip depends on the arguments and the source's own settings only: the same call gives the same
-clip, from any thread, in any order. Whatever is drawn at random comes from `rng`; a source that
-cuts nothing at random ignores it.
+A clip depends on the arguments and the source's own settings only: the same call returns the same
+clip, from any thread, in any order. Whatever is random comes from `rng`; a source that cuts nothing
+at random ignores it.
 
-A source that knows how long and wide its clips are says which of them a shape is for
-(`SizedSource.fits`), so that each is cut to the size that is nearest to its own aspect ratio.
-Without it every clip is for every shape. One whose clips come from files has `name(index) -> str`,
-what reports call the file (`name_of`).
+Optional methods of a source, with the function that asks for them:
 
-`digest() -> str` tells two sources of different clips apart, without reading them (`digest_of`):
-number `index` of two sources of equal digest is a clip of the same name and length. Neither the
-place of files nor their captions count.
+    fits(shape, sizes)   which clips are cut to a shape (`clips_for`); without it, every clip is
+    name(index)          what reports call the file of a clip (`name_of`)
+    digest()             tells two sources of different clips apart without reading them
+                         (`digest_of`). Clips of equal number of two sources of equal digest have
+                         the same name and length. Neither the place of the files nor their captions
+                         count.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
+from videomar_jax.checks import Count, UserError, check_fields
 from videomar_jax.types import Bool, Float, Int, UInt8
 
 Sizes = Sequence[Sequence[int]]
@@ -38,25 +41,44 @@ Sizes = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipShape:
-    """Pixel frames, rows and columns of a clip; all at least 1."""
+class SourceKind:
+    """What is true of all sources of one class; they carry it as `KIND`."""
 
-    num_frames: int
-    height: int
-    width: int
+    name: str
+    """What `data.kind` calls it."""
+    description: str
+    """What the clips are, in a few words."""
+    place: str = ""
+    """What `data.path` names, such as "the folder of clips"; "" where nothing needs to be named."""
+    place_form: str = ""
+    """What stands for the place in a command line, such as "DIR"."""
+    prepared: bool = False
+    """Clips are latents, stored with the tokenizer and the text encoder that made them."""
+    any_shape: bool = True
+    """Every clip can be read at the shape that it was opened for; else ask `clips_for`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipShape:
+    """The size of a clip in pixels.
+
+    Raises:
+        UserError: a value below 1, by name.
+    """
+
+    num_frames: Count
+    """Frames."""
+    height: Count
+    """Rows of a frame."""
+    width: Count
+    """Columns of a frame."""
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"ClipShape.{field.name} must be a whole number >= 1, got {value!r}"
-                )
+        check_fields("ClipShape", self)
 
 
 class Clip(TypedDict, total=False):
-    """One clip, as pixels or as latents, and the text that goes with it (an empty string where
-    there is none)."""
+    """One clip, as pixels or as latents, and its text ("" where there is none)."""
 
     video: UInt8[np.ndarray, "F Hp Wp 3"]
     latents: Float[np.ndarray, "T h w C"]
@@ -79,7 +101,9 @@ class ClipSource(Protocol):
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
         """Clip number `index`, 0 <= index < len(self), cut to `shape`.
 
-        Raises IndexError for an index outside, ValueError where no clip of that shape can be cut.
+        Raises:
+            IndexError: an index outside.
+            UserError: the file of the clip is damaged, or too short for the shape.
         """
         ...
 
@@ -89,22 +113,23 @@ class SizedSource(ClipSource, Protocol):
     """A source that knows the lengths and sizes of its clips."""
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
-        """Ascending indices of the clips that are cut to `shape`: those long enough for its frames
-        and, of `sizes` (one of which is the shape's own), nearest to its rows and columns. May be
-        empty."""
+        """Ascending indices of the clips that are cut to `shape`; may be empty.
+
+        These are the clips with enough frames to which, of `sizes`, the shape's rows and columns
+        are nearest. The shape's own size is one of `sizes`.
+        """
         ...
 
 
 def clips_for(source: ClipSource, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
-    """The indices of the clips of any source that are cut to `shape`, where they may be cut to
-    `sizes`."""
+    """Ascending indices of the clips of any source that are cut to `shape`, one of `sizes`."""
     if isinstance(source, SizedSource):
         return np.asarray(source.fits(shape, sizes), np.int64)
     return np.arange(len(source))
 
 
 def name_of(source: ClipSource, index: int) -> str:
-    """What clip number `index` is cut from, as the source calls it; "" where it has no names."""
+    """The name of the file that clip number `index` comes from; "" where clips have no names."""
     return source.name(index) if hasattr(source, "name") else ""
 
 
@@ -121,23 +146,29 @@ def short_digest(*values: Any) -> str:
 def nearest_sizes(
     rows: Int[np.ndarray, "clips"], columns: Int[np.ndarray, "clips"], sizes: Sizes
 ) -> Int[np.ndarray, "clips"]:
-    """For clips of these rows and columns the number of the size with the nearest aspect ratio.
+    """The number of the size with the nearest aspect ratio, for clips of these rows and columns.
 
-    Nearest is the least |log(width / height) - log(columns / rows)|; of equals the first of
+    Nearest is the least |log(width / height) - log(columns / rows)|; of equals, the first of
     `sizes`.
     """
     wanted = np.array([np.log(width / height) for height, width in sizes])
-    return np.argmin(np.abs(np.log(columns / rows)[:, None] - wanted), axis=1)
+    distances = np.abs(np.log(columns / rows)[:, None] - wanted)
+    return np.argmin(distances, axis=1)
 
 
 class Subset:
-    """Some clips of a source, in the order of `indices`, as a source of their own."""
+    """Some clips of a source, in the order of `indices`, as a source of their own.
+
+    Raises:
+        UserError: there are no indices.
+    """
 
     def __init__(self, source: ClipSource, indices: Sequence[int] | Int[np.ndarray, "clips"]):
         if not len(indices):
-            raise ValueError("a part of a source must hold at least one clip")
+            raise UserError("A part of a source must hold at least one clip.")
         self.fps = source.fps
-        self._source, self._indices = source, np.asarray(indices, np.int64)
+        self._source = source
+        self._indices = np.asarray(indices, np.int64)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -152,24 +183,27 @@ class Subset:
         return name_of(self._source, int(self._indices[index]))
 
     def digest(self) -> str:
-        """Of the source and of which of its clips are here; "" where the source has none."""
+        """Of the whole source and the indices; "" where the source has no digest."""
         whole = digest_of(self._source)
         return whole and short_digest(whole, self._indices.tolist())
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
-        """The clips of this part that the source says are for `shape`."""
+        """The clips of this part that the whole source says are for `shape`."""
         return np.flatnonzero(np.isin(self._indices, clips_for(self._source, shape, sizes)))
 
 
 class Decoded:
-    """A source of latents whose clips have their video as well, for what is shown and scored.
+    """A source of latents whose clips have their video as well, to be shown and scored.
 
-    decode: latents [T, h, w, C] to uint8 video [F, Hp, Wp, 3].
+    Args:
+        source: its clips may have a video already, which is kept.
+        decode: latents [T, h, w, C] to uint8 video [F, Hp, Wp, 3].
     """
 
     def __init__(self, source: ClipSource, decode: Callable[[np.ndarray], np.ndarray]):
         self.fps = source.fps
-        self._source, self._decode = source, decode
+        self._source = source
+        self._decode = decode
 
     def __len__(self) -> int:
         return len(self._source)
@@ -177,7 +211,9 @@ class Decoded:
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
         """The source's clip with its `video`."""
         clip = self._source.read(index, rng, shape)
-        return clip if "video" in clip else Clip(**clip, video=self._decode(clip["latents"]))
+        if "video" in clip:
+            return clip
+        return Clip(**clip, video=self._decode(clip["latents"]))
 
     def name(self, index: int) -> str:
         """As the source calls it."""
@@ -193,6 +229,6 @@ class Decoded:
 
 
 def check_index(index: int, length: int) -> None:
-    """Raises IndexError unless 0 <= index < length."""
+    """Raises an IndexError unless 0 <= index < length."""
     if not 0 <= index < length:
         raise IndexError(f"clip {index} asked of a source of {length} clips (0..{length - 1})")
