@@ -85,7 +85,7 @@ def test_an_interval_between_two_steps_is_told():
 def test_presets_go_with_every_head_and_size(name, head):
     config = with_preset(SamplingConfig(temperature=0.7), name, head)
     assert config.temperature == 0.7, "a preset leaves what it does not name"
-    names = head_step_names(config.head_steps, config.steps)
+    names = head_step_names(config, config.steps)
     plan_steps(tiny_config(head=head).process, names, config.head_solver)
     for tokens in (16, 64, 1440):
         assert reveal_plan(tokens, config).count.sum() == tokens

@@ -45,18 +45,18 @@ def test_what_is_kept_does_not_grow():
 
 
 def test_a_window_hides_what_lies_behind_it_and_nothing_else():
-    whole = generated(CONFIG, num_frames=7, speed=FAST)
+    whole = generated(CONFIG, num_frames=7)
     config = dataclasses.replace(CONFIG, window=3)
-    video = generated(config, num_frames=7, speed=FAST)
+    video = generated(config, num_frames=7)
     np.testing.assert_allclose(video[:, :4], whole[:, :4], atol=1e-4)
     assert np.abs(video[:, 5:] - whole[:, 5:]).max() > 1e-2, "the window hides nothing"
 
 
 def test_a_window_as_long_as_the_video_hides_nothing():
-    whole = generated(CONFIG, num_frames=5, speed=FAST)
+    whole = generated(CONFIG, num_frames=5)
     for window in (4, 9):
         config = dataclasses.replace(CONFIG, window=window)
-        video = generated(config, num_frames=5, speed=FAST)
+        video = generated(config, num_frames=5)
         np.testing.assert_allclose(video, whole, atol=1e-4)
 
 

@@ -170,7 +170,7 @@ def test_a_sample_does_not_depend_on_its_batch(made):
         mask[1:],
         num_frames=FRAMES,
         config=CONFIG,
-        keys=sample_sample_keys()[1:],
+        keys=sample_keys()[1:],
     )
     np.testing.assert_allclose(alone[0], made[0][1], atol=1e-4)
 
@@ -246,7 +246,7 @@ def test_keys_or_draws_but_not_both_and_not_neither():
 
 def test_wrong_sizes_and_steps_are_named():
     text, mask = tiny_text()
-    with pytest.raises(UserError, match="Text features"):
+    with pytest.raises(ValueError, match="Text features"):
         ask(text=(text[:, :4], mask[:, :4]))
     with pytest.raises(UserError, match="whole number of steps"):
         ask(config=dataclasses.replace(CONFIG, head_steps="ddim3"))

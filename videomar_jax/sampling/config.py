@@ -76,7 +76,7 @@ class SamplingConfig:
     """Strength of classifier-free guidance; 1 turns it off, which halves the work."""
     guidance_schedule: Literal["linear", "constant"] = "linear"
     """Guidance grows from 1 as tokens appear, or is the same in every reveal step."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: Sequence[float] = (0.0, 1.0)
     """From,to: share of the reveal steps that is guided, such as 0.25,1; the rest costs half."""
     temperature: NonNegative = 1.0
     """Scale of the noise; below 1 gives calmer, less varied videos, 0 turns it off."""
@@ -112,18 +112,18 @@ class SamplingConfig:
     """How frame numbers beyond the trained length are folded back into it."""
 
     def __post_init__(self):
-        # What JSON, flags and configs write: lists for tuples, a number for its text.
+        # What JSON, flags and configs write: a list for a tuple, a number for its text.
         if isinstance(self.guidance_interval, Sequence):
             object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         if type(self.head_steps) in (int, str):
             object.__setattr__(self, "head_steps", str(self.head_steps).strip())
         check_fields("sampling", self)
         HeadSteps.parse(self.head_steps)
-        first, last = self.guidance_interval
-        if not 0 <= first < last <= 1:
+        interval = self.guidance_interval
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
             raise UserError(
                 "sampling.guidance_interval must rise within 0..1, such as (0.1, 0.8), not "
-                f"{self.guidance_interval}."
+                f"{interval}."
             )
         least = 2 if self.keep_first else 1
         if self.window is not None and self.window < least:
