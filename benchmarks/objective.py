@@ -35,22 +35,17 @@ from videomar_jax.evaluation.report import Case, score
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import supervised_frame_flops, train_step_flops
+from videomar_jax.models.params import abstract_model
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.batches import TrainingInputs, to_batch, training_batches
-from videomar_jax.training.config import OptimizerConfig
+from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.curriculum import Curriculum
-from videomar_jax.training.loss import (
-    Batch,
-    LossConfig,
-    draw,
-    next_frame_loss,
-    supervised_frames,
-    truncated_frames,
-)
+from videomar_jax.training.draws import Batch, draw, supervised_frames, truncated_frames
+from videomar_jax.training.loss import next_frame_loss
 from videomar_jax.training.optimizer import make_optimizer
-from videomar_jax.training.state import TrainState, abstract_model, init_state
+from videomar_jax.training.state import TrainState, init_state
 from videomar_jax.training.step import make_train_step
 
 MODEL = PRESETS["quickstart"]

@@ -34,6 +34,7 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import train_step_flops
+from videomar_jax.models.params import abstract_model, count_params
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.sharding import batch_shardings, layout_rule, state_shardings
@@ -42,9 +43,9 @@ from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.batches import TrainingInputs, training_batches
 from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.curriculum import Curriculum
-from videomar_jax.training.loss import Batch, supervised_frames
+from videomar_jax.training.draws import Batch, supervised_frames
 from videomar_jax.training.optimizer import make_optimizer
-from videomar_jax.training.state import TrainState, abstract_model, count_params, init_state
+from videomar_jax.training.state import TrainState, init_state
 from videomar_jax.training.step import make_train_step
 
 MODELS = {

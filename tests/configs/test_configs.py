@@ -15,10 +15,11 @@ from tests.helpers.tiny_run import CONFIGS, load_config, start
 from videomar_jax.experiment import run
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.evaluate import Evaluation
+from videomar_jax.models.params import count_params
 from videomar_jax.pretrained.bundle import load_bundle, load_params
 from videomar_jax.tokenizers.base import fingerprint, grid_shape
 from videomar_jax.training import loop
-from videomar_jax.training.state import TrainState, count_params
+from videomar_jax.training.state import TrainState
 
 STAGES = ["stage1", "stage2", "stage3"]
 

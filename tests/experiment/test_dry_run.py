@@ -14,10 +14,11 @@ from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.dry_run import activation_bytes, dry_run, plan
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.params import abstract_model
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.draws import Batch
 from videomar_jax.training.optimizer import make_optimizer
-from videomar_jax.training.state import abstract_model, init_state
+from videomar_jax.training.state import init_state
 from videomar_jax.training.step import make_train_step
 
 POD = dict(data=1, fsdp=64, tensor=2, context=2)

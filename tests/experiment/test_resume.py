@@ -17,10 +17,10 @@ from tests.helpers.tiny_run import STEPS, saved_parts, start, tiny
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checks import Interrupted
 from videomar_jax.experiment.config import Experiment
+from videomar_jax.models.params import init_params
 from videomar_jax.pretrained.bundle import load_bundle
 from videomar_jax.training import batches, loop
 from videomar_jax.training.profiling import Profile
-from videomar_jax.training.state import init_params
 
 _UPDATES: dict = {}
 

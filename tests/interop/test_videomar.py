@@ -164,7 +164,7 @@ def test_what_no_shape_tells(tmp_path):
         report.assumed["patch_size"] == (1, "assumed")
         and report.assumed["rope_split"][1] == "asked for"
     )
-    with pytest.raises(ValueError, match="Unknown model field 'widht'"):
+    with pytest.raises(ValueError, match="Unknown key 'widht' in model"):
         read_checkpoint(bare, config_overrides={"widht": 3})
     with pytest.raises(WeightFileError, match="cannot be patches of 3x3"):
         read_checkpoint(bare, config_overrides={"patch_size": 3})

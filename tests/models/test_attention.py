@@ -11,8 +11,9 @@ import pytest
 from tests.helpers.tiny_model import tiny_config, tiny_model, tiny_text
 from videomar_jax.models import attention
 from videomar_jax.models.attention import KVCache
+from videomar_jax.models.kernels import attend
 from videomar_jax.models.patchify import positions
-from videomar_jax.models.rope import rotate, rotation
+from videomar_jax.models.rope import rotary_embedding, rotate
 
 FRAMES, COUNT = 3, 4
 
@@ -38,11 +39,11 @@ def flat(x):
     return np.asarray(x).reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def check(mix, q, k, v, sees):
+def check(attention_fn, q, k, v, sees):
     """`sees[i][j]`: frame i of the queries attends to frame j of the keys."""
     allowed = np.kron(np.asarray(sees, bool), np.ones((COUNT, COUNT), bool))[None]
     expected = reference(flat(q), flat(k), flat(v), allowed)
-    np.testing.assert_allclose(flat(jax.jit(mix)(q, k, v)), expected, atol=2e-6)
+    np.testing.assert_allclose(flat(jax.jit(attention_fn)(q, k, v)), expected, atol=2e-6)
 
 
 def test_frame_causal_sees_its_own_and_earlier_frames(heads):
@@ -63,20 +64,20 @@ TEACHER = {
 @pytest.mark.parametrize("clean", TEACHER)
 def test_masked_copies_see_clean_earlier_frames_and_themselves(heads, clean):
     sees = TEACHER[clean]
-    mix = functools.partial(attention.teacher_forcing, clean=clean)
-    check(mix, *(x[:, : len(sees)] for x in heads), sees)
+    attention_fn = functools.partial(attention.teacher_forcing, clean=clean)
+    check(attention_fn, *(x[:, : len(sees)] for x in heads), sees)
 
 
 @pytest.mark.parametrize("visible", [(False, False), (True, False), (True, True), (False, True)])
 def test_cached_sees_visible_frames_and_itself(heads, visible):
     q, k, v = heads
-    mix = functools.partial(
+    attention_fn = functools.partial(
         attention.cached, cache=KVCache(k[:, :2], v[:, :2]), visible=jnp.array(visible)
     )
     allowed = np.repeat([*visible, True], COUNT)[None, None].repeat(COUNT, axis=1)
     expected = reference(flat(q[:, 2:3]), flat(k[:, :3]), flat(v[:, :3]), allowed)
     np.testing.assert_allclose(
-        flat(jax.jit(mix)(q[:, 2:3], k[:, 2:3], v[:, 2:3])), expected, atol=2e-6
+        flat(jax.jit(attention_fn)(q[:, 2:3], k[:, 2:3], v[:, 2:3])), expected, atol=2e-6
     )
 
 
@@ -84,14 +85,14 @@ def test_masked_keys_count_for_nothing(heads):
     q, k, v = (x[:, 0] for x in heads)
     mask = jnp.array([[True, False, True, True], [False, False, True, False]])
     expected = reference(q, k, v, mask[:, None])
-    np.testing.assert_allclose(attention.attend(q, k, v, key_mask=mask), expected, atol=2e-6)
+    np.testing.assert_allclose(attend(q, k, v, key_mask=mask), expected, atol=2e-6)
     poisoned = jnp.where(mask[..., None, None], v, 1e6)
-    np.testing.assert_allclose(attention.attend(q, k, poisoned, key_mask=mask), expected, atol=2e-6)
+    np.testing.assert_allclose(attend(q, k, poisoned, key_mask=mask), expected, atol=2e-6)
 
 
 def test_large_scores_do_not_overflow(heads):
     q, k, v = (x[:, 0] for x in heads)
-    out = attention.attend(200 * q, 200 * k, v)
+    out = attend(200 * q, 200 * k, v)
     np.testing.assert_allclose(
         out, reference(200 * q, 200 * k, v, np.ones((1, COUNT, COUNT))), atol=1e-5
     )
@@ -105,7 +106,7 @@ def test_attend_gradients_agree_with_differentiating_the_softmax(heads):
         weights = jax.nn.softmax(jnp.einsum("bqnd,bknd->bnqk", q, k) / np.sqrt(8), axis=-1)
         return jnp.sum(jnp.sin(jnp.einsum("bnqk,bknd->bqnd", weights, v)))
 
-    ours = jax.grad(lambda *x: jnp.sum(jnp.sin(attention.attend(*x))), argnums=(0, 1, 2))(q, k, v)
+    ours = jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), argnums=(0, 1, 2))(q, k, v)
     for own, expected in zip(ours, jax.grad(plain, argnums=(0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(own, expected, atol=1e-5)
 
@@ -114,7 +115,7 @@ def test_a_kernel_that_cannot_run_here_fails_loudly(heads):
     if jax.default_backend() == "gpu":
         pytest.skip("cuDNN attention runs on this machine")
     with pytest.raises(Exception, match=r"(?i)cudnn"):
-        attention.attend(*(x[:, 0] for x in heads), kernel="cudnn")
+        attend(*(x[:, 0] for x in heads), kernel="cudnn")
 
 
 # ---- projections
@@ -132,8 +133,8 @@ def first_layer(part):
 def test_each_head_owns_a_run_of_rows_query_key_value():
     layer, config = first_layer("self_attention"), tiny_config()
     x = jax.random.normal(jax.random.key(1), (2, 2, 6, config.width))
-    turns = rotation(positions(2, (2, 3)), config.rope_channels)
-    q, k, v = layer.queries_keys_values(x, turns)
+    rotary = rotary_embedding(positions(2, (2, 3)), config.rope_channels)
+    q, k, v = layer.queries_keys_values(x, rotary)
     product, d = (
         np.asarray(x, np.float64) @ np.asarray(layer.qkv.kernel[...], np.float64),
         config.head_dim,
@@ -146,7 +147,7 @@ def test_each_head_owns_a_run_of_rows_query_key_value():
             (k, own[..., d : 2 * d], layer.k_norm),
         ):
             normed = jnp.asarray(rms_normed(raw, norm.scale[...]), jnp.float32)[..., None, :]
-            expected = rotate(normed, turns, config.rope_channels)[..., 0, :]
+            expected = rotate(normed, rotary, config.rope_channels)[..., 0, :]
             np.testing.assert_allclose(turned[..., head, :], expected, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.tiny_model import annotations_off, tiny_config
 from videomar_jax.models.config import PRESETS, ModelConfig
-from videomar_jax.training.state import abstract_model, count_params
+from videomar_jax.models.params import abstract_model, count_params
 
 
 @pytest.mark.parametrize(("head_width", "expected"), [(1024, 1_383_155_232), (1280, 1_394_250_016)])
@@ -86,6 +86,6 @@ def test_what_cannot_be_built_is_refused_by_name(changes, text):
 
 def test_a_misspelt_field_is_answered_with_the_nearest_one():
     with pytest.raises(
-        ValueError, match=r"Unknown model field 'num_head'.*Did you mean 'num_heads'"
+        ValueError, match=r"Unknown key 'num_head' in model.*Did you mean 'num_heads'"
     ):
         ModelConfig.from_dict({"num_head": 2})

@@ -11,7 +11,8 @@ from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import forward_flops, supervised_frame_flops, train_step_flops
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.config import LossConfig
-from videomar_jax.training.loss import Batch, draw, next_frame_loss
+from videomar_jax.training.draws import Batch, draw
+from videomar_jax.training.loss import next_frame_loss
 
 WIDE = ModelConfig(
     latent_channels=16,

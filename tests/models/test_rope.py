@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from videomar_jax.models.patchify import positions
-from videomar_jax.models.rope import PositionScale, rotate, rotation
+from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
 
 CHANNELS = (8, 4, 4)
 
@@ -19,7 +19,7 @@ def heads():
 
 
 def rotated(x, places, channels=CHANNELS, **options):
-    return rotate(x, rotation(places, channels, **options), channels)
+    return rotate(x, rotary_embedding(places, channels, **options), channels)
 
 
 def by_complex_numbers(x, places, channels, base=10000.0):
@@ -72,7 +72,10 @@ def test_rotation_keeps_lengths_and_leaves_the_origin_alone(heads):
 
 def test_a_scale_of_one_changes_nothing():
     places = positions(2, (2, 3))
-    plain, scaled = rotation(places, CHANNELS), rotation(places, CHANNELS, scale=PositionScale())
+    plain, scaled = (
+        rotary_embedding(places, CHANNELS),
+        rotary_embedding(places, CHANNELS, scale=PositionScale()),
+    )
     np.testing.assert_array_equal(jnp.stack(plain), jnp.stack(scaled))
 
 
@@ -82,7 +85,9 @@ def test_interpolation_puts_the_large_grid_on_the_positions_of_the_small_one():
     inside = np.all(np.asarray(large) % (2, 3, 4) == 0, axis=-1)
     assert inside.sum() == small.shape[0] * small.shape[1]
     for few, many in zip(
-        rotation(small, CHANNELS), rotation(large, CHANNELS, scale=scale), strict=True
+        rotary_embedding(small, CHANNELS),
+        rotary_embedding(large, CHANNELS, scale=scale),
+        strict=True,
     ):
         np.testing.assert_allclose(few.reshape(-1, 8), many[:, :, 0][inside], atol=1e-6)
 
@@ -91,7 +96,7 @@ def test_ntk_keeps_the_fastest_angle_and_stretches_the_slowest_by_the_factor():
     places = positions(
         jnp.array([1]), (1, 1)
     )  # position 1 on the frame axis: the angle is the frequency
-    cos, sin = rotation(places, (8, 4, 4), scale=PositionScale(ntk=(4.0, 1.0, 1.0)))
+    cos, sin = rotary_embedding(places, (8, 4, 4), scale=PositionScale(ntk=(4.0, 1.0, 1.0)))
     angle = np.arctan2(sin, cos)[0, 0, 0]
     np.testing.assert_allclose(angle[[0, 3]], [1.0, 10000.0 ** (-6 / 8) / 4], rtol=1e-5)
     assert 10000.0 ** (-2 / 8) / 4 < angle[1] < 10000.0 ** (-2 / 8)

@@ -32,11 +32,11 @@ def gelu_tanh(x):
 def test_block_is_its_formula():
     model, (text, mask) = tiny_model(), tiny_text()
     block = jax.tree.map(lambda p: p[1], model.transformer.blocks)
-    turns = model.rotation(3, GRID)
+    rotary = model.rotary(3, GRID)
     context = jax.jit(lambda m: block.cross_attention.keys_values(m.context(text, mask).tokens))(
         model
     )
-    out, _ = jax.jit(lambda b, x: b(x, context, mask, turns, attention.frame_causal))(
+    out, _ = jax.jit(lambda b, x: b(x, context, mask, rotary, attention.frame_causal))(
         block, stream()
     )
 
@@ -47,7 +47,7 @@ def test_block_is_its_formula():
     x = np.asarray(stream(), np.float64)
     attended, _ = block.self_attention(
         jnp.asarray(layer_normed(x, block.norm1, 1e-5) * (1 + scale1) + shift1, jnp.float32),
-        turns,
+        rotary,
         attention.frame_causal,
     )
     x = x + gate1 * np.asarray(attended)
@@ -62,14 +62,14 @@ def test_block_is_its_formula():
 
 def looped(model: VideoMAR, tokens, mask, context):
     """The stack as a plain loop over its layers, and the final norm."""
-    x, turns = model.embed(tokens, mask, context), model.rotation(tokens.shape[1], GRID)
+    x, rotary = model.embed(tokens, mask, context), model.rotary(tokens.shape[1], GRID)
     for i in range(model.config.depth):
         block = jax.tree.map(lambda p, i=i: p[i], model.transformer.blocks)
         x, _ = block(
             x,
             block.cross_attention.keys_values(context.tokens),
             context.mask,
-            turns,
+            rotary,
             attention.frame_causal,
         )
     return model.transformer.norm(x)

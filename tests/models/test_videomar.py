@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_model import GRID, tiny_model, tiny_text, tiny_tokens
-from videomar_jax.models.attention import KVCache
+from videomar_jax.models.attention import KVCache, VisibleCache
 from videomar_jax.models.videomar import History, VideoMAR
 
 EXACT = dict(atol=3e-5, rtol=0)
@@ -95,8 +95,9 @@ def test_hidden_tokens_are_the_mask_token():
 @jax.jit
 def frame_step(model: VideoMAR, tokens, mask, number, context, cache):
     """z of a partly hidden frame, and the cache with the finished frame in it."""
-    z = model.frame(tokens, mask, number, context, cache, GRID)
-    return z, model.remember(tokens, number, context, cache, GRID)
+    past = VisibleCache(cache, jnp.arange(cache.keys.shape[2]) < number)
+    z = model.predict_frame(tokens, mask, model.frame_rotary(number, GRID), context, past)
+    return z, model.commit_frame(tokens, number, context, cache, GRID)
 
 
 def cached_pass(model: VideoMAR, tokens, mask, prepared=True):
@@ -237,22 +238,26 @@ def test_a_finished_frame_carries_its_level_cached_or_not(level):
     history."""
     model, (tokens, mask) = tiny_model(history_levels=True), tiny_tokens()
     mask = mask & (jnp.arange(3) == 2)[None, :, None]
-    told = None if level is None else jnp.array(level)
+    noise_level = None if level is None else jnp.array(level)
 
     @jax.jit
     def both(model):
         context, cache = model.context(*tiny_text()), model.empty_cache(2, 3, 6)
         for t in range(2):
-            cache = model.remember(tokens[:, t], jnp.asarray(t), context, cache, GRID, level=told)
-        history = History(jnp.zeros(2) if told is None else told, jnp.arange(3)[None] < 2)
-        whole = model(tokens, mask, context, GRID, history=history)
-        untold = model(tokens, mask, context, GRID)
-        return (
-            model.frame(tokens[:, 2], mask[:, 2], jnp.asarray(2), context, cache, GRID),
-            whole[:, 2],
-            untold[:, 2],
+            number = jnp.asarray(t)
+            cache = model.commit_frame(
+                tokens[:, t], number, context, cache, GRID, noise_level=noise_level
+            )
+        history = History(
+            jnp.zeros(2) if noise_level is None else noise_level, jnp.arange(3)[None] < 2
         )
+        whole = model(tokens, mask, context, GRID, history=history)
+        without = model(tokens, mask, context, GRID)
+        past = VisibleCache(cache, jnp.arange(3) < 2)
+        rotary = model.frame_rotary(2, GRID)
+        cached = model.predict_frame(tokens[:, 2], mask[:, 2], rotary, context, past)
+        return cached, whole[:, 2], without[:, 2]
 
-    cached, whole, untold = both(model)
+    cached, whole, without = both(model)
     np.testing.assert_allclose(cached, whole, **EXACT)
-    assert np.abs(whole - untold).max() > 1e-2
+    assert np.abs(whole - without).max() > 1e-2

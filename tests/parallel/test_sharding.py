@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from videomar_jax.models.config import PRESETS, ModelConfig
+from videomar_jax.models.params import abstract_model
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import abstract_mesh, make_mesh
 from videomar_jax.parallel.multihost import process_share
@@ -21,9 +22,9 @@ from videomar_jax.parallel.sharding import (
 )
 from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.curriculum import Curriculum
-from videomar_jax.training.loss import Batch
+from videomar_jax.training.draws import Batch
 from videomar_jax.training.optimizer import make_optimizer
-from videomar_jax.training.state import abstract_model, init_state
+from videomar_jax.training.state import init_state
 from videomar_jax.training.step import make_train_step
 
 MODEL = ModelConfig(

@@ -12,8 +12,9 @@ from tests.helpers.videomar_recordings import GRID, channels_last, check, frames
 from videomar_jax.interop.formats.rules import flat
 from videomar_jax.interop.videomar import parameter_shapes, read_checkpoint
 from videomar_jax.models import attention, masking
+from videomar_jax.models.attention import VisibleCache
 from videomar_jax.models.patchify import patchify, positions, unpatchify
-from videomar_jax.models.rope import rotate, rotation
+from videomar_jax.models.rope import rotary_embedding, rotate
 
 
 def test_rope(case):
@@ -23,7 +24,7 @@ def test_rope(case):
         positions(grid[0], tuple(grid[1:])).reshape(-1, 3), g["in/positions"]
     )
     split = tuple(settings["split_64"])
-    whole = rotation(positions(grid[0], tuple(grid[1:])), split, settings["theta"])
+    whole = rotary_embedding(positions(grid[0], tuple(grid[1:])), split, settings["theta"])
     check(
         "rope",
         "y",
@@ -31,7 +32,7 @@ def test_rope(case):
         g["out/y"],
         5e-6,
     )
-    one = rotation(positions(jnp.array([frame]), tuple(grid[1:])), split, settings["theta"])
+    one = rotary_embedding(positions(jnp.array([frame]), tuple(grid[1:])), split, settings["theta"])
     check(
         "rope",
         "y_frame",
@@ -40,26 +41,26 @@ def test_rope(case):
         5e-6,
     )
     grid, split = settings["grid_128"], tuple(settings["split_128"])
-    wide = rotation(positions(grid[0], tuple(grid[1:])), split, settings["theta"])
+    wide = rotary_embedding(positions(grid[0], tuple(grid[1:])), split, settings["theta"])
     y = rotate(frames(g["in/x128"], grid[0]), wide, split).reshape(g["out/y128"].shape)
     check("rope", "y128", y, g["out/y128"], 5e-6)
 
 
 def test_self_attention(case, model):
     g, _ = case("self_attn")
-    block, x, turns = (
+    block, x, rotary = (
         layer(model.transformer.blocks, 0).self_attention,
         frames(g["in/x"], 4),
-        model.rotation(4, GRID),
+        model.rotary(4, GRID),
     )
-    for name, value in zip("qkv", block.queries_keys_values(x, turns), strict=True):
+    for name, value in zip("qkv", block.queries_keys_values(x, rotary), strict=True):
         theirs = g[f"out/{name}"]
         check("self_attn", name, value.reshape(theirs.shape), theirs, 2e-5 if name == "v" else 5e-5)
-    for name, mix in {"causal": attention.frame_causal, "full": attention.whole_clip}.items():
+    for name, pattern in {"causal": attention.frame_causal, "full": attention.whole_clip}.items():
         check(
             "self_attn",
             name,
-            block(x, turns, mix)[0].reshape(g["in/x"].shape),
+            block(x, rotary, pattern)[0].reshape(g["in/x"].shape),
             g[f"out/{name}"],
             5e-5,
         )
@@ -85,7 +86,7 @@ def test_block(case, model):
     for tail in ("", "_small"):
         x = frames(g[f"in/x{tail}"], 4)
         y, _ = block(
-            x, text, jnp.asarray(g["in/text_mask"]), model.rotation(4, GRID), attention.frame_causal
+            x, text, jnp.asarray(g["in/text_mask"]), model.rotary(4, GRID), attention.frame_causal
         )
         check("block", f"y{tail}", y.reshape(g[f"in/x{tail}"].shape), g[f"out/y{tail}"], 2e-4)
 
@@ -157,8 +158,9 @@ def test_kv_cache(case, model):
     check("kv_cache", "z_full", model(tokens, mask, context, GRID)[:, k], g["out/z_full"], 5e-5)
     cache = model.empty_cache(len(tokens), k, tokens.shape[2])
     for number in range(k):
-        cache = model.remember(tokens[:, number], jnp.asarray(number), context, cache, GRID)
-    z = model.frame(tokens[:, k], mask[:, k], jnp.asarray(k), context, cache, GRID)
+        cache = model.commit_frame(tokens[:, number], jnp.asarray(number), context, cache, GRID)
+    past = VisibleCache(cache, jnp.arange(k) < k)
+    z = model.predict_frame(tokens[:, k], mask[:, k], model.frame_rotary(k, GRID), context, past)
     check("kv_cache", "z_cached", z, g["out/z_cached"], 2e-5)
     for name, kept in {"k": cache.keys, "v": cache.values}.items():
         for which, index in {"0": 0, "_last": -1}.items():

@@ -11,7 +11,8 @@ from videomar_jax.diffusion.base import guide
 from videomar_jax.diffusion.ddpm import DDPM, cosine_betas, ddpm_tables, kept_steps
 from videomar_jax.models.diffusion_head import time_features
 from videomar_jax.sampling.reference import draw_tokens
-from videomar_jax.training.loss import LossDraws, diffusion_losses
+from videomar_jax.training.draws import LossDraws
+from videomar_jax.training.loss import diffusion_losses
 
 
 def guided_output(output: jax.Array, guidance: float) -> tuple[jax.Array, jax.Array]:

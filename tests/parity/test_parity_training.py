@@ -10,7 +10,8 @@ from videomar_jax.io.migration import current
 from videomar_jax.models import masking
 from videomar_jax.training import step as train
 from videomar_jax.training.config import LossConfig, OptimizerConfig
-from videomar_jax.training.loss import Batch, LossDraws, next_frame_loss
+from videomar_jax.training.draws import Batch, LossDraws
+from videomar_jax.training.loss import next_frame_loss
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.state import TrainState
 

@@ -12,9 +12,9 @@ from flax import nnx
 
 from tests.helpers.tiny_run import STEPS, saved_parts, tiny
 from videomar_jax.experiment.config import Experiment
+from videomar_jax.models.params import abstract_model
 from videomar_jax.pretrained.bundle import load_bundle, load_pretrained, run_folder, save_bundle
 from videomar_jax.tokenizers.base import fingerprint
-from videomar_jax.training.state import abstract_model
 
 
 def parameters(pretrained):

@@ -11,7 +11,7 @@ from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tiny_video import generated
 from videomar_jax.checks import UserError
 from videomar_jax.models.attention import KVCache
-from videomar_jax.models.rope import PositionScale, rotate, rotation
+from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
 from videomar_jax.sampling.rope_scaling import position_scale, shift_first
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.sampling.speed import SpeedOptions
@@ -44,7 +44,9 @@ def test_a_first_frame_turned_forward_equals_one_rotated_there():
         place = jnp.stack(
             jnp.meshgrid(jnp.asarray(frames), jnp.arange(2), jnp.arange(3), indexing="ij"), -1
         )
-        rotary = rotation(place.reshape(3, 6, 3), config.rope_channels, config.rope_base, scale)
+        rotary = rotary_embedding(
+            place.reshape(3, 6, 3), config.rope_channels, config.rope_base, scale
+        )
         return rotate(heads, rotary, config.rope_channels)
 
     cache = KVCache(rotated([0, 8, 9])[None], heads[None])

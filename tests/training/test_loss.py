@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.tiny_model import GRID, annotations_off, tiny_model, tiny_text
 from videomar_jax.training.config import LossConfig
-from videomar_jax.training.loss import Batch, draw, next_frame_loss, supervised_frames
+from videomar_jax.training.draws import Batch, draw, supervised_frames
+from videomar_jax.training.loss import next_frame_loss
 
 COUNT, CLIPS = GRID[0] * GRID[1], 2
 
@@ -207,7 +208,7 @@ def test_rows_of_draws(form, frames, rows):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("frames", "some"),
+        ("supervise", "some"),
         ("normaliser", "none"),
         ("mask_rate_min", 1.0),
         ("mask_rate_min", -0.1),

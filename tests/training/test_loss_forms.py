@@ -10,16 +10,11 @@ import pytest
 from flax import nnx
 
 from tests.helpers.tiny_model import GRID, annotations_off, tiny_config, tiny_model, tiny_text
+from videomar_jax.models.params import abstract_model
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.training.loss import (
-    Batch,
-    LossConfig,
-    draw,
-    loss_normaliser,
-    next_frame_loss,
-    truncated_frames,
-)
-from videomar_jax.training.state import abstract_model
+from videomar_jax.training.config import LossConfig
+from videomar_jax.training.draws import Batch, draw, truncated_frames
+from videomar_jax.training.loss import loss_normaliser, next_frame_loss
 
 COUNT, CLIPS, FRAMES = GRID[0] * GRID[1], 4, 3
 SHAPE = (CLIPS, FRAMES, COUNT)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from tests.helpers.tiny_model import annotations_off, tiny_config
+from videomar_jax.models.params import abstract_model
 from videomar_jax.training.optimizer import (
     OptimizerConfig,
     clip_by_global_norm,
@@ -17,7 +18,6 @@ from videomar_jax.training.optimizer import (
     make_optimizer,
     names,
 )
-from videomar_jax.training.state import abstract_model
 
 BLOCK = "transformer.blocks."
 ATTENTION = [

@@ -10,10 +10,12 @@ import pytest
 from flax import nnx
 
 from tests.helpers.tiny_model import GRID, tiny_config, tiny_model, tiny_text
+from videomar_jax.models.params import abstract_model, count_params
 from videomar_jax.training.config import LossConfig, OptimizerConfig
-from videomar_jax.training.loss import Batch, draw, next_frame_loss
+from videomar_jax.training.draws import Batch, draw
+from videomar_jax.training.loss import next_frame_loss
 from videomar_jax.training.optimizer import make_optimizer
-from videomar_jax.training.state import abstract_model, count_params, init_state
+from videomar_jax.training.state import init_state
 from videomar_jax.training.step import make_train_step
 
 LOSS = LossConfig(supervise="all_frames", draws_per_token=2)

@@ -12,13 +12,14 @@ from tests.helpers.tiny_run import tiny
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.config import Experiment
+from videomar_jax.models.params import abstract_model, init_params
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.training import batches
 from videomar_jax.training.batches import TrainingInputs, to_batch
 from videomar_jax.training.config import LossConfig
-from videomar_jax.training.loss import draw, next_frame_loss
-from videomar_jax.training.state import abstract_model, init_params
+from videomar_jax.training.draws import draw
+from videomar_jax.training.loss import next_frame_loss
 from videomar_jax.training.validation import Validation
 
 SHAPE = ClipShape(num_frames=3, height=16, width=16)

@@ -28,13 +28,14 @@ from videomar_jax.data.loader import batches
 from videomar_jax.data.sources import ClipSource, Subset
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.models.flops import train_step_flops
+from videomar_jax.models.params import count_params
 from videomar_jax.parallel.mesh import abstract_mesh
 from videomar_jax.parallel.sharding import bytes_per_device, param_shardings, state_shardings
 from videomar_jax.training.batches import clip_shape, stage_clips
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.recipe import Recipe, check_mesh
 from videomar_jax.training.stages import BatchShape, Stage
-from videomar_jax.training.state import count_params, init_state
+from videomar_jax.training.state import init_state
 from videomar_jax.types import Int
 
 _log = logging.getLogger(__name__)

@@ -33,6 +33,7 @@ from videomar_jax.experiment.workdir import (
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.io.log import log
 from videomar_jax.io.media import write_mp4, write_png
+from videomar_jax.models.params import Params, abstract_model
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.multihost import barrier, to_host
 from videomar_jax.pretrained.bundle import (
@@ -48,7 +49,6 @@ from videomar_jax.training.batches import TrainingInputs, check_data
 from videomar_jax.training.loop import train
 from videomar_jax.training.profiling import Profile
 from videomar_jax.training.recipe import check_mesh, check_stages
-from videomar_jax.training.state import Params, abstract_model
 from videomar_jax.types import UInt8
 
 PREPARE, EVALUATE = "prepare", "evaluate"

@@ -1,15 +1,15 @@
 """What a VideoMAR is built from: one frozen dataclass that checks itself, and the presets.
 
 The defaults are the paper's 1.4B model. Fields marked "ours" exist because a small model learns
-faster with them or because the published code leaves the point open; their defaults are the
+faster with them, or because the published code leaves the point open; their defaults are the
 published behaviour.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from videomar_jax.checks import Count, Natural, Positive, UserError, check_fields, known_keys
 from videomar_jax.diffusion.base import PROCESSES, Process
 
 
@@ -18,101 +18,94 @@ class ModelConfig:
     """Sizes and choices of the transformer and its head.
 
     Raises:
-        ValueError: a field has a value that cannot be built; the text names the field and a way
-            out.
+        UserError: a field has a value that cannot be built; the text names the field.
     """
 
     # Tokens
-    latent_channels: int = 16  # C of the tokenizer
-    patch_size: int = 1  # p: latent pixels per token side
+    latent_channels: Count = 16
+    """C, the channels of the tokenizer's latents."""
+    patch_size: Count = 1
+    """p, the latent rows and columns of a token."""
+
     # Transformer
-    width: int = 1536
-    depth: int = 36
-    num_heads: int = 24
-    mlp_ratio: int = 4
-    rope_split: Sequence[int] | None = (
-        None  # channels of a head for (frame, row, column); None: d/2, d/4, d/4
-    )
-    rope_base: float = 10000.0
-    rope_frame_origin: Literal["absolute", "restart"] = (
-        "absolute"  # generation: frame t at t, or each pass from 0
-    )
-    qk_norm_gain: float = 1.0  # ours: initial gain of the query and key norms
-    gate_init: float | None = (
-        None  # ours: start value of both residual gates; None: normal / sqrt(D) like the table
-    )
+    width: Count = 1536
+    """D."""
+    depth: Count = 36
+    """Layers of the transformer."""
+    num_heads: Count = 24
+    """n, attention heads; they divide the width."""
+    mlp_ratio: Count = 4
+    """Width of the feed-forward layer as a multiple of D."""
+    rope_split: Sequence[Natural] | None = None
+    """Channels of a head that encode (frame, row, column); None: d/2, d/4, d/4."""
+    rope_base: Positive = 10000.0
+    """Base of the rotary frequencies."""
+    rope_frame_origin: Literal["absolute", "restart"] = "absolute"
+    """In generation frame t stands at position t, or every pass restarts at 0."""
+    qk_norm_gain: Positive = 1.0
+    """Ours: initial gain of the query and key norms."""
+    gate_init: float | None = None
+    """Ours: initial value of both residual gates; None: normal / sqrt(D) like their table."""
+
     # Text
-    text_tokens: int = 300  # K, also the length of the learned null context
-    text_width: int = 1536  # E of the text encoder
-    text_mask: bool = True  # hide padded text tokens
-    null_text_mask: Literal["prompt", "ones"] = (
-        "prompt"  # mask of the null context: the prompt's, or nothing hidden
-    )
-    pooled_text: bool = False  # ours: add a projection of the mean text feature to every token
+    text_tokens: Count = 300
+    """K, also the length of the learned null context."""
+    text_width: Count = 1536
+    """E, the feature width of the text encoder."""
+    text_mask: bool = True
+    """Hide padded text tokens."""
+    null_text_mask: Literal["prompt", "ones"] = "prompt"
+    """The mask of the null context: that of the prompt, or nothing hidden."""
+    pooled_text: bool = False
+    """Ours: add a projection of the mean text feature to every token."""
+
     # Diffusion head
     head: Literal["ddpm", "flow"] = "ddpm"
-    head_width: int = 1024
-    head_depth: int = 3
-    head_zero_init: bool = True  # False, ours: small random modulation and output layers
-    flow_time: Literal["uniform", "logit_normal"] = (
-        "uniform"  # how the flow head draws training times
-    )
-    # Auxiliary regression of the clean token from z (ours; its weight is the loss's business)
+    """The diffusion process of a token."""
+    head_width: Count = 1024
+    """Width of the head's MLP."""
+    head_depth: Count = 3
+    """Residual blocks of the head."""
+    head_zero_init: bool = True
+    """Start the modulation and output layers at zero; False (ours): small random values."""
+    flow_time: Literal["uniform", "logit_normal"] = "uniform"
+    """How the flow head draws training times."""
     regression: bool = False
-    # Tell the model how noisy the finished frames are (MAGI 2025); goes with the loss's history
-    # noise
+    """Ours: a readout of the clean token from z (for `loss.regression_weight`)."""
     history_levels: bool = False
-    # Computation
-    dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # matmuls; statistics, softmax and diffusion stay float32
-    )
-    remat: Literal["none", "full", "dots"] = "none"  # what the backward pass computes again
-    unroll: int = 1  # layers per turn of the layer loop, and of the head's; more: faster on CPU, compiles slower
+    """Give the model the noise level of earlier frames (MAGI 2025; for `loss.history_noise`)."""
+
+    # Computation: changes no parameter
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the matrix products; statistics, softmax and diffusion stay float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass computes again to save memory."""
+    unroll: Count = 1
+    """Layers per turn of the layer loop: more runs faster on a CPU and compiles slower."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
+    """The attention kernel (`models.kernels`)."""
 
     def __post_init__(self):
-        for field in (
-            "latent_channels",
-            "patch_size",
-            "width",
-            "depth",
-            "num_heads",
-            "mlp_ratio",
-            "text_tokens",
-            "text_width",
-            "head_width",
-            "head_depth",
-            "unroll",
-        ):
-            if getattr(self, field) < 1:
-                raise ValueError(f"model.{field} must be at least 1, not {getattr(self, field)}.")
-        for field in dataclasses.fields(self):
-            choices = getattr(field.type, "__args__", ())
-            if (
-                getattr(field.type, "__origin__", None) is Literal
-                and getattr(self, field.name) not in choices
-            ):
-                raise ValueError(
-                    f"model.{field.name} is {getattr(self, field.name)!r}; it may be one of {choices}."
-                )
+        check_fields("model", self)
         if self.width % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"model.width {self.width} is not a multiple of model.num_heads {self.num_heads}."
             )
         if self.rope_split is not None:
+            # A tuple, so that the config stays hashable when it comes from a JSON list.
             object.__setattr__(self, "rope_split", tuple(self.rope_split))
-        if len(self.rope_channels) != 3 or any(c < 0 or c % 2 for c in self.rope_channels):
-            raise ValueError(
-                f"model.rope_split must be three even numbers, not {self.rope_channels}"
-                + (
-                    "; a head width that is a multiple of 8 splits by itself."
-                    if self.rope_split is None
-                    else "."
-                )
-            )
-        if sum(self.rope_channels) != self.head_dim:
-            raise ValueError(
-                f"model.rope_split {self.rope_channels} must add up to the head width {self.head_dim}."
+        self._check_rope_channels()
+
+    def _check_rope_channels(self) -> None:
+        channels = self.rope_channels
+        if len(channels) != 3 or any(count % 2 for count in channels):
+            hint = ""
+            if self.rope_split is None:
+                hint = " A head width that is a multiple of 8 splits by itself."
+            raise UserError(f"model.rope_split must be three even numbers, not {channels}.{hint}")
+        if sum(channels) != self.head_dim:
+            raise UserError(
+                f"model.rope_split {channels} must add up to the head width {self.head_dim}."
             )
 
     @property
@@ -162,16 +155,12 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """Builds the config from plain values; an unknown key is answered with the nearest known
-        one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                raise ValueError(
-                    f"Unknown model field {key!r}."
-                    + (f" Did you mean {near[0]!r}?" if near else "")
-                )
+        """The config of plain values.
+
+        Raises:
+            UserError: an unknown key (the text names the nearest known one), or a wrong value.
+        """
+        known_keys("model", values, [field.name for field in dataclasses.fields(cls)])
         return cls(**values)
 
 

@@ -1,14 +1,13 @@
-"""The head: a small residual MLP that denoises one token, told by AdaLN the time and the
-transformer's output z (MAR).
+"""The head: a small residual MLP that denoises one token (MAR, Li et al. 2024, section 3).
 
-    y = SiLU( time_mlp(t) + cond_embed(z) ),   u = input_proj(x)
-    u = u + gate * linear2( SiLU( linear1( LN(u) * (1 + scale) + shift ) ) )        for each
-    residual block,
-                                                                                    (shift, scale, gate) = linear(y)
-    out = linear( LN(u) * (1 + scale) + shift ),                                    (shift, scale) =
-    linear(y)
+The time t and the transformer's output z act through AdaLN:
 
-Tokens do not see each other here: all of them, of all samples, are rows.
+    y = SiLU( time_mlp(t) + cond_embed(z) ),   u = input_proj(x_t)                          (1)
+    u = u + gate * linear2( SiLU( linear1( LN(u) * (1 + scale) + shift ) ) )                (2)
+    output = linear( LN(u) * (1 + scale) + shift )                                          (3)
+
+Each residual block (2) has a (shift, scale, gate) = linear(y) of its own, the output (3) a
+(shift, scale) = linear(y). Tokens do not see each other here: all tokens of all samples are rows.
 """
 
 import math
@@ -22,19 +21,25 @@ from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.layers import Linear, layer_norm, linear
 from videomar_jax.types import Array, Float
 
-FEATURES = 256
+TIME_FEATURES = 256
 """Width of the sinusoidal time features."""
 
 
-def time_features(t: Array, table_steps: int = 1000) -> Float[Array, "... 256"]:
-    """[cos(t f), sin(t f)] with f_i = 10000^(-i/128). Integer steps are read from a float64 table
-    (float32 powers of a frequency, times 999, would be off by 1e-4); the flow head's t in [0, 1]
-    stands for the step 1000 t."""
-    frequency = np.exp(-math.log(10000) * np.arange(FEATURES // 2) / (FEATURES // 2))
+def time_features(t: Array, steps: int = 1000) -> Float[Array, "... 256"]:
+    """[cos(t f), sin(t f)] with the frequencies f_i = 10000^(-i/128), i = 0..127.
+
+    Args:
+        t: whole steps 0..steps-1 (others give NaN), or t in [0, 1], which stands for t * steps.
+    """
+    half = TIME_FEATURES // 2
+    frequency = np.exp(-math.log(10000) * np.arange(half) / half)
     if jnp.issubdtype(t.dtype, jnp.integer):
-        angle = np.arange(table_steps)[:, None] * frequency
-        return jnp.asarray(np.concatenate([np.cos(angle), np.sin(angle)], axis=-1), jnp.float32)[t]
-    angle = 1000 * t[..., None] * jnp.asarray(frequency, jnp.float32)
+        # A float64 table: float32 powers of a frequency, times 999, would be off by 1e-4.
+        angle = np.arange(steps)[:, None] * frequency
+        table = np.concatenate([np.cos(angle), np.sin(angle)], axis=-1)
+        # Indexing would silently clamp a step outside of the table.
+        return jnp.take(jnp.asarray(table, jnp.float32), t, axis=0, mode="fill", fill_value=jnp.nan)
+    angle = steps * t[..., None] * jnp.asarray(frequency, jnp.float32)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -45,8 +50,13 @@ def dense(
     return linear(inputs, outputs, config, rngs, use_bias=True, std=std)
 
 
+def modulation_std(config: ModelConfig) -> float:
+    """Zero as published, or small so that gradients reach everything from the first step."""
+    return 0.0 if config.head_zero_init else 0.3 / math.sqrt(config.head_width)
+
+
 class ResidualBlock(nnx.Module):
-    """One AdaLN residual block of the head."""
+    """Equation (2)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width = config.head_width
@@ -61,18 +71,14 @@ class ResidualBlock(nnx.Module):
         return u + gate * self.linear2(jax.nn.silu(h))
 
 
-def modulation_std(config: ModelConfig) -> float:
-    """Zero as published, or small so that gradients reach everything from the first step."""
-    return 0.0 if config.head_zero_init else 0.3 / math.sqrt(config.head_width)
-
-
 class DiffusionHead(nnx.Module):
     """Noisy token, time and z to the process's output for that token."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width = config.head_width
+        self.steps = config.process.steps
         self.unroll = min(config.unroll, config.head_depth)
-        self.time1 = dense(FEATURES, width, config, rngs, 0.02)
+        self.time1 = dense(TIME_FEATURES, width, config, rngs, 0.02)
         self.time2 = dense(width, width, config, rngs, 0.02)
         self.cond_embed = dense(config.width, width, config, rngs)
         self.input_proj = dense(config.token_dim, width, config, rngs)
@@ -81,26 +87,27 @@ class DiffusionHead(nnx.Module):
         )
         self.final_norm = layer_norm(width, 1e-6, rngs, affine=False)
         self.final_modulation = dense(width, 2 * width, config, rngs, modulation_std(config))
+        # As published the output starts at zero: the first loss is that of answering "no noise".
         outputs = config.process.output_channels(config.token_dim)
         self.final = dense(width, outputs, config, rngs, 0.0 if config.head_zero_init else 0.02)
 
     def condition(self, z: Float[Array, "... D"]) -> Float[Array, "... W"]:
-        """The part of the condition that stays the same over the sampling steps."""
+        """cond_embed(z), which stays the same over the sampling steps."""
         return self.cond_embed(z)
 
     def time_embedding(self, t: Array) -> Float[Array, "... W"]:
-        """Time features through the two-layer MLP."""
-        return self.time2(jax.nn.silu(self.time1(time_features(t))))
+        """time_mlp(t)."""
+        features = time_features(t, self.steps)
+        return self.time2(jax.nn.silu(self.time1(features)))
 
     def denoise(
         self, x: Float[Array, "... P"], t: Array, condition: Float[Array, "... W"]
     ) -> Float[Array, "... O"]:
-        """The output for noisy rows `x` at times `t` (integer steps, or [0, 1] for flow), broadcast
-        over rows."""
+        """The output for noisy rows x_t at times t (as `time_features` takes them)."""
         y = jax.nn.silu(self.time_embedding(t) + condition)
-        start = self.input_proj(x)
+        u = self.input_proj(x)
         u, _ = jax.lax.scan(
-            lambda u, block: (block(u, y), None), start, self.blocks, unroll=self.unroll
+            lambda u, block: (block(u, y), None), u, self.blocks, unroll=self.unroll
         )
         shift, scale = jnp.split(self.final_modulation(y), 2, axis=-1)
         return self.final(self.final_norm(u) * (1 + scale) + shift)

@@ -1,9 +1,11 @@
-"""Which tokens are hidden in training: the mask-rate law and the random orders (paper, section 3).
+"""Which tokens are hidden in training: the law of the mask rate, and random orders (paper, sec. 3).
 
-1. Every frame has an order: a random permutation of its tokens. The first entry is generated first.
-2. The mask rate r follows a normal law with mean 1 and standard deviation 0.25 cut to [0.7, 1]:
-   r = 1 + 0.25 Phi^-1( Phi(a) + u (1/2 - Phi(a)) ),  a = (0.7 - 1) / 0.25,  u uniform.
-3. ceil(S r) tokens of a frame are hidden: the last of its order.
+Every frame has an order, a random permutation of its S tokens; the first entry is generated first.
+The mask rate r follows a normal law with mean 1 and standard deviation 1/4, cut to [a, 1] with
+a = 0.7 as published:
+
+    r = 1 + 1/4 Phi^-1( Phi_a + u (1/2 - Phi_a) ),   Phi_a = Phi( (a - 1) / (1/4) ),  u uniform  (1)
+    n = ceil(S r) tokens of the frame are hidden: the last n of its order                        (2)
 """
 
 import jax
@@ -17,10 +19,15 @@ RATE_STD = 0.25
 
 
 def mask_rate(u: Float[Array, "..."], minimum: float = 0.7) -> Float[Array, "..."]:
-    """The mask rate at the uniform variates `u` in [0, 1): inverse distribution function of the cut
-    normal law."""
+    """Equation (1) for uniform variates `u` in [0, 1); `minimum` is a."""
     lowest = ndtr((minimum - 1.0) / RATE_STD)
+    # 1/2 is Phi(0), the other end: the inverse distribution function of a law that is cut there.
     return 1.0 + RATE_STD * ndtri(lowest + u * (0.5 - lowest))
+
+
+def num_masked(num_tokens: int, rate: Float[Array, "..."]) -> Int[Array, "..."]:
+    """n of equation (2), at least one token and at most all of them."""
+    return jnp.clip(jnp.ceil(num_tokens * rate), 1, num_tokens).astype(jnp.int32)
 
 
 def random_orders(key: Key, shape: tuple[int, int, int]) -> Orders:
@@ -30,6 +37,7 @@ def random_orders(key: Key, shape: tuple[int, int, int]) -> Orders:
 
 def ranks(orders: Int[Array, "*frames S"]) -> Int[Array, "*frames S"]:
     """The place of each token in its frame's order, 0 for the token that is generated first."""
+    # Sorting a permutation gives its inverse.
     return jnp.argsort(orders, axis=-1)
 
 
@@ -39,21 +47,15 @@ def hide_last(orders: Orders, num_masked: Int[Array, "B T"]) -> TokenMask:
     return ranks(orders) >= num_tokens - num_masked[..., None]
 
 
-def num_masked(num_tokens: int, rate: Float[Array, "..."]) -> Int[Array, "..."]:
-    """ceil(S r), at least one token and at most all of them."""
-    return jnp.clip(jnp.ceil(num_tokens * rate), 1, num_tokens).astype(jnp.int32)
-
-
 def one_frame_counts(
     current: Int[Array, "B"], in_current: Int[Array, "B"], frames: int, tokens: int
-):
-    """Hidden tokens of each frame when frame `current` is generated: none before it, all after it;
-    [B, T]."""
+) -> Int[Array, "B T"]:
+    """Hidden tokens of each frame when frame `current` is generated: none before it, all after."""
     frame = jnp.arange(frames)[None, :]
     counts = jnp.where(frame == current[:, None], in_current[:, None], 0)
     return jnp.where(frame > current[:, None], tokens, counts)
 
 
 def count(mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Hidden tokens in all."""
+    """The number of hidden tokens."""
     return jnp.sum(mask, dtype=jnp.float32)

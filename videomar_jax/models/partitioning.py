@@ -1,12 +1,13 @@
-"""Where arrays lie on many devices: the model names what it computes, whoever runs it decides.
+"""Named points of the computation where a caller may constrain how arrays are sharded.
 
-    x = laid_out("stream", x)          in the model: tokens [B, T, S, D] between two layers
-    block = laid_out("layer", block)   the parameters of the layer that comes next
+    x = constrain("stream", x)              in the model: tokens [B, T, S, D] between two layers
+    block = constrain("layer", block)       the parameters of the next layer
 
-    with layout(rule):                 outside, around the trace: rule(name, tree) -> tree
+    with sharding_rule(rule):               outside, around the trace
         z = model(...)
 
-Without a rule nothing happens, so the model runs anywhere as it is.
+A rule is a function (name, tree) -> tree. Without one, `constrain` does nothing: the model runs as
+it is on a single device.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +18,12 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 Rule = Callable[[str, Any], Any]
 
-_rule: ContextVar[Rule | None] = ContextVar("layout", default=None)
+_rule: ContextVar[Rule | None] = ContextVar("sharding_rule", default=None)
 
 
 @contextmanager
-def layout(rule: Rule | None) -> Iterator[None]:
-    """Applies `rule` to what is traced inside."""
+def sharding_rule(rule: Rule | None) -> Iterator[None]:
+    """Applies `rule` at the named points of what is traced inside; None: no rule."""
     token = _rule.set(rule)
     try:
         yield
@@ -30,7 +31,7 @@ def layout(rule: Rule | None) -> Iterator[None]:
         _rule.reset(token)
 
 
-def laid_out(name: str, tree: _T) -> _T:
-    """The tree where the rule in force wants it."""
+def constrain(name: str, tree: _T) -> _T:
+    """The tree, sharded as the rule in force says; without a rule, as it is."""
     rule = _rule.get()
     return tree if rule is None else rule(name, tree)

@@ -1,41 +1,77 @@
 """The block and the stack.
 
 With the rows (shift1, scale1, gate1, shift2, scale2, gate2) of a block's learned table, the same
-for all tokens:
+for all tokens (the published model has no time step in its blocks):
 
-    x = x + gate1 * SelfAttention( LN1(x) * (1 + scale1) + shift1 )
-    x = x + CrossAttention( x, text )
-    x = x + gate2 * FF( LN2(x) * (1 + scale2) + shift2 ),     FF: D → 4D, GELU (tanh), 4D → D
+    x = x + gate1 * SelfAttention( LN1(x) * (1 + scale1) + shift1 )                         (1)
+    x = x + CrossAttention( x, text )                                                       (2)
+    x = x + gate2 * FF( LN2(x) * (1 + scale2) + shift2 )                                    (3)
 
-The layers' parameters are stacked on a leading axis and applied with `jax.lax.scan`: one block is
-traced and compiled whatever the depth. The residual stream and all statistics are float32; matmuls
-run in the compute dtype.
+with FF: D -> 4D, GELU (tanh), 4D -> D. The layers' parameters are stacked on a leading axis and
+applied with `jax.lax.scan`, so that one block is traced and compiled whatever the depth. The
+residual stream and all statistics are float32; products run in the compute dtype.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from videomar_jax.models.attention import CrossAttention, KVCache, Mix, SelfAttention, TextKV
+from videomar_jax.models.attention import (
+    AttentionFn,
+    CrossAttention,
+    KVCache,
+    SelfAttention,
+    TextKV,
+)
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.layers import layer_norm, linear
-from videomar_jax.models.partitioning import laid_out
-from videomar_jax.models.rope import Rotation
+from videomar_jax.models.partitioning import constrain
+from videomar_jax.models.rope import Rotary
 from videomar_jax.types import Array, Bool, Float, Int, Key
 
 Stream = Float[Array, "B T S D"]
-SomeRows = Float[Array, "B T _ D"]
-Rows = Int[Array, "B R"]
-"""Places of tokens in their frame; one behind the last stands for any token."""
+SomeTokens = Float[Array, "B T _ D"]
+TokenIndices = Int[Array, "B R"]
+"""Tokens of a frame, by index; S, one behind the last, stands for any token."""
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The text as the transformer sees it."""
+
+    tokens: Float[Array, "B K D"] | TextKV
+    """Projected features, or their keys and values for every layer."""
+    mask: Bool[Array, "B K"] | None
+    """False at padding; None: everything is seen."""
+    pooled: Float[Array, "B D"] | None = None
+    """A summary that is added to every token, in models that have one."""
+
+
+class Layer(NamedTuple):
+    """A block with its own text and cache; or all blocks, stacked."""
+
+    block: "Block"
+    text: TextKV | None
+    cache: KVCache | None
 
 
 def table_init(key: Key, config: ModelConfig) -> Float[Array, "6 D"]:
     """Normal / sqrt(D); the two gate rows start at `gate_init` when it is given."""
     table = jax.random.normal(key, (6, config.width)) / jnp.sqrt(config.width)
-    return table if config.gate_init is None else table.at[jnp.array([2, 5])].set(config.gate_init)
+    if config.gate_init is None:
+        return table
+    return table.at[jnp.array([2, 5])].set(config.gate_init)
 
 
 class FeedForward(nnx.Module):
@@ -50,7 +86,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention over frames, attention to text, feed-forward."""
+    """One layer, equations (1) to (3)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.scale_shift_table = nnx.Param(table_init(rngs.params(), config))
@@ -65,16 +101,22 @@ class Block(nnx.Module):
         x: Stream,
         text: TextKV,
         text_mask: Bool[Array, "B K"] | None,
-        rotation: Rotation,
-        mix: Mix,
-        rows: Rows | None = None,
-    ) -> tuple[SomeRows, KVCache]:
-        """Returns the stream and this layer's keys and values of the frames in `x`. With `rows` the
-        stream of these tokens only; then `mix` is to give no others either."""
+        rotary: Rotary,
+        attention_fn: AttentionFn,
+        token_indices: TokenIndices | None = None,
+    ) -> tuple[SomeTokens, KVCache]:
+        """The stream, and this layer's keys and values of the frames in `x`.
+
+        With `token_indices` the stream of these tokens only, for which `attention_fn` must then
+        give the values.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.scale_shift_table[...]
         with jax.named_scope("self_attention"):
-            attended, kv = self.self_attention(self.norm1(x) * (1 + scale1) + shift1, rotation, mix)
-            x = (x if rows is None else take_rows(x, rows)) + gate1 * attended
+            h = self.norm1(x) * (1 + scale1) + shift1
+            attended, kv = self.self_attention(h, rotary, attention_fn)
+            if token_indices is not None:
+                x = take_tokens(x, token_indices)
+            x = x + gate1 * attended
         with jax.named_scope("cross_attention"):
             x = x + self.cross_attention(x, text, text_mask)
         with jax.named_scope("feed_forward"):
@@ -82,23 +124,14 @@ class Block(nnx.Module):
         return x, kv
 
 
-def take_rows(x: Float[Array, "B T S *rest"], rows: Rows) -> Float[Array, "B T R *rest"]:
-    """The tokens at `rows` of every frame."""
-    index = rows.reshape(len(rows), 1, -1, *[1] * (x.ndim - 3))
+def take_tokens(x: Float[Array, "B T S *rest"], indices: TokenIndices) -> Float[Array, "..."]:
+    """These tokens of every frame, [B, T, R, *rest]."""
+    index = indices.reshape(len(indices), 1, -1, *[1] * (x.ndim - 3))
     return jnp.take_along_axis(x, index, axis=2, mode="clip")
 
 
-Layer = tuple[Block, TextKV | None, KVCache | None]
-"""A block, and what it has of the text and of finished frames."""
-
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
 class Transformer(nnx.Module):
-    """`depth` blocks applied with one scan, and the final norm."""
+    """`depth` blocks and the final norm."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -112,77 +145,104 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         x: Stream,
-        text: Float[Array, "B K D"] | TextKV,
-        text_mask: Bool[Array, "B K"] | None,
-        rotation: Rotation,
-        mix: functools.partial,
+        context: Context,
+        rotary: Rotary,
+        attention_fn: AttentionFn,
         *,
         cache: KVCache | None = None,
-        keep_kv: bool = False,
-        rows: Rows | None = None,
+        token_indices: TokenIndices | None = None,
         layers: Sequence[Layer] | None = None,
-    ) -> tuple[SomeRows, KVCache | None]:
+    ) -> SomeTokens:
         """Runs all layers and the final norm.
 
         Args:
-            text: the projected context, or its keys and values for every layer
-                (`text_keys_values`).
-            mix: which frames see which; with `cache` it takes this layer's slice as the argument
-                `cache`.
-            cache: [depth, B, T, S, n, d] of finished frames.
-            keep_kv: also return the keys and values of the frames in `x`, [depth, B, T, S, n, d].
-            rows: tokens whose outcome is wanted, [B, T, R, D]; the last layer works on no others.
-            layers: blocks, text and cache cut apart (`apart`), which spares copying each out of the
-                stack in a pass.
+            attention_fn: which frames see which; with a cache it also takes this layer's part of
+                it, as the argument `cache`.
+            cache: [depth, B, T, S, n, d] of clean frames.
+            token_indices: tokens whose outcome is wanted, [B, T, R, D]; the last layer leaves out
+                all others.
+            layers: the layers one by one (`unstacked_layers`), with their own text and cache.
         """
-
-        def body(x, layer, rows=None):
-            block, layer_text, layer_cache = layer
-            block, x = laid_out("layer", block), laid_out("stream", x)
-            text_kv = block.cross_attention.keys_values(text) if layer_text is None else layer_text
-            layer_mix = mix if layer_cache is None else functools.partial(mix, cache=layer_cache)
-            if rows is not None:
-                layer_mix = functools.partial(_mix_rows, layer_mix, rows)
-            x, kv = block(x, text_kv, text_mask, rotation, layer_mix, rows)
-            return x, (kv if keep_kv else None)
-
-        if self.config.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
+        apply = self._layer_fn(context, rotary, attention_fn)
         x = x.astype(jnp.float32)
-        if rows is None and layers is None:
-            x, kv = jax.lax.scan(
-                body, x, self._stack(text, cache), unroll=min(self.config.unroll, self.config.depth)
-            )
+        if token_indices is None and layers is None:
+            x, _ = self._scan(apply, x, context, cache)
+        elif layers is None:
+            x = self._scan_but_last(apply, x, self._stack(context, cache), token_indices)
         else:
-            x, kv = self._in_turn(body, x, layers or self._stack(text, cache), rows), None
-        return self.norm(laid_out("stream", x)), kv
+            for layer in layers[:-1]:
+                x, _ = apply(x, layer)
+            x, _ = apply(x, layers[-1], token_indices)
+        return self.norm(constrain("stream", x))
 
-    def _stack(self, text: Array | TextKV, cache: KVCache | None) -> Layer:
-        """All layers, stacked."""
-        return self.blocks, (text if isinstance(text, TextKV) else None), cache
+    def keys_values(
+        self,
+        x: Stream,
+        context: Context,
+        rotary: Rotary,
+        attention_fn: AttentionFn,
+        cache: KVCache | None = None,
+    ) -> KVCache:
+        """Keys and values of the frames in `x`, [depth, B, T, S, n, d]; arguments as above."""
+        apply = self._layer_fn(context, rotary, attention_fn, keep_kv=True)
+        return self._scan(apply, x.astype(jnp.float32), context, cache)[1]
 
-    def apart(self, text: TextKV, cache: KVCache) -> tuple[Layer, ...]:
-        """All layers, each on its own: more to compile, for a stack that is applied many times."""
-        return tuple(_layer(self._stack(text, cache), i) for i in range(self.config.depth))
+    def unstacked_layers(self, text: TextKV, cache: KVCache) -> tuple[Layer, ...]:
+        """The layers one by one: more to compile, but a stack that is applied many times is not
+        copied at each use."""
+        stack = Layer(self.blocks, text, cache)
+        return tuple(_layer(stack, i) for i in range(self.config.depth))
 
-    def _in_turn(
-        self, body, x: Stream, layers: Layer | Sequence[Layer], rows: Rows | None
-    ) -> SomeRows:
-        """Applies the layers one after the other, the last one to `rows` only."""
+    def _layer_fn(
+        self, context: Context, rotary: Rotary, attention_fn: AttentionFn, keep_kv: bool = False
+    ) -> Callable:
+        """One layer as a function (x, layer, token indices) -> (x, its keys and values or None)."""
+
+        def apply(x, layer, token_indices=None):
+            block, x = constrain("layer", layer.block), constrain("stream", x)
+            text, fn = layer.text, attention_fn
+            if text is None:
+                text = block.cross_attention.keys_values(context.tokens)
+            if layer.cache is not None:
+                fn = functools.partial(fn, cache=layer.cache)
+            if token_indices is not None:
+                fn = functools.partial(_attend_from, fn, token_indices)
+            x, kv = block(x, text, context.mask, rotary, fn, token_indices)
+            return x, kv if keep_kv else None
+
+        if self.config.remat == "none":
+            return apply
+        # A scan needs no barriers against common subexpressions of forward and backward pass.
+        policy = REMAT_POLICIES[self.config.remat]
+        return jax.checkpoint(apply, policy=policy, prevent_cse=False)
+
+    def _stack(self, context: Context, cache: KVCache | None) -> Layer:
+        text = context.tokens if isinstance(context.tokens, TextKV) else None
+        return Layer(self.blocks, text, cache)
+
+    def _scan(
+        self, apply: Callable, x: Stream, context: Context, cache: KVCache | None
+    ) -> tuple[Stream, KVCache | None]:
+        unroll = min(self.config.unroll, self.config.depth)
+        return jax.lax.scan(apply, x, self._stack(context, cache), unroll=unroll)
+
+    def _scan_but_last(
+        self, apply: Callable, x: Stream, stack: Layer, token_indices: TokenIndices | None
+    ) -> SomeTokens:
+        """All layers but the last in a scan, the last one for `token_indices` only."""
         last = self.config.depth - 1
-        if isinstance(layers[0], Block):  # a stack
-            x, _ = jax.lax.scan(
-                lambda x, i: (body(x, _layer(layers, i))[0], None), x, jnp.arange(last)
-            )
-            return body(x, _layer(layers, last), rows)[0]
-        for layer in layers[:last]:
-            x, _ = body(x, layer)
-        return body(x, layers[last], rows)[0]
+
+        # A scan over numbers: one over a shortened stack would copy all parameters.
+        def body(x, i):
+            return apply(x, _layer(stack, i))[0], None
+
+        x, _ = jax.lax.scan(body, x, jnp.arange(last))
+        return apply(x, _layer(stack, last), token_indices)[0]
 
 
 def _layer(stack: Layer, i: Array | int) -> Layer:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), stack)
 
 
-def _mix_rows(mix: Mix, rows: Rows, q: Array, k: Array, v: Array) -> Array:
-    return mix(take_rows(q, rows), k, v)
+def _attend_from(fn: AttentionFn, indices: TokenIndices, q: Array, k: Array, v: Array) -> Array:
+    return fn(take_tokens(q, indices), k, v)

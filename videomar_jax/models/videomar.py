@@ -1,20 +1,22 @@
 """VideoMAR: a transformer over continuous video tokens, causal over frames and bidirectional inside
-a frame.
+a frame (paper, section 3).
 
-    tokens ─ z_proj ─► hidden ones replaced by mask_token ─► transformer (text by cross attention)
-    ─► z z conditions the diffusion head, which draws the hidden tokens (`models.diffusion_head`).
+    h_{t,s} = mask_token where token s of frame t is hidden, else W_z x_{t,s} + b           (1)
+    z = Transformer( h; text ),  where frame t sees the frames <= t                         (2)
+    x_{t,s} ~ head( . | z_{t,s} )  for hidden tokens             (`models.diffusion_head`)  (3)
 
-Three ways to run it, the same weights and the same z:
+Three ways to compute z, with the same parameters and the same result:
 
-    model(tokens, mask, …)            all frames at once, frame t sees frames <= t
-    model.teacher_forced(…)           training on every next frame: clean frames plus a masked copy
-    of each
-    model.frame(…) / model.remember   generation: one frame against a cache of finished frames
+    model(tokens, mask, ...)          all frames at once
+    model.teacher_forced(...)         training on every next frame: clean frames, and a masked copy
+                                      of each that sees the clean frames before it
+    model.predict_frame(...)          generation: one frame against a cache of clean frames, which
+    model.commit_frame(...)           adds a finished frame to the cache
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,38 +25,23 @@ from flax import nnx
 
 from videomar_jax.diffusion.base import Process
 from videomar_jax.models import attention
-from videomar_jax.models.attention import KVCache, TextKV
+from videomar_jax.models.attention import KVCache, VisibleCache
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.diffusion_head import FEATURES, DiffusionHead, time_features
+from videomar_jax.models.diffusion_head import TIME_FEATURES, DiffusionHead, time_features
 from videomar_jax.models.layers import linear
 from videomar_jax.models.patchify import positions
-from videomar_jax.models.rope import PositionScale, rotation
-from videomar_jax.models.transformer import Layer, Rows, Transformer
+from videomar_jax.models.rope import PositionScale, Rotary, rotary_embedding
+from videomar_jax.models.transformer import Context, Layer, TokenIndices, Transformer
 from videomar_jax.types import Array, Bool, Float, TextFeatures, TextMask, TokenMask, Tokens
 
 Grid = tuple[int, int]
 """(H, W): token rows and columns of a frame."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["tokens", "mask", "pooled"], meta_fields=[]
-)
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """The text as the transformer sees it."""
-
-    tokens: (
-        Float[Array, "B K D"] | TextKV
-    )  # projected features, or their keys and values for every layer
-    mask: Bool[Array, "B K"] | None
-    pooled: Float[Array, "B D"] | None = None
-
-
 class History(NamedTuple):
-    """Which frames are finished ones that others continue, and the share of noise in them (0:
-    clean)."""
+    """Which frames are earlier ones that others continue, and the share of noise in them."""
 
-    level: Float[Array, "B"]
+    noise_level: Float[Array, "B"]  # 0: clean
     frames: Bool[Array, "#B T"]
 
 
@@ -70,13 +57,15 @@ class VideoMAR(nnx.Module):
         self.context_embed = linear(config.text_width, config.width, config, rngs, use_bias=True)
         self.transformer = Transformer(config, rngs=rngs)
         self.head = DiffusionHead(config, rngs=rngs)
+        # Ours, each off by default.
         if config.pooled_text:
             self.pooled_embed = linear(config.width, config.width, config, rngs)
         if config.regression:
             self.regression = linear(config.width, config.token_dim, config, rngs, use_bias=True)
         if config.history_levels:
+            # Starts at zero, so that a model without levels can be continued with them.
             self.history_embed = linear(
-                FEATURES, config.width, config, rngs, use_bias=True, std=0.0
+                TIME_FEATURES, config.width, config, rngs, use_bias=True, std=0.0
             )
 
     @property
@@ -84,7 +73,7 @@ class VideoMAR(nnx.Module):
         """The diffusion process of the head."""
         return self.config.process
 
-    # ---- text
+    # Inputs
 
     def context(
         self, text: TextFeatures, text_mask: TextMask, drop: Bool[Array, "B"] | None = None
@@ -92,8 +81,8 @@ class VideoMAR(nnx.Module):
         """Projects text features; samples with `drop` True get the learned null context instead.
 
         Args:
-            text: [B, K, E] features of the text encoder.
-            text_mask: [B, K], True where a text token is not padding.
+            text: features of the text encoder.
+            text_mask: True where a text token is not padding.
         Raises:
             ValueError: the text has another length or width than the model was built for.
         """
@@ -103,49 +92,57 @@ class VideoMAR(nnx.Module):
                 f"Text features have {text.shape[1:]} tokens x values; this model takes {expected}."
             )
         drop = jnp.zeros(len(text), bool) if drop is None else drop
-        tokens = jnp.where(
-            drop[:, None, None],
-            self.null_context[...],
-            self.context_embed(text).astype(jnp.float32),
-        )
+        projected = self.context_embed(text).astype(jnp.float32)
+        tokens = jnp.where(drop[:, None, None], self.null_context[...], projected)
         mask = text_mask | (drop[:, None] & (self.config.null_text_mask == "ones"))
         pooled = None
         if self.config.pooled_text:
-            weight = mask[..., None] / jnp.sum(mask, axis=1)[:, None, None]
+            # At least 1: a text that is masked as a whole has the mean 0, not 0/0.
+            count = jnp.maximum(jnp.sum(mask, axis=1), 1)
+            weight = mask[..., None] / count[:, None, None]
             pooled = self.pooled_embed(jnp.sum(tokens * weight, axis=1))
         return Context(tokens, mask if self.config.text_mask else None, pooled)
 
     def with_keys_values(self, context: Context) -> Context:
-        """The context with the text's keys and values of every layer computed once, for many
-        passes."""
+        """The context with the text's keys and values of every layer, for many passes."""
         return dataclasses.replace(
             context, tokens=self.transformer.text_keys_values(context.tokens)
         )
 
-    # ---- passes
-
     def embed(
         self, tokens: Tokens, mask: TokenMask, context: Context, history: History | None = None
     ) -> Float[Array, "B T S D"]:
-        """Token projection, hidden tokens replaced by the mask token; a model with `history_levels`
-        adds to every token of a finished frame the embedding of its noise level."""
-        x = jnp.where(
-            mask[..., None], self.mask_token[...], self.z_proj(tokens).astype(jnp.float32)
-        )
+        """Equation (1), and what a model of ours adds to it: the pooled text, and on earlier frames
+        the embedding of their noise level."""
+        # Hidden values are zeroed before the projection as well: behind it, a NaN among them would
+        # still reach the gradient of W_z, as 0 * NaN.
+        visible = jnp.where(mask[..., None], 0.0, tokens)
+        projected = self.z_proj(visible).astype(jnp.float32)
+        x = jnp.where(mask[..., None], self.mask_token[...], projected)
         if history is not None and self.config.history_levels:
-            told = self.history_embed(time_features(history.level)).astype(jnp.float32)
-            x = x + jnp.where(history.frames[..., None, None], told[:, None, None, :], 0.0)
+            features = time_features(history.noise_level)
+            noise_embedding = self.history_embed(features).astype(jnp.float32)
+            earlier = history.frames[..., None, None]
+            x = x + jnp.where(earlier, noise_embedding[:, None, None, :], 0.0)
         return x if context.pooled is None else x + context.pooled[:, None, None, :]
 
-    def rotation(self, frames: Array | int, grid: Grid, scale: PositionScale | None = None):
-        """Rotary tables for the given frame numbers on a token grid."""
-        return rotation(
-            positions(frames, grid), self.config.rope_channels, self.config.rope_base, scale
-        )
+    def rotary(self, frames: Array | int, grid: Grid, scale: PositionScale | None = None) -> Rotary:
+        """Rotary tables of the frames 0..n-1, or of an array of frame numbers."""
+        place = positions(frames, grid)
+        return rotary_embedding(place, self.config.rope_channels, self.config.rope_base, scale)
 
-    def mix(self, function, **settings):
+    def frame_rotary(
+        self, number: Array | int, grid: Grid, scale: PositionScale | None = None
+    ) -> Rotary:
+        """Rotary tables of frame `number` alone, as generation places it."""
+        absolute = self.config.rope_frame_origin == "absolute"
+        return self.rotary(jnp.asarray(number if absolute else 0)[None], grid, scale)
+
+    def attention_fn(self, function: Callable, **options) -> functools.partial:
         """One of the frame patterns of `models.attention`, with the configured kernel."""
-        return functools.partial(function, kernel=self.config.attention, **settings)
+        return functools.partial(function, kernel=self.config.attention, **options)
+
+    # Whole clips
 
     def __call__(
         self,
@@ -157,12 +154,17 @@ class VideoMAR(nnx.Module):
         causal: bool = True,
         history: History | None = None,
     ) -> Float[Array, "B T S D"]:
-        """z of every token, all frames in one pass; `causal=False` lets frames see later ones
-        (ablation only). `history` tells a model with `history_levels` which frames are finished."""
-        mix = self.mix(attention.frame_causal if causal else attention.whole_clip)
-        turns = self.rotation(tokens.shape[1], grid)
-        x = self.embed(tokens, mask, context, history)
-        return self.transformer(x, context.tokens, context.mask, turns, mix)[0]
+        """z of every token, all frames in one pass.
+
+        Args:
+            mask: True where a token is hidden.
+            causal: False lets frames see later ones (ablation only).
+            history: the earlier frames, for a model with `history_levels`.
+        """
+        h = self.embed(tokens, mask, context, history)
+        pattern = attention.frame_causal if causal else attention.whole_clip
+        rotary = self.rotary(tokens.shape[1], grid)
+        return self.transformer(h, context, rotary, self.attention_fn(pattern))
 
     def teacher_forced(
         self,
@@ -172,140 +174,115 @@ class VideoMAR(nnx.Module):
         grid: Grid,
         *,
         earlier: Float[Array, "B T-1 S P"] | None = None,
-        level: Float[Array, "B"] | None = None,
+        noise_level: Float[Array, "B"] | None = None,
     ) -> Float[Array, "B M S D"]:
-        """z of the masked copies of the frames 1..T-1 (of frame 0 for an image), each given clean
-        earlier frames.
+        """z of masked copies of the frames 1..T-1 (of frame 0 for an image), M = max(T - 1, 1).
 
-        Equal to one causal pass for each frame, in a single pass over T-1 clean and M masked frames
-        (complete teacher forcing, MAGI 2025). `mask` belongs to the masked copies; M = max(T - 1,
-        1).
+        Equal to one causal pass for each frame, but in a single pass over T-1 clean and M masked
+        frames (complete teacher forcing, MAGI 2025).
 
         Args:
-            earlier: the frames 0..T-2 as later frames see them, where noise was added; None: as
-                they are.
-            level: the share of noise in them; None: 0.
+            mask: hidden tokens of the masked copies.
+            earlier: the frames 0..T-2 as later frames see them, if noise was added; None: clean.
+            noise_level: the share of noise in them; None: 0.
         """
-        frames = tokens.shape[1]
+        clips, frames = tokens.shape[:2]
         clean = frames - 1
-        masked = tokens[:, min(clean, 1) :]
+        first = min(clean, 1)
+        if earlier is None:
+            earlier = tokens[:, :clean]
+        seen = jnp.concatenate([earlier, tokens[:, first:]], axis=1)
         hidden = jnp.concatenate([jnp.zeros_like(mask[:, :clean]), mask], axis=1)
-        history = _history(level, jnp.arange(hidden.shape[1]) < clean, len(tokens))
-        seen = jnp.concatenate([tokens[:, :clean] if earlier is None else earlier, masked], axis=1)
-        x = self.embed(seen, hidden, context, history)
-        numbers = jnp.concatenate([jnp.arange(clean), jnp.arange(min(clean, 1), frames)])
-        mix = self.mix(attention.teacher_forcing, clean=clean)
-        z, _ = self.transformer(x, context.tokens, context.mask, self.rotation(numbers, grid), mix)
+        history = _history(noise_level, jnp.arange(hidden.shape[1]) < clean, clips)
+        h = self.embed(seen, hidden, context, history)
+        numbers = jnp.concatenate([jnp.arange(clean), jnp.arange(first, frames)])
+        pattern = self.attention_fn(attention.teacher_forcing, clean=clean)
+        z = self.transformer(h, context, self.rotary(numbers, grid), pattern)
         return z[:, clean:]
 
-    # ---- generation
+    # Generation
 
     def empty_cache(self, batch: int, frames: int, tokens: int) -> KVCache:
-        """Room for `frames` finished frames of `tokens` tokens: zeros [depth, B, T, S, n, d] in the
-        compute dtype."""
+        """Slots for `frames` frames of `tokens` tokens: zeros [depth, B, T, S, n, d] in the compute
+        dtype."""
         c = self.config
         shape = (c.depth, batch, frames, tokens, c.num_heads, c.head_dim)
         return KVCache(jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype))
 
-    def frame(
+    def predict_frame(
         self,
         tokens: Float[Array, "B S P"],
         mask: Bool[Array, "B S"],
-        number: Array,
+        rotary: Rotary,
         context: Context,
-        cache: KVCache,
-        grid: Grid,
-        scale: PositionScale | None = None,
+        past: VisibleCache,
         *,
-        seen: Bool[Array, "L"] | str = "earlier",
-        rows: Rows | None = None,
+        token_indices: TokenIndices | None = None,
         layers: Sequence[Layer] | None = None,
     ) -> Float[Array, "B R D"]:
-        """z of frame `number`, given the finished frames in the cache (which is only read).
+        """z of one frame, given the clean frames before it.
 
         Args:
-            seen: which places of the cache hold something to see: a mask, "all", or "earlier" for
-                the first `number`.
-            rows: tokens whose z is wanted; None: all S.
-            layers: the transformer's layers with text and cache, cut apart (`Transformer.apart`).
+            rotary: that of the frame (`frame_rotary`).
+            past: the clean frames that it sees.
+            token_indices: tokens whose z is wanted; None: all S.
+            layers: the layers with text and cache, one by one (`Transformer.unstacked_layers`).
         """
-        return self._frame(
-            tokens, mask, number, context, cache, grid, scale, seen=seen, rows=rows, layers=layers
-        )[0]
-
-    def finished(
-        self,
-        tokens: Float[Array, "B S P"],
-        number: Array,
-        context: Context,
-        cache: KVCache,
-        grid: Grid,
-        scale: PositionScale | None = None,
-        level: Float[Array, "B"] | None = None,
-        *,
-        seen: Bool[Array, "L"] | str = "earlier",
-    ) -> KVCache:
-        """Keys and values of finished frame `number`, [depth, B, 1, S, n, d]: a pass with nothing
-        hidden. `level` is the share of noise in `tokens`, for models with `history_levels`; None:
-        0. `seen` as in `frame`."""
-        mask = jnp.zeros(tokens.shape[:2], bool)
-        history = _history(level, jnp.ones(1, bool), len(tokens))
-        return self._frame(
-            tokens, mask, number, context, cache, grid, scale, history, keep_kv=True, seen=seen
-        )[1]
-
-    def remember(
-        self,
-        tokens: Float[Array, "B S P"],
-        number: Array,
-        context: Context,
-        cache: KVCache,
-        grid: Grid,
-        scale: PositionScale | None = None,
-        level: Float[Array, "B"] | None = None,
-    ) -> KVCache:
-        """The cache with finished frame `number` added in its place; `level` as in `finished`."""
-        kv = self.finished(tokens, number, context, cache, grid, scale, level)
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=number, axis=2)
-        return KVCache(
-            *(put(old, new.astype(old.dtype)) for old, new in zip(cache, kv, strict=True))
-        )
-
-    def _frame(
-        self,
-        tokens,
-        mask,
-        number,
-        context,
-        cache,
-        grid,
-        scale,
-        history=None,
-        *,
-        keep_kv=False,
-        seen="earlier",
-        rows=None,
-        layers=None,
-    ):
-        if isinstance(seen, str):
-            seen = None if seen == "all" else jnp.arange(cache.keys.shape[2]) < number
-        mix = self.mix(attention.cached, visible=seen)
-        place = jnp.asarray(number if self.config.rope_frame_origin == "absolute" else 0)
-        turns = self.rotation(place[None], grid, scale)
-        x = self.embed(tokens[:, None], mask[:, None], context, history)
-        z, kv = self.transformer(
-            x,
-            context.tokens,
-            context.mask,
-            turns,
-            mix,
-            cache=cache,
-            keep_kv=keep_kv,
-            rows=rows,
+        h = self.embed(tokens[:, None], mask[:, None], context)
+        pattern = self.attention_fn(attention.cached, visible=past.slots)
+        z = self.transformer(
+            h,
+            context,
+            rotary,
+            pattern,
+            cache=past.cache,
+            token_indices=token_indices,
             layers=layers,
         )
-        return z[:, 0], kv
+        return z[:, 0]
+
+    def clean_frame_kv(
+        self,
+        tokens: Float[Array, "B S P"],
+        rotary: Rotary,
+        context: Context,
+        past: VisibleCache,
+        noise_level: Float[Array, "B"] | None = None,
+    ) -> KVCache:
+        """Keys and values of a finished frame, [depth, B, 1, S, n, d]: a pass with nothing hidden.
+
+        `noise_level` is the share of noise in `tokens`, for models with `history_levels`.
+        """
+        mask = jnp.zeros(tokens.shape[:2], bool)
+        history = _history(noise_level, jnp.ones(1, bool), len(tokens))
+        h = self.embed(tokens[:, None], mask[:, None], context, history)
+        pattern = self.attention_fn(attention.cached, visible=past.slots)
+        return self.transformer.keys_values(h, context, rotary, pattern, past.cache)
+
+    def commit_frame(
+        self,
+        tokens: Float[Array, "B S P"],
+        number: Array,
+        context: Context,
+        cache: KVCache,
+        grid: Grid,
+        scale: PositionScale | None = None,
+        noise_level: Float[Array, "B"] | None = None,
+    ) -> KVCache:
+        """The cache with finished frame `number` in slot `number`; it sees the slots before it."""
+        rotary = self.frame_rotary(number, grid, scale)
+        past = VisibleCache(cache, jnp.arange(cache.keys.shape[2]) < number)
+        kv = self.clean_frame_kv(tokens, rotary, context, past, noise_level)
+        return write_slot(cache, kv, number)
 
 
-def _history(level: Float[Array, "B"] | None, frames: Bool[Array, "T"], clips: int) -> History:
-    return History(jnp.zeros(clips) if level is None else level, frames[None])
+def write_slot(cache: KVCache, kv: KVCache, slot: Array) -> KVCache:
+    """The cache with the keys and values of one frame in `slot`."""
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
+    return KVCache(*(put(old, new.astype(old.dtype)) for old, new in zip(cache, kv, strict=True)))
+
+
+def _history(
+    noise_level: Float[Array, "B"] | None, frames: Bool[Array, "T"], clips: int
+) -> History:
+    return History(jnp.zeros(clips) if noise_level is None else noise_level, frames[None])

@@ -28,6 +28,7 @@ from videomar_jax.checks import UserError
 from videomar_jax.io.files import atomic_write
 from videomar_jax.io.migration import current
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.params import Params, abstract_model
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
@@ -35,7 +36,6 @@ from videomar_jax.parallel.sharding import param_shardings
 from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
-from videomar_jax.training.state import Params, abstract_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

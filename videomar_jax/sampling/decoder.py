@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.diffusion.solver import SolverPlan, evaluations
-from videomar_jax.models.attention import KVCache
+from videomar_jax.models.attention import KVCache, VisibleCache
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
-from videomar_jax.models.videomar import Context, VideoMAR
+from videomar_jax.models.videomar import Context, VideoMAR, write_slot
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.draws import FrameDraws, draw_frame
 from videomar_jax.sampling.fused_head import FusedHead, fuse_head
@@ -31,7 +31,6 @@ from videomar_jax.sampling.reveal import (
     FrameTrace,
     SharedInputs,
     StaticConfig,
-    VisibleCache,
     reveal_frame,
 )
 from videomar_jax.sampling.rope_scaling import shift_first
@@ -182,12 +181,7 @@ def _commit_frame(
 ) -> KVCache:
     """The cache with finished frame `number` in its slot."""
     tokens = jnp.tile(tokens, (cache.keys.shape[1] // len(tokens), 1, 1))
-    slots = _filled(number, static)
-    view = _view(model, cache, number, scale, static)
-    new = model.finished(tokens, number, context, view, static.grid, scale, seen=slots)
-    slot = slot_of(number, static.cache_length, static.keep_first)
-    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
-    return KVCache(
-        write(cache.keys, new.keys.astype(cache.keys.dtype)),
-        write(cache.values, new.values.astype(cache.values.dtype)),
-    )
+    past = VisibleCache(_view(model, cache, number, scale, static), _filled(number, static))
+    rotary = model.frame_rotary(number, static.grid, scale)
+    new = model.clean_frame_kv(tokens, rotary, context, past)
+    return write_slot(cache, new, slot_of(number, static.cache_length, static.keep_first))

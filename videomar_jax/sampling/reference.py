@@ -23,9 +23,10 @@ import jax.numpy as jnp
 
 from videomar_jax.diffusion.base import Timesteps
 from videomar_jax.diffusion.solver import init_state, plan_steps, solver_step
-from videomar_jax.models.attention import attend, flat
+from videomar_jax.models.attention import join_frames
+from videomar_jax.models.kernels import attend
 from videomar_jax.models.patchify import patchify, unpatchify
-from videomar_jax.models.rope import PositionScale, rotate, rotation
+from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling.draws import draw_frame
 from videomar_jax.sampling.schedules import (
@@ -152,8 +153,8 @@ def _predict(
     absolute = model.config.rope_frame_origin == "absolute"
     numbers = jnp.arange(frames) if absolute else jnp.zeros(frames, int)
     attention_fn = functools.partial(_attention, model=model, config=config, scale=scale)
-    rotary = model.rotation(numbers, grid, scale)
-    return model.transformer(x, context.tokens, context.mask, rotary, attention_fn)[0]
+    rotary = model.rotary(numbers, grid, scale)
+    return model.transformer(x, context, rotary, attention_fn)
 
 
 def visible_frames(number: int, config: SamplingConfig) -> Sequence[int]:
@@ -177,7 +178,8 @@ def _attention(q, k, v, *, model: VideoMAR, config: SamplingConfig, scale: Posit
         shifted = config.keep_first and config.first_frame_position == "shifted"
         if behind > 0 and shifted and model.config.rope_frame_origin == "absolute":
             # A kept frame 0 is turned forward in time, to stand right behind the window.
-            shift = rotation(jnp.array([[[behind, 0, 0]]]), channels, base, scale)
+            shift = rotary_embedding(jnp.array([[[behind, 0, 0]]]), channels, base, scale)
             keys = keys.at[:, 0].set(rotate(keys[:, :1], shift, channels)[:, 0])
-        attended.append(attend(q[:, number], flat(keys), flat(v[:, frames]), kernel="xla"))
+        keys, values = join_frames(keys), join_frames(v[:, frames])
+        attended.append(attend(q[:, number], keys, values, kernel="xla"))
     return jnp.stack(attended, axis=1)

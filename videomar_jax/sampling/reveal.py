@@ -1,7 +1,7 @@
 """One frame, many tokens at a time: the compiled reveal steps (paper, section 3.3).
 
     for each reveal step:                                       one scan
-        z = model.frame(tokens, mask, cache)                    with text, and without for guidance
+        z = model.predict_frame(tokens, mask, cache)            with text, and without for guidance
         draw the tokens that this step reveals, given z         the head's diffusion
 
 `sampling.reference` says the same without what is done here for speed. All shapes are static: a
@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.diffusion.solver import SolverPlan, evaluations
-from videomar_jax.models.attention import KVCache, TextKV
+from videomar_jax.models.attention import TextKV, VisibleCache
 from videomar_jax.models.masking import ranks
 from videomar_jax.models.rope import PositionScale
-from videomar_jax.models.transformer import take_rows
+from videomar_jax.models.transformer import take_tokens
 from videomar_jax.models.videomar import Context, VideoMAR
 from videomar_jax.sampling.draws import FrameDraws
 from videomar_jax.sampling.fused_head import FusedHead, cut_chunks, draw_tokens_fused
@@ -99,14 +99,6 @@ class StaticConfig:
     placement: Placement | None = None
 
 
-class VisibleCache(NamedTuple):
-    """The earlier frames that a frame sees."""
-
-    cache: KVCache
-    slots: Bool[Array, "L"] | None
-    """Which slots of the cache hold a frame; None: all of them."""
-
-
 class FrameInputs(NamedTuple):
     """What stays the same over the reveal steps of one frame."""
 
@@ -167,13 +159,14 @@ def predictor(inputs: FrameInputs, guided: bool) -> Callable:
     in the steps that are not guided these are copies.
     """
     model, shared, visible, settings, static, batch = inputs
-    context, cache = shared.context, visible.cache
+    context = shared.context
     copies = 2 if guided else 1
     if not guided:
-        context, cache = _text_rows(context, batch), _first_rows(cache, batch)
+        context = _text_rows(context, batch)
+        visible = visible._replace(cache=_first_rows(visible.cache, batch))
     layers = None
     if static.speed.unstack_layers:
-        layers = model.transformer.apart(context.tokens, cache)
+        layers = model.transformer.unstacked_layers(context.tokens, visible.cache)
     # A trace wants z of every token.
     only_chosen = static.speed.skip_unused_tokens and not static.trace
 
@@ -181,19 +174,16 @@ def predictor(inputs: FrameInputs, guided: bool) -> Callable:
         tokens = jnp.tile(tokens, (copies, 1, 1))
         hidden = jnp.tile(hidden, (copies, 1))
         chosen = jnp.tile(chosen, (copies, 1))
-        z = model.frame(
+        z = model.predict_frame(
             tokens,
             hidden,
-            settings.number,
+            model.frame_rotary(settings.number, static.grid, shared.scale),
             context,
-            cache,
-            static.grid,
-            shared.scale,
-            seen="all" if visible.slots is None else visible.slots,
-            rows=chosen if only_chosen else None,
+            visible,
+            token_indices=chosen if only_chosen else None,
             layers=layers,
         )
-        z_chosen = z if only_chosen else take_rows(z[:, None], chosen)[:, 0]
+        z_chosen = z if only_chosen else take_tokens(z[:, None], chosen)[:, 0]
         if True in static.branches and not guided:
             z, z_chosen = jnp.tile(z, (2, 1, 1)), jnp.tile(z_chosen, (2, 1, 1))
         return z if static.trace else None, z_chosen

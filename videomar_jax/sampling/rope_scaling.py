@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from videomar_jax.checks import UserError
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.rope import PositionScale, rotate, rotation
+from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.types import Array
 
@@ -27,7 +27,7 @@ def shift_first(
 ) -> KVCache:
     """The cache with the keys of the frame in slot 0 turned `shift` frames towards the present."""
     position = jnp.stack([shift, 0, 0])[None, None]
-    rotary = rotation(position, config.rope_channels, config.rope_base, scale)
+    rotary = rotary_embedding(position, config.rope_channels, config.rope_base, scale)
     # Layers take the place of samples, and samples that of frames: the rotation is the same.
     first = cache.keys[:, :, 0]
     turned = rotate(first, rotary, config.rope_channels)

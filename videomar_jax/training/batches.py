@@ -21,7 +21,7 @@ from videomar_jax.io.log import log
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels
 from videomar_jax.training.curriculum import Curriculum, Stage
-from videomar_jax.training.loss import Batch
+from videomar_jax.training.draws import Batch
 from videomar_jax.training.stages import BatchShape, describe_shape, draw_shapes
 from videomar_jax.types import Array, Int, Latents, UInt8
 

@@ -1,12 +1,11 @@
-"""What the loss takes in: its settings, a batch, and every random choice of one step.
+"""What the loss takes in: a batch, and every random choice of one step.
 
-All draws of a step are made at once, for the whole batch, from one key. A recorded run can be
-replayed by handing the
-draws in, and a batch can be worked on in parts: `LossDraws.split` cuts the draws like the clips.
+All choices of a step are drawn at once, for the whole batch, from one key. So a recorded run can be
+replayed by handing in its draws, and a batch can be worked on in parts: `LossDraws.split` cuts the
+draws as the clips are cut.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -16,55 +15,53 @@ import numpy as np
 from videomar_jax.models import masking
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.config import LossConfig
-from videomar_jax.types import Key
+from videomar_jax.types import Array, Key
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["latents", "text", "text_mask"], meta_fields=[]
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What one training step sees: arrays, or shapes in an abstract batch."""
+    """What one training step sees: arrays, or their shapes in an abstract batch."""
 
-    latents: Any  # Latents [B, T, h, w, C]
-    text: Any  # TextFeatures [B, K, E]
-    text_mask: Any  # TextMask [B, K]
-
-
-_DRAWS = {  # the axis of the clips in each field
-    "current": 0,
-    "orders": 0,
-    "num_masked": 0,
-    "drop": 0,
-    "times": 1,
-    "noise": 1,
-    "history_level": 0,
-    "history_noise": 0,
-}
+    latents: Any
+    """Latents [B, T, h, w, C]."""
+    text: Any
+    """TextFeatures [B, K, E]."""
+    text_mask: Any
+    """TextMask [B, K]."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[*_DRAWS], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LossDraws:
-    """Every random choice of one loss; R supervised frames (1 for `one`, max(T - 1, 1) for `all`),
-    m draws a token."""
+    """Every random choice of one loss.
 
-    current: Any  # int [B]: the frame k that `one` supervises
-    orders: Any  # Orders [B, T, S]
-    num_masked: Any  # int [B, T]: hidden tokens a frame has when it is generated
-    drop: Any  # bool [B]: text replaced by the null context
-    times: Any  # [m, B, R, S]: what the process's `draw_times` gives
-    noise: Any  # float [m, B, R, S, P]
-    history_level: Any = (
-        None  # float [B]: the share of noise in the earlier frames; None: they are clean
-    )
-    history_noise: Any = None  # float [B, T - 1, S, P]: that noise
+    R supervised frames a clip (`supervised_frames`), m draws of time and noise a token. In
+    `times` and `noise` the clips are on axis 1, everywhere else on axis 0.
+    """
+
+    current: Any
+    """int [B]: k, the frame that is supervised if only one is."""
+    orders: Any
+    """Orders [B, T, S]."""
+    num_masked: Any
+    """int [B, T]: hidden tokens of a frame when it is generated."""
+    drop: Any
+    """bool [B]: text replaced by the null context."""
+    times: Any
+    """[m, B, R, S]: what the process's `draw_times` gives."""
+    noise: Any
+    """float [m, B, R, S, P]: eps."""
+    history_level: Any = None
+    """float [B]: u, the share of noise in the earlier frames; None: they are clean."""
+    history_noise: Any = None
+    """float [B, T - 1, S, P]: that noise."""
 
     def split(self, parts: int) -> "LossDraws":
         """The draws of `parts` equal parts of the batch, stacked on a new leading axis.
 
-        Part i takes the clips i, i + parts, i + 2 parts, …: a batch whose clips are cut into blocks
-        over devices keeps every clip where it is.
+        Part i takes the clips i, i + parts, i + 2 parts, ...: a batch whose clips are cut into
+        blocks over devices keeps every clip where it is.
 
         Raises:
             ValueError: the number of clips is not a multiple of `parts`.
@@ -73,14 +70,16 @@ class LossDraws:
         if parts < 1 or clips % parts:
             raise ValueError(f"A batch of {clips} clips cannot be split into {parts} equal parts.")
 
-        def cut(x, axis):
+        def cut(x: Array, axis: int) -> Array:
             x = x.reshape(*x.shape[:axis], clips // parts, parts, *x.shape[axis + 1 :])
             return jnp.moveaxis(x, axis + 1, 0)
 
-        fields = {name: getattr(self, name) for name in _DRAWS}
-        return LossDraws(
-            **{name: None if x is None else cut(x, _DRAWS[name]) for name, x in fields.items()}
-        )
+        pieces = {}
+        for field in dataclasses.fields(self):
+            x = getattr(self, field.name)
+            axis = 1 if field.name in ("times", "noise") else 0
+            pieces[field.name] = None if x is None else cut(x, axis)
+        return LossDraws(**pieces)
 
 
 def supervised_frames(frames: int, config: LossConfig) -> int:
@@ -89,9 +88,11 @@ def supervised_frames(frames: int, config: LossConfig) -> int:
 
 
 def truncated_frames(seed: int, step: int, frames: int) -> int:
-    """How many frames of `frames` latent ones the truncated layout keeps at a step: 1 + k, k
-    uniform over 1..T-1 and the same for the whole batch; 1 for images. Follows from (seed, step)
-    alone, so every process gets the same."""
+    """How many of `frames` latent frames are kept at a step of truncated training.
+
+    1 + k with k uniform over 1..T-1, the same for the whole batch; 1 for images. It follows from
+    (seed, step) alone, so every process of a run gets the same.
+    """
     if frames < 2:
         return frames
     sequence = np.random.SeedSequence((seed, step), spawn_key=(2,))
@@ -99,22 +100,25 @@ def truncated_frames(seed: int, step: int, frames: int) -> int:
 
 
 def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossConfig) -> LossDraws:
-    """Draws everything for a batch of `shape` (B, T, S); with the truncated layout T counts the
-    frames that are left, of which the last is the current one."""
+    """Draws everything for a batch of `shape` (B, T, S).
+
+    In truncated training T counts the frames that are left, of which the last is the current one.
+    """
     batch, frames, tokens = shape
     keys = jax.random.split(key, 6)
     rows = (config.draws_per_token, batch, supervised_frames(frames, config), tokens)
     rate = masking.mask_rate(jax.random.uniform(keys[2], (batch, frames)), config.mask_rate_min)
+    # An image is its own current frame.
     current = jnp.full(batch, frames - 1, jnp.int32)
     if not config.truncate and frames > 1:
         current = jax.random.randint(keys[0], (batch,), 1, frames)
     level = history = None
     if config.history_noise:
-        history_keys = jax.random.split(jax.random.fold_in(key, 6))
-        level = jax.random.uniform(history_keys[0], (batch,), maxval=config.history_noise)
-        history = jax.random.normal(
-            history_keys[1], (batch, frames - 1, tokens, model.config.token_dim)
-        )
+        # A key of its own: the other draws are the same with and without noise on the history.
+        level_key, noise_key = jax.random.split(jax.random.fold_in(key, 6))
+        level = jax.random.uniform(level_key, (batch,), maxval=config.history_noise)
+        earlier = (batch, frames - 1, tokens, model.config.token_dim)
+        history = jax.random.normal(noise_key, earlier)
     return LossDraws(
         current=current,
         orders=masking.random_orders(keys[1], shape),

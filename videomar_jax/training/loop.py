@@ -25,6 +25,7 @@ from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.io.log import log
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.flops import forward_flops
+from videomar_jax.models.params import Params, abstract_model, count_params
 from videomar_jax.parallel.mesh import describe_mesh, make_mesh
 from videomar_jax.parallel.multihost import process_share, to_host
 from videomar_jax.parallel.sharding import (
@@ -35,14 +36,14 @@ from videomar_jax.parallel.sharding import (
     state_shardings,
 )
 from videomar_jax.training.batches import TrainingInputs, clip_shape, curriculum_batches
+from videomar_jax.training.draws import Batch, truncated_frames
 from videomar_jax.training.logging import Progress, RunLog
-from videomar_jax.training.loss import Batch, truncated_frames
 from videomar_jax.training.metrics import Meters, StageClock, StepReport
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.preemption import any_process_stopped, stop_signals
 from videomar_jax.training.profiling import Profile, Profiler
 from videomar_jax.training.recipe import Recipe, check_mesh, check_stages
-from videomar_jax.training.state import Params, TrainState, abstract_model, count_params, init_state
+from videomar_jax.training.state import TrainState, init_state
 from videomar_jax.training.step import make_train_step, token_shape
 from videomar_jax.training.validation import Validation
 from videomar_jax.types import Key, UInt8

@@ -1,9 +1,8 @@
-"""One update: a pure function (state, batch) → (state, metrics), jitted once for each shape of
-batch.
+"""One update: a pure function (state, batch, key) → (state, metrics).
 
-With accumulation the batch is worked on in n parts, one after the other, whose gradients are added.
-Each part's loss is divided by the hidden tokens of the whole batch, so the update is that of the
-whole batch, whatever n is.
+It is compiled once for each shape of batch. With accumulation the batch is worked on in n parts,
+one after the other, whose gradients are added. The loss of each part is divided by the counts of
+the whole batch, so the update is that of the whole batch, whatever n is.
 """
 
 import functools
@@ -15,12 +14,16 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from videomar_jax.models.partitioning import Rule, laid_out, layout
+from videomar_jax.models.params import Params
+from videomar_jax.models.partitioning import Rule, constrain, sharding_rule
 from videomar_jax.training.config import LossConfig, OptimizerConfig
-from videomar_jax.training.loss import Batch, draw, loss_normaliser, next_frame_loss
+from videomar_jax.training.draws import Batch, LossDraws, draw
+from videomar_jax.training.loss import loss_normaliser, next_frame_loss
 from videomar_jax.training.optimizer import ema_decay
 from videomar_jax.training.state import TrainState
 from videomar_jax.types import Array, Key
+
+TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, dict[str, Any]]]
 
 
 def make_train_step(
@@ -32,43 +35,42 @@ def make_train_step(
     accumulate: int = 1,
     shardings: TrainState | None = None,
     rule: Rule | None = None,
-) -> Callable[[TrainState, Batch, Key], tuple[TrainState, dict[str, Any]]]:
-    """The update function. The state is donated; the draws of step s come from fold_in(key, s).
+) -> TrainStep:
+    """The update function, compiled at its first call. It donates the state; the draws of step s
+    come from fold_in(key, s).
 
     Args:
-        accumulate: parts that a batch is worked on in; the number of its clips must be a multiple.
-        shardings: where the arrays of the state lie, and stay.
-        rule: where those of the computation lie (`training.sharding.layout_rule`).
+        accumulate: parts that a batch is worked on in; they must divide the number of its clips.
+        shardings: how the arrays of the state are sharded, and stay so.
+        rule: how those of the computation are sharded (`parallel.sharding.layout_rule`).
     """
-    whole = None if shardings is None else jax.tree.leaves(shardings.step)[0]
+    out_shardings = None
+    if shardings is not None:
+        # Metrics are scalars, replicated like the step.
+        out_shardings = (shardings, jax.tree.leaves(shardings.step)[0])
 
-    @functools.partial(
-        jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, whole)
-    )
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
     def train_step(state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, dict[str, Any]]:
         model = nnx.merge(graph, state.params)
         shape = token_shape(batch, model.config.patch_size)
         draws = draw(jax.random.fold_in(key, state.step), model, shape, loss_config)
         normaliser = loss_normaliser(draws, shape, loss_config)
 
-        def part(batch, draws):
+        def gradients_of_part(batch, draws):
             def loss_of(params):
-                model = nnx.merge(graph, laid_out("outside", params))
+                model = nnx.merge(graph, constrain("outside", params))
                 return next_frame_loss(model, batch, draws, loss_config, normaliser)
 
-            with layout(rule):
+            with sharding_rule(rule):
                 (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             if shardings is not None:
                 gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
             return gradients, metrics
 
-        gradients, metrics = summed_over_parts(part, batch, draws, accumulate)
+        gradients, metrics = sum_over_parts(gradients_of_part, batch, draws, accumulate)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(config, state.step)
-        ema = jax.tree.map(
-            lambda average, new: decay * average + (1 - decay) * new, state.ema, params
-        )
+        ema = _average(state.ema, params, ema_decay(config, state.step))
         norms = {
             "gradient_norm": optax.tree.norm(gradients),
             "update_norm": optax.tree.norm(updates),
@@ -80,26 +82,31 @@ def make_train_step(
     return train_step
 
 
+def _average(average: Params, new: Params, decay: Array | float) -> Params:
+    return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, average, new)
+
+
 def token_shape(batch: Batch, patch_size: int) -> tuple[int, int, int]:
     """(B, T, S) of a batch."""
     clips, frames, rows, columns, _ = batch.latents.shape
     return clips, frames, rows * columns // patch_size**2
 
 
-def summed_over_parts(function: Callable, batch: Batch, draws: Any, parts: int) -> Any:
+def sum_over_parts(function: Callable, batch: Batch, draws: LossDraws, parts: int) -> Any:
     """The sum of function(batch, draws) over `parts` parts of the batch, one after the other."""
     if parts == 1:
         return function(batch, draws)
 
-    # Part i takes the clips i, i + parts, …: each device keeps the clips that it has.
     def cut(x: Array) -> Array:
+        # Part i takes the clips i, i + parts, ... (as `LossDraws.split`), so that each device keeps
+        # the clips that it has.
         return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
 
+    def add(total, piece):
+        return jax.tree.map(jnp.add, total, function(*piece)), None
+
     pieces = (jax.tree.map(cut, batch), draws.split(parts))
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(function, *jax.tree.map(lambda x: x[0], pieces)),
-    )
-    return jax.lax.scan(
-        lambda total, piece: (jax.tree.map(jnp.add, total, function(*piece)), None), zeros, pieces
-    )[0]
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(function, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, pieces)[0]

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
+from videomar_jax.models.params import Params
 from videomar_jax.parallel.multihost import process_share
 from videomar_jax.parallel.sharding import batch_shardings, place
 from videomar_jax.training.batches import TrainingInputs, encoded_at_once, to_batch
 from videomar_jax.training.config import LossConfig
-from videomar_jax.training.loss import Batch, draw, next_frame_loss
-from videomar_jax.training.state import Params
+from videomar_jax.training.draws import Batch, draw
+from videomar_jax.training.loss import next_frame_loss
 from videomar_jax.training.step import token_shape
 from videomar_jax.types import Array
 

@@ -1,0 +1,57 @@
+"""Dense softmax attention: one function, and the kernels behind it.
+
+"xla"     plain products and a float32 softmax; runs everywhere
+"cudnn"   the fused kernel of NVIDIA GPUs; 16-bit types only
+"auto"    cudnn where it runs, xla elsewhere
+"""
+
+import jax
+import jax.numpy as jnp
+
+from videomar_jax.types import Array, Bool, Float
+
+
+def attend(
+    q: Float[Array, "B Q n d"],
+    k: Float[Array, "B N n d"],
+    v: Float[Array, "B N n d"],
+    *,
+    key_mask: Bool[Array, "#B N"] | None = None,
+    kernel: str = "auto",
+) -> Float[Array, "B Q n d"]:
+    """Every query attends to every key that is not masked; scores are q.k / sqrt(d).
+
+    Args:
+        key_mask: False at keys that nobody sees; each row needs at least one True.
+        kernel: one of the module's table; "cudnn" raises where it is not supported.
+    """
+    if kernel == "auto":
+        kernel = "cudnn" if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 else "xla"
+    if kernel == "xla":
+        return plain_attention(q, k, v, key_mask)
+    mask = None
+    if key_mask is not None:
+        mask = jnp.broadcast_to(key_mask[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
+
+
+def plain_attention(
+    q: Float[Array, "B Q n d"],
+    k: Float[Array, "B N n d"],
+    v: Float[Array, "B N n d"],
+    key_mask: Bool[Array, "#B N"] | None,
+) -> Float[Array, "B Q n d"]:
+    """Attention in plain products, scores and softmax in float32."""
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # B n N d
+    scores = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32)
+    if key_mask is not None:
+        scores = jnp.where(key_mask[:, None, None, :], scores, -1e30)
+    # The maximum only guards against overflow: its gradient is zero, so it is cut off.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    # Dividing by the sum after the product with the values spares a pass over the scores; in the
+    # backward pass it turns a sum over keys into one over channels.
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    summed = jnp.einsum(
+        "bnqk,bnkd->bnqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return jnp.swapaxes(summed / total, 1, 2).astype(v.dtype)
