@@ -180,6 +180,7 @@ def with_preset(config: SamplingConfig, name: str, head: str) -> SamplingConfig:
         )
     changes = dict(PRESETS[name][head])
     if name != "quality":
+        # A model that samples in few steps gains nothing from more of them.
         changes["steps"] = min(config.steps, changes["steps"])
         preset_steps = HeadSteps.parse(changes["head_steps"])
         if config.parsed_head_steps.most() < preset_steps.most():

@@ -94,6 +94,7 @@ def start_decoding(
     """
     given = patchify(given, model.config.patch_size)
     batch, num_given, tokens, _ = given.shape
+    # Some step is guided: rows without text stand behind those with it, B each.
     if True in static.branches:
         text, text_mask = jnp.tile(text, (2, 1, 1)), jnp.tile(text_mask, (2, 1))
     rows = len(text)
@@ -102,6 +103,7 @@ def start_decoding(
     cache = model.empty_cache(rows, static.cache_length, tokens)
     cache, last = constrain(static.placement, cache, given[:, -1])
 
+    # The last given frame is left to the first `decode_frame`, as every last frame is.
     def commit(number, cache):
         frame = jax.lax.dynamic_index_in_dim(given, number, axis=1, keepdims=False)
         return _commit_frame(model, context, cache, frame, number, scale, static)
@@ -180,6 +182,7 @@ def _commit_frame(
     static: StaticConfig,
 ) -> KVCache:
     """The cache with finished frame `number` in its slot."""
+    # With guidance the frame is committed twice, seen with and without text.
     tokens = jnp.tile(tokens, (cache.keys.shape[1] // len(tokens), 1, 1))
     past = VisibleCache(_view(model, cache, number, scale, static), _filled(number, static))
     rotary = model.frame_rotary(number, static.grid, scale)

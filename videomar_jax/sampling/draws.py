@@ -40,5 +40,6 @@ def draw_frame(keys: Array, number: Array, tokens: int, width: int, evaluations:
             step_noise=jax.random.normal(steps, (evaluations, tokens, width)),
         )
 
+    # Head steps come first, so that a scan over them takes one slice at a time.
     draws = jax.vmap(draw_sample)(keys)
     return draws._replace(step_noise=jnp.moveaxis(draws.step_noise, 0, 1))

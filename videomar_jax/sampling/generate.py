@@ -89,6 +89,7 @@ class GenerationPlan:
         static = self.static
         if static.speed.cache_lengths == 1:
             return static
+        # A ring that is full stays full: all later frames run the same program.
         stored = min(number, static.cache_length)
         visible = visible_length(stored, static.cache_length, static.speed.cache_lengths)
         return dataclasses.replace(static, visible_length=visible, all_visible=visible == stored)
@@ -113,6 +114,7 @@ def plan_generation(
     Raises:
         UserError: a request that cannot be met, or that memory does not hold.
     """
+    # Types first: the shapes of the cache and the check of memory follow from them.
     model = for_sampling(model, config)
     batch, num_given = given.shape[:2]
     if not 1 <= num_given < num_frames:
@@ -129,6 +131,7 @@ def plan_generation(
     length = cache_length(config, num_frames - 1)
     if speed is None:
         speed = SpeedOptions.for_request(model.config, tokens, len(reveal.count), length)
+    # Many devices share the cache and the work on it, and so the memory.
     place = placement(model, model.config, given, tokens)
     check_memory(
         model.config,
@@ -140,6 +143,7 @@ def plan_generation(
         shards=cache_shards(place),
     )
     keep_first = config.keep_first and config.window is not None
+    # What is static decides which program runs; values that may vary freely are arrays.
     static = StaticConfig(
         grid=grid,
         buckets=token_buckets(reveal.count, speed.token_buckets),

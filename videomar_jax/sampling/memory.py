@@ -52,6 +52,7 @@ def request_bytes(
         fused: attention does not hold its scores (cuDNN).
     """
     tokens = math.prod(grid)
+    # Guidance computes every token twice, with and without text.
     rows = 2 * batch if config.guided else batch
     size = jnp.dtype(model.dtype).itemsize
     kept = cache_length(config, frames - 1)
@@ -60,6 +61,7 @@ def request_bytes(
     if model.process.stochastic:
         noises += config.parsed_head_steps.most(model.process.steps)
     modulations = (3 * model.head_depth + 2) * model.head_width
+    # The float32 stream in four places; q, k, v and the feed-forward layer in the compute dtype.
     layer_values = 4 * 4 + (3 + 2 * model.mlp_ratio) * size
     scores = 2 * 4 * rows * model.num_heads * tokens**2 * (kept + 1)
     return {
@@ -177,6 +179,7 @@ def _control_groups(root: Path) -> list[tuple[Path, str, str]]:
         return []
     groups = []
     for line in lines:
+        # "number:controllers:path"; version 2 of control groups names no controllers.
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")

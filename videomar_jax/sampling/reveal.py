@@ -130,10 +130,12 @@ def reveal_frame(inputs: FrameInputs, draws: FrameDraws) -> tuple[Array, FrameTr
         chosen = jnp.where(jnp.arange(most) < step.count, chosen, num_tokens)
         branch = jnp.where(step.guided == static.branches[0], 0, 1)
         z, z_chosen = _switch(branch, predictors, tokens, hidden, chosen)
+        # Noise belongs to positions: the same token gets the same noise in any order of work.
         noise = jnp.take_along_axis(draws.noise, chosen[..., None], axis=1, mode="clip")
         step_noise = jnp.take_along_axis(
             draws.step_noise, chosen[None, ..., None], axis=2, mode="clip"
         )
+        # The number of buckets that are too small is the index of the first that is not.
         bucket = jnp.sum(step.count > jnp.asarray(static.buckets[:-1], jnp.int32))
         choice = branch * len(static.buckets) + bucket
         new = _switch(choice, drawers, z_chosen, noise, step_noise, step)

@@ -40,6 +40,7 @@ def placement(model: Any, config: ModelConfig, given: Any, tokens: int) -> Place
     if mesh is None:
         return None
     own = getattr(given, "sharding", None)
+    # Samples stay where the caller has put them.
     samples = own.spec[0] if isinstance(own, NamedSharding) and len(own.spec) else None
 
     def axis(name: str, size: int) -> str | None:
