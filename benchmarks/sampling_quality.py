@@ -23,7 +23,6 @@ from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import metrics, motion
-from videomar_jax.evaluation.report import movement
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.io.media import contact_sheet, write_png
 from videomar_jax.pretrained.bundle import Pretrained, load_pretrained
@@ -81,7 +80,7 @@ class Bench:
             start = time.perf_counter()
             made = sampler(clips["video"][:, :1], clips["caption"], shape.num_frames)
             seconds = time.perf_counter() - start
-        told = movement(
+        told = motion.movement(
             made, clips["video"], [motion.direction_of(caption) for caption in clips["caption"]]
         )
         psnr = float(metrics.psnr(made[:, 1:], clips["video"][:, 1:]).mean())

@@ -11,6 +11,7 @@ import pytest
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
+from videomar_jax.evaluation import metrics
 from videomar_jax.evaluation.motion import direction_of
 from videomar_jax.evaluation.report import Case, quality, score, sheet_rows, write_report
 
@@ -86,6 +87,30 @@ def test_the_given_frame_does_not_count():
     noisy[:, 0] = rng.integers(0, 255, noisy[:, 0].shape)
     scores = quality(noisy, case.reference, noisy)
     assert scores["psnr"] == scores["psnr_ceiling"] == 100
+
+
+def test_a_metric_of_the_table_is_in_every_report(monkeypatch):
+    """A new metric needs nothing but its row; it is scored for the baselines as well."""
+    mean = metrics.Metric(
+        lambda video, reference: video.mean(axis=(1, 2, 3, 4)) - reference.mean(axis=(1, 2, 3, 4)),
+        "levels",
+        "lower",
+        "brightness too much",
+    )
+    monkeypatch.setitem(metrics.METRICS, "brightness", mean)
+    reference = np.full((2, 3, 4, 4, 3), 100, np.uint8)
+    reference[:, 1:] = 110
+    scores = quality(reference + 5, reference, reference - 3)
+    assert list(scores)[-3:] == ["brightness", "brightness_copy_first", "brightness_ceiling"]
+    assert [scores[name] for name in list(scores)[-3:]] == [5, -10, -3]
+
+
+def test_the_report_says_what_its_scores_mean(tmp_path):
+    write_report(tmp_path, {"cases": {"held_out": {"psnr": 20.5, "centroid_error": 1.0}}}, {})
+    text = (tmp_path / "report.md").read_text()
+    assert "- psnr: peak signal-to-noise ratio, mean over frames, in dB; higher is better" in text
+    assert "- centroid_error: " in text and ", in px; lower is better" in text
+    assert "- ssim:" not in text, "a score that no case has"
 
 
 def test_footage_has_no_directions():

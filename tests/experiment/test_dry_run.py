@@ -138,7 +138,7 @@ def prepared(folder, shapes, spatial_stride=4):
             start=0.0,
             fps=12.0,
             shape=shape,
-            latent_clip=0,
+            clip=0,
         )
         told = write_records(folder / f"clips-{number}", [to_record(clip)] * 2)
         entries.append({"file": f"clips-{number}", "split": "train", **vars(shape), **told})

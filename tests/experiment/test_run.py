@@ -4,6 +4,7 @@ says what happened."""
 import json
 import math
 import re
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -13,9 +14,9 @@ from PIL import Image
 from tests.helpers.tiny_run import STEPS, start, tiny, tiny_videos, write_clip
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.data.shapes import HELD_OUT
+from videomar_jax.experiment import run
 from videomar_jax.experiment.config import Experiment
-from videomar_jax.experiment.evaluate import evaluate, evaluate_checkpoint
-from videomar_jax.experiment.run import stage_seconds
+from videomar_jax.experiment.evaluate import Evaluation, evaluate, evaluate_checkpoint
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.pretrained.bundle import load_pretrained
 
@@ -93,16 +94,19 @@ def test_the_time_of_every_phase(finished):
     assert report["seconds_total"] == pytest.approx(sum(report["seconds"].values()))
 
 
-def test_a_stage_that_is_named_like_a_phase_does_not_replace_its_time():
-    times = {"prepare": 1.0} | stage_seconds({"prepare": 20.0, "clips": 3.0, "evaluate": 4.0})
-    times |= {"evaluate": 5.0}
-    assert times == {
-        "prepare": 1.0,
-        "stage prepare": 20.0,
-        "clips": 3.0,
-        "stage evaluate": 4.0,
-        "evaluate": 5.0,
-    }
+def test_a_stage_with_the_name_of_a_phase_keeps_its_own_time(tmp_path, monkeypatch):
+    outcome = SimpleNamespace(
+        finished=True, seconds={"prepare": 500.0, "evaluate": 600.0}, state=SimpleNamespace(ema={})
+    )
+    nothing = Evaluation(report={"cases": {}}, pictures={})
+    monkeypatch.setattr(run, "train", lambda *_, **__: outcome)
+    monkeypatch.setattr(run, "make_sampler", lambda *_: Still.__new__(Still))
+    monkeypatch.setattr(run.nnx, "merge", lambda *_: None)
+    monkeypatch.setattr(run, "evaluate", lambda *_: nothing)
+    seconds = start(tiny(), tmp_path / "run")["seconds"]
+    assert list(seconds) == ["prepare", "stage prepare", "stage evaluate", "evaluate"]
+    assert (seconds["stage prepare"], seconds["stage evaluate"]) == (500, 600)
+    assert seconds["prepare"] < 400 and seconds["evaluate"] < 400
 
 
 def test_the_report_shows_pictures(finished):

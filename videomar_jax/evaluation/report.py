@@ -1,28 +1,27 @@
-"""Scores of generated clips, and the report that shows them: report.json for machines, report.md
-with pictures.
+"""Scores of generated clips, and the report that shows them.
 
 A `Case` holds true clips and the prompts they are regenerated from, given their first frame. All
-scores leave the
-first frame out, because it is given. Beside each PSNR stand two more: repeating the first frame
-    (what a model must
-beat) and encoding and decoding the truth (what no model over these latents can beat).
+scores leave out the first frame, because it is given. Beside each score of `metrics.METRICS` stand
+two more: that of repeating the first frame, which a model must beat, and that of encoding and
+decoding the truth, which no model over these latents can beat.
+
+The report is report.json for machines and report.md, with pictures, for people.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from videomar_jax.evaluation import metrics, motion
+from videomar_jax.evaluation.metrics import METRICS, Clips, copy_first
+from videomar_jax.evaluation.motion import SCORES, movement
 from videomar_jax.io.files import atomic_write
-from videomar_jax.types import UInt8
 
-Clips = UInt8[np.ndarray, "N F Hp Wp 3"]
 Generate = Callable[[np.ndarray, Sequence[str], int], np.ndarray]
 """(first frames [N, 1, Hp, Wp, 3], prompts, frames in all) → clips."""
 Reconstruct = Callable[[np.ndarray], np.ndarray]
@@ -33,8 +32,11 @@ Reconstruct = Callable[[np.ndarray], np.ndarray]
 class Case:
     """Clips to regenerate.
 
-    directions: where the object of each clip goes, for clips of the captioned shapes; None for
-        other footage.
+    name: of the scores and of the files with pictures; title: for people.
+    reference: the true clips, [N, F, Hp, Wp, 3].
+    prompts: what is asked for, one for each clip.
+    directions: where the object of each clip goes, for captioned moving shapes; None for other
+        footage.
     """
 
     name: str
@@ -45,29 +47,19 @@ class Case:
 
 
 def quality(generated: Clips, reference: Clips, reconstruction: Clips) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM over clips, the copy-first baseline and the tokenizer's ceiling,
-    without frame 0."""
-    truth, copy = reference[:, 1:], metrics.copy_first(reference)[:, 1:]
-    return {
-        "psnr": float(metrics.psnr(generated[:, 1:], truth).mean()),
-        "psnr_copy_first": float(metrics.psnr(copy, truth).mean()),
-        "psnr_ceiling": float(metrics.psnr(reconstruction[:, 1:], truth).mean()),
-        "ssim": float(metrics.ssim(generated[:, 1:], truth).mean()),
-        "ssim_copy_first": float(metrics.ssim(copy, truth).mean()),
-        "ssim_ceiling": float(metrics.ssim(reconstruction[:, 1:], truth).mean()),
+    """The mean over clips of every metric, of the copy-first baseline and of the tokenizer's
+    ceiling, without frame 0."""
+    truth = reference[:, 1:]
+    candidates = {
+        "": generated[:, 1:],
+        "_copy_first": copy_first(reference)[:, 1:],
+        "_ceiling": reconstruction[:, 1:],
     }
-
-
-def movement(generated: Clips, reference: Clips, directions: Sequence[str]) -> dict[str, float]:
-    """Whether the object goes where it should, stays where the truth has it (px) and is still there
-    at the end."""
-    error = motion.centroid_error(generated, reference)[:, 1:]
-    return {
-        "direction_accuracy": motion.direction_accuracy(generated, directions),
-        "centroid_error": float(error.mean()),
-        "centroid_error_last": float(error[:, -1].mean()),
-        "object_present": float(motion.object_present(generated, reference).mean()),
-    }
+    scores = {}
+    for name, metric in METRICS.items():
+        for suffix, video in candidates.items():
+            scores[f"{name}{suffix}"] = float(metric.function(video, truth).mean())
+    return scores
 
 
 def score(
@@ -76,21 +68,24 @@ def score(
     """All scores of a case, and the generated clips."""
     reference = case.reference
     generated = generate(reference[:, :1], case.prompts, reference.shape[1])
-    scores = {"clips": float(len(reference))} | quality(
-        generated, reference, reconstruct(reference)
-    )
+    scores = {"clips": float(len(reference))}
+    scores |= quality(generated, reference, reconstruct(reference))
     if case.directions is not None:
         scores |= movement(generated, reference, case.directions)
     return scores, generated
 
 
 def sheet_rows(case: Case, generated: Clips, count: int = 4) -> list[tuple[str, np.ndarray]]:
-    """Rows for a contact sheet: each clip's truth above what was generated."""
+    """Labelled rows for a contact sheet: each of the first clips above what was generated."""
     rows = []
-    for i in range(min(count, len(generated))):
-        prompt = case.prompts[i] or "(no caption)"
-        rows += [(f"truth: {prompt}", case.reference[i]), (f"generated: {prompt}", generated[i])]
+    for number in range(min(count, len(generated))):
+        prompt = case.prompts[number] or "(no caption)"
+        rows.append((f"truth: {prompt}", case.reference[number]))
+        rows.append((f"generated: {prompt}", generated[number]))
     return rows
+
+
+# Files
 
 
 def write_report(
@@ -99,31 +94,39 @@ def write_report(
     """Writes report.json and report.md into `folder`.
 
     Args:
-        report: "scores" of each case by name and further top-level entries.
+        report: "cases" (name → scores) and further top-level entries.
         pictures: picture file (relative to the folder) → caption.
     """
     folder = Path(folder)
-    lines = ["# Report", "", *_table(report["cases"]), ""]
+    lines = ["# Report", "", *_table(report["cases"]), "", *_legend(report["cases"]), ""]
     for name, value in report.items():
-        if name == "cases":
-            continue
-        lines.append(f"- `{name}`: {_plain(value)}")
+        if name != "cases":
+            lines.append(f"- `{name}`: {_plain(value)}")
     for file, caption in pictures.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({quote(file)})"]
     atomic_write(folder / "report.json", json.dumps(report, indent=2) + "\n")
     atomic_write(folder / "report.md", "\n".join(lines) + "\n")
 
 
-def _table(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _table(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """A row for each case, a column for each score that some case has."""
     columns = list(dict.fromkeys(key for scores in cases.values() for key in scores))
-    lines = ["| case | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    yield "| case | " + " | ".join(columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
     for name, scores in cases.items():
-        cells = [
-            name.replace("|", "&#124;"),
-            *(_plain(scores.get(column, "")) for column in columns),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        cells = [_plain(scores.get(column, "")) for column in columns]
+        escaped = name.replace("|", "&#124;")
+        yield "| " + " | ".join([escaped, *cells]) + " |"
+
+
+def _legend(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """What the scores in the table mean."""
+    for name, meaning in (METRICS | SCORES).items():
+        if any(name in scores for scores in cases.values()):
+            unit = f", in {meaning.unit}" if meaning.unit else ""
+            yield f"- {name}: {meaning.description}{unit}; {meaning.better} is better"
+    yield "- ..._copy_first: the same score of repeating the first frame"
+    yield "- ..._ceiling: the same score of the truth, encoded and decoded by the tokenizer"
 
 
 def _plain(value: Any) -> str:
