@@ -112,7 +112,7 @@ def test_the_pipeline_goes_on_where_another_preparation_stopped(task, prepared, 
 def test_a_bundle_that_is_tried_again_changes_nothing(task, prepared, beam):
     this = task()
     prepare_with_beam(this)
-    work = pipelines.Work(str(this.videos), str(this.output), None, 2)
+    work = pipelines.WorkerOptions(str(this.videos), str(this.output), None, 2)
     assert pipelines.make_shard(0, work) == "clips-train.array_record-00000-of-00006"
     assert files(this.output) == files(prepared)
 

@@ -5,7 +5,7 @@ import pytest
 from videomar_jax.data.records import from_record
 from videomar_jax.preparation.encoding import LatentEncoder, ShardEncoder
 from videomar_jax.preparation.plan import list_videos, make_plan
-from videomar_jax.preparation.run import identity
+from videomar_jax.preparation.run import identify
 from videomar_jax.tokenizers import CosmosConfig, CosmosTokenizer, to_pixels
 
 SMALL = CosmosConfig(
@@ -97,7 +97,7 @@ class Counting:
 def test_captions_are_encoded_once_a_batch_and_kept_without_padding(task, tokenizer):
     this, text = task(), Counting()
     plan = make_plan(
-        this.videos, list_videos(this.videos, None), this.settings, identity(tokenizer, None), 2
+        this.videos, list_videos(this.videos, None), this.settings, identify(tokenizer, None), 2
     )
     encoder = ShardEncoder(this.videos, this.settings, tokenizer, text, batch_size=8, threads=2)
     for shard in plan.shards:

@@ -10,7 +10,7 @@ from videomar_jax.preparation.plan import Settings, list_videos, make_plan, plan
 from videomar_jax.preparation.plan_file import changed_videos, differences, load_plan, save_plan
 
 CUTTING = Cutting(fps=12.0, lengths=(9, 5), sizes=((16, 24), (24, 16)))
-PARTS = {"tokenizer": {"kind": "pca", "fingerprint": "abc"}, "text_encoder": None}
+IDENTITIES = {"tokenizer": {"kind": "pca", "fingerprint": "abc"}, "text_encoder": None}
 WIDE, TALL, BRIEF = ((9, 16, 24), (9, 24, 16), (5, 16, 24))
 
 
@@ -122,7 +122,7 @@ def test_a_single_window_is_for_training_and_no_holdout_for_all():
 
 def test_the_plan_of_a_folder(videos):
     found = list_videos(videos, None)
-    plan = make_plan(videos, found, settings(), PARTS, threads=2)
+    plan = make_plan(videos, found, settings(), IDENTITIES, threads=2)
     counts = {}
     for shard in plan.shards:
         for window in shard.windows:
@@ -140,11 +140,11 @@ def test_the_plan_of_a_folder(videos):
 
 
 def test_a_plan_comes_back_from_its_file(videos, tmp_path):
-    plan = make_plan(videos, list_videos(videos, None), settings(), PARTS, threads=2)
+    plan = make_plan(videos, list_videos(videos, None), settings(), IDENTITIES, threads=2)
     save_plan(plan, tmp_path)
     assert load_plan(tmp_path) == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
-    assert differences(load_plan(tmp_path), settings(), PARTS) == []
+    assert differences(load_plan(tmp_path), settings(), IDENTITIES) == []
     (tmp_path / "plan.json").write_text((tmp_path / "plan.json").read_text()[:-20])
     with pytest.raises(ValueError, match=r"plan.json is damaged"):
         load_plan(tmp_path)
@@ -153,39 +153,39 @@ def test_a_plan_comes_back_from_its_file(videos, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "parts", "line"),
     [
-        (dict(dtype="bfloat16"), PARTS, "dtype was 'float16' and is 'bfloat16'"),
-        (dict(holdout=0.3), PARTS, "holdout was 0.2 and is 0.3"),
+        (dict(dtype="bfloat16"), IDENTITIES, "dtype was 'float16' and is 'bfloat16'"),
+        (dict(holdout=0.3), IDENTITIES, "holdout was 0.2 and is 0.3"),
         (
             dict(cutting=dataclasses.replace(CUTTING, fps=24.0)),
-            PARTS,
+            IDENTITIES,
             "cutting.fps was 12.0 and is 24.0",
         ),
         (
             dict(cutting=dataclasses.replace(CUTTING, sizes=((16, 24),))),
-            PARTS,
+            IDENTITIES,
             "cutting.sizes was [[16, 24], [24, 16]] and is [[16, 24]]",
         ),
         (
             {},
-            PARTS | {"tokenizer": {"kind": "pca", "fingerprint": "xyz"}},
+            IDENTITIES | {"tokenizer": {"kind": "pca", "fingerprint": "xyz"}},
             "tokenizer.fingerprint was 'abc' and is 'xyz'",
         ),
         (
             {},
-            PARTS | {"text_encoder": {"kind": "hashed"}},
+            IDENTITIES | {"text_encoder": {"kind": "hashed"}},
             "text_encoder.kind was None and is 'hashed'",
         ),
     ],
 )
 def test_what_differs_is_told(many, changes, parts, line):
-    plan = plans.Plan(settings=settings(), parts=PARTS, videos={}, rejected=[], shards=())
+    plan = plans.Plan(settings=settings(), identities=IDENTITIES, videos={}, rejected=[], shards=())
     assert differences(plan, settings(**changes), parts) == [line]
 
 
 def test_changed_videos_are_told():
     plan = plans.Plan(
         settings=settings(),
-        parts=PARTS,
+        identities=IDENTITIES,
         rejected=[],
         shards=(),
         videos={"a.mp4": (10, "x"), "b.mp4": (20, "y"), "c.mp4": (30, "z")},
@@ -202,10 +202,10 @@ def test_changed_videos_are_told():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(dtype="int8"), "dtype must be one of float16, bfloat16"),
-        (dict(clips_per_shard=0), "clips_per_shard"),
-        (dict(holdout=1.0), "holdout must be"),
-        (dict(holdout=-0.1), "holdout must be"),
+        (dict(dtype="int8"), "dtype is 'int8'; it may be one of 'float16', 'bfloat16'"),
+        (dict(clips_per_shard=0), "clips_per_shard must be at least 1"),
+        (dict(holdout=1.0), r"holdout must lie in \[0, 1\)"),
+        (dict(holdout=-0.1), r"holdout must lie in \[0, 1\)"),
     ],
 )
 def test_settings_that_cannot_be(changes, words):
@@ -217,4 +217,4 @@ def test_no_usable_video(tmp_path):
     for number in range(12):
         (tmp_path / f"{number:02}.mp4").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"None of the 12 videos(.|\n)*00.mp4: cannot be decoded"):
-        make_plan(tmp_path, list_videos(tmp_path, None), settings(), PARTS, threads=2)
+        make_plan(tmp_path, list_videos(tmp_path, None), settings(), IDENTITIES, threads=2)

@@ -190,7 +190,7 @@ def kill_at(monkeypatch, place, name, count):
         (encoding.ShardEncoder, "_record", 6),  # inside a shard
         (folder, "atomic_write", 3),  # a shard stands, its receipt does not
         (folder, "write_tfds_info", 1),  # all shards stand
-        (folder, "_remove_parts", 1),  # all is done but tidying up
+        (folder, "_remove_unfinished", 1),  # all is done but tidying up
     ],
     ids=["plan", "model", "shard", "receipt", "info", "tidy"],
 )
@@ -200,7 +200,7 @@ def test_after_a_kill_the_same_bytes_come_out(task, prepared, monkeypatch, place
         kill_at(patch, place, name, count)
         with pytest.raises(Killed):
             run.prepare(this)
-        assert files(this.output) != files(prepared) or name == "_remove_parts"
+        assert files(this.output) != files(prepared) or name == "_remove_unfinished"
     run.prepare(this)
     assert files(this.output) == files(prepared)
 
@@ -383,7 +383,7 @@ def test_numbers_too_large_for_the_dtype_are_not_written(task, tokenizer):
 def test_another_preparation_in_the_same_folder_is_refused(task, prepared, changes, words):
     before = files(prepared)
     for process in ((0, 1), (1, 2)):
-        with pytest.raises(ValueError, match=rf"was begun with something else(.|\n)*{words}"):
+        with pytest.raises(ValueError, match=rf"was started with something else(.|\n)*{words}"):
             run.prepare(task(output=prepared, **changes), *process)
     assert files(prepared) == before
 
@@ -415,7 +415,7 @@ def test_a_folder_of_something_else_is_left_alone(task, tmp_path):
         ),
         (
             dict(cutting=Cutting(fps=12.0, lengths=(9,), sizes=((16, 24), (20, 16)))),
-            r"9 frames at 20x16: height 20 is not a multiple of the spatial stride 8; nearest: 16 or 24",
+            r"9 frames at 20x16: height 20 is not a multiple of the spatial stride 8; nearest: 16",
         ),
         (dict(threads=0), "threads must be at least 1"),
         (dict(batch_size=0), "batch_size must be at least 1"),

@@ -1,5 +1,4 @@
-"""The same shards by an Apache Beam pipeline: for corpora that one machine, or a handful, cannot
-prepare in time.
+"""The same shards by an Apache Beam pipeline, for corpora that a few machines cannot prepare.
 
     Create(numbers of the shards to make) | Reshuffle | Map(make_shard)
 
@@ -17,19 +16,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from videomar_jax.checks import UserError
 from videomar_jax.preparation.encoding import ShardEncoder
 from videomar_jax.preparation.folder import MODEL, receipt_of, write_shard
 from videomar_jax.preparation.plan import Plan
 from videomar_jax.preparation.plan_file import load_plan
 from videomar_jax.preparation.progress import Progress
-from videomar_jax.preparation.run import Task, check, conclude, planned
+from videomar_jax.preparation.run import Task, check, finish_if_complete, open_plan
 from videomar_jax.text_encoders import load_text_encoder
 from videomar_jax.tokenizers import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """What every worker needs to know; everything else stands in the output folder."""
+class WorkerOptions:
+    """What every worker is told; everything else is in the output folder.
+
+    videos, output: absolute paths.
+    batch_size, threads: as in `run.Task`.
+    """
 
     videos: str
     output: str
@@ -37,59 +41,72 @@ class Work:
     threads: int
 
 
-def make_shard(number: int, work: Work) -> str:
-    """Makes shard number `number` of OUTPUT/plan.json, unless it is complete, and returns its
-    file's name."""
-    plan, encoder = _open(work)
-    shard, output = plan.shards[number], Path(work.output)
+def make_shard(number: int, options: WorkerOptions) -> str:
+    """Makes shard number `number` of OUTPUT/plan.json, unless it is complete; returns the name of
+    its file."""
+    plan, encoder = _open(options)
+    shard, output = plan.shards[number], Path(options.output)
     if receipt_of(output, shard) is None:
         write_shard(output, shard, encoder, Progress(f"clips of {shard.name}", len(shard.windows)))
     return shard.name
 
 
 def prepare_with_beam(task: Task, options: Sequence[str] = ()) -> dict[str, Any] | None:
-    """As `run.prepare`, the shards made by a pipeline with these options (`--runner=...` and the
-    runner's own).
+    """As `run.prepare`, with shards made by a pipeline.
 
-    Raises ValueError where Apache Beam is not installed, and what `run.prepare` does.
+    Args:
+        options: of the pipeline: `--runner=...` and the runner's own.
+    Raises:
+        UserError: Apache Beam is not installed; otherwise as `run.prepare`.
     """
     beam, pipeline_options = import_beam()
     check(task)
-    plan = planned(task)
-    numbers = [
+    plan = open_plan(task)
+    incomplete = [
         number for number, shard in enumerate(plan.shards) if receipt_of(task.output, shard) is None
     ]
-    work = Work(
-        str(task.videos.resolve()), str(task.output.resolve()), task.batch_size, task.threads
+    worker_options = WorkerOptions(
+        videos=str(task.videos.resolve()),
+        output=str(task.output.resolve()),
+        batch_size=task.batch_size,
+        threads=task.threads,
     )
-    if numbers:
+    if incomplete:
         with beam.Pipeline(options=pipeline_options(list(options))) as pipeline:
-            shards = pipeline | "Shards" >> beam.Create(numbers) | "Spread" >> beam.Reshuffle()
-            _ = shards | "Make" >> beam.Map(make_shard, work)
-    return conclude(task.output, plan)
+            numbers = pipeline | "Shards" >> beam.Create(incomplete)
+            spread = numbers | "Spread" >> beam.Reshuffle()
+            _ = spread | "Make" >> beam.Map(make_shard, worker_options)
+    return finish_if_complete(task.output, plan)
 
 
 def import_beam() -> tuple[Any, Any]:
-    """apache_beam and its PipelineOptions. Raises ValueError saying how to get them."""
+    """apache_beam and its PipelineOptions.
+
+    Raises:
+        UserError: it is not installed; the text says how to install it.
+    """
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise ValueError('--beam needs Apache Beam: pip install "videomar_jax[beam]"') from error
+        raise UserError('--beam needs Apache Beam: pip install "videomar_jax[beam]"') from error
     return apache_beam, PipelineOptions
 
 
 @functools.lru_cache(maxsize=1)
-def _open(work: Work) -> tuple[Plan, ShardEncoder]:
+def _open(options: WorkerOptions) -> tuple[Plan, ShardEncoder]:
     """The plan and the encoder, once in each worker process."""
-    plan, model = load_plan(Path(work.output)), Path(work.output) / MODEL
-    text = None if plan.parts["text_encoder"] is None else load_text_encoder(model / "text_encoder")
-    tokenizer = load_tokenizer(model / "tokenizer")
-    return plan, ShardEncoder(
-        Path(work.videos),
+    plan = load_plan(Path(options.output))
+    model = Path(options.output) / MODEL
+    text_encoder = None
+    if plan.identities["text_encoder"] is not None:
+        text_encoder = load_text_encoder(model / "text_encoder")
+    encoder = ShardEncoder(
+        Path(options.videos),
         plan.settings,
-        tokenizer,
-        text,
-        batch_size=work.batch_size,
-        threads=work.threads,
+        load_tokenizer(model / "tokenizer"),
+        text_encoder,
+        batch_size=options.batch_size,
+        threads=options.threads,
     )
+    return plan, encoder

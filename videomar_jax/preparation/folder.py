@@ -1,13 +1,11 @@
-"""The output folder: which shards are complete, the manifest, the rejected clips, the same files
-for TFDS.
+"""The output folder: which shards are complete, the manifest, the rejected clips.
 
-    NAME                the clips of a shard, moved here when complete
-    NAME.json           its receipt: clips, bytes, SHA-256, rejected windows; written after the
-        shard itself
-    rejected.jsonl      all rejected videos and windows with reasons, when every shard is complete
-    manifest.json       last of all; where it stands the folder is complete
+    NAME              the clips of a shard, moved here when complete
+    NAME.json         its receipt: clips, bytes, SHA-256, rejected windows; written after the shard
+    rejected.jsonl    all rejected videos and windows with reasons, when every shard is complete
+    manifest.json     last of all; a folder that has it is complete
 
-A shard counts as complete when its receipt stands and its file has the size that the receipt says.
+A shard counts as complete when it has a receipt and its file has the size that the receipt names.
 So whatever was interrupted is made again, and comes out the same.
 """
 
@@ -17,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from videomar_jax.checks import UserError
 from videomar_jax.data.records import write_records
 from videomar_jax.data.shards import FORMAT, MANIFEST, VERSION
+from videomar_jax.data.sources import ClipShape
 from videomar_jax.io.files import atomic_write
 from videomar_jax.preparation.encoding import Encode
 from videomar_jax.preparation.plan import Plan, ShardPlan
@@ -32,7 +32,11 @@ Receipt = dict[str, Any]
 
 
 def write_shard(output: Path, shard: ShardPlan, encode: Encode, progress: Progress) -> None:
-    """Makes a shard and its receipt. Raises OSError where the folder cannot be written to."""
+    """Makes a shard and its receipt.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
     rejected: list[dict[str, Any]] = []
 
     def records() -> Iterator[bytes]:
@@ -66,29 +70,36 @@ def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
     """Writes the manifest and what belongs to it, and returns it; None while shards or OUTPUT/model
     are missing.
 
-    Any process may call it at any time: the same plan and shards give the same files. Raises
-        ValueError where every
-    clip was rejected.
+    Any process may call it at any time: the same plan and shards give the same files.
+
+    Raises:
+        UserError: every clip was rejected.
     """
-    receipts = [receipt_of(output, shard) for shard in plan.shards]
-    if None in receipts or not (output / MODEL / "tokenizer").exists():
+    receipts: list[Receipt] = []
+    for shard in plan.shards:
+        receipt = receipt_of(output, shard)
+        if receipt is None:
+            return None
+        receipts.append(receipt)
+    if not (output / MODEL / "tokenizer").exists():
         return None
-    rejected = [*plan.rejected, *(entry for receipt in receipts for entry in receipt["rejected"])]
+    rejected = list(plan.rejected)
+    for receipt in receipts:
+        rejected += receipt["rejected"]
     atomic_write(output / REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected))
     if not any(receipt["clips"] for receipt in receipts):
         reasons = [f"  {entry['reason']}" for entry in rejected[:10]]
-        raise ValueError(
-            "\n".join([f"Every clip was rejected; see {output / REJECTED}:", *reasons])
-        )
+        lines = [f"Every clip was rejected; see {output / REJECTED}:", *reasons]
+        raise UserError("\n".join(lines))
     manifest = _manifest(plan, receipts, len(rejected))
     write_tfds_info(output, plan, receipts)
     atomic_write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    _remove_parts(output)
+    _remove_unfinished(output)
     return manifest
 
 
-def _remove_parts(output: Path) -> None:
-    """What interrupted writing left; nobody writes to a complete folder."""
+def _remove_unfinished(output: Path) -> None:
+    """Removes what interrupted writing left; nobody writes to a complete folder any more."""
     for part in output.glob(".*.part"):
         if part.is_dir():
             shutil.rmtree(part, ignore_errors=True)
@@ -101,61 +112,50 @@ def _receipt_path(output: Path, shard: ShardPlan) -> Path:
 
 
 def _manifest(plan: Plan, receipts: Sequence[Receipt], rejected: int) -> dict[str, Any]:
-    tokenizer, cutting = plan.parts["tokenizer"], plan.settings.cutting
-    shards = [
-        {
-            "file": shard.name,
-            "split": shard.split,
-            "num_frames": shard.shape.num_frames,
-            "height": shard.shape.height,
-            "width": shard.shape.width,
-            **{name: receipt[name] for name in ("clips", "bytes", "sha256")},
-        }
-        for shard, receipt in zip(plan.shards, receipts, strict=True)
-    ]
-    shapes = []
-    for frames, height, width in dict.fromkeys(
-        (s["num_frames"], s["height"], s["width"]) for s in shards
-    ):
-        mine = [
-            s
-            for s in shards
-            if (s["num_frames"], s["height"], s["width"]) == (frames, height, width)
-        ]
-        grid = grid_shape(
-            frames,
-            height,
-            width,
-            temporal_stride=tokenizer["temporal_stride"],
-            spatial_stride=tokenizer["spatial_stride"],
-        )
-        clips = {
-            split: sum(s["clips"] for s in mine if s["split"] == split)
-            for split in ("train", "test")
-        }
-        shapes.append(
-            {
-                "num_frames": frames,
-                "height": height,
-                "width": width,
-                "latents": [*grid, tokenizer["channels"]],
-                "clips": clips,
-            }
-        )
+    shards = []
+    for shard, receipt in zip(plan.shards, receipts, strict=True):
+        made = {name: receipt[name] for name in ("clips", "bytes", "sha256")}
+        entry = {"file": shard.name, "split": shard.split, **_sizes(shard.shape), **made}
+        shards.append(entry)
     return {
         "format": FORMAT,
         "version": VERSION,
-        "clips": sum(s["clips"] for s in shards),
+        "clips": sum(entry["clips"] for entry in shards),
         "rejected": rejected,
-        "bytes": sum(s["bytes"] for s in shards),
-        "fps": cutting.fps,
+        "bytes": sum(entry["bytes"] for entry in shards),
+        "fps": plan.settings.cutting.fps,
         "dtype": plan.settings.dtype,
-        **plan.parts,
+        **plan.identities,
         "settings": {
-            "windows_per_clip": cutting.windows_per_clip,
+            "windows_per_clip": plan.settings.cutting.windows_per_clip,
             "holdout": plan.settings.holdout,
             "clips_per_shard": plan.settings.clips_per_shard,
         },
-        "shapes": shapes,
+        "shapes": _shapes(plan, receipts),
         "shards": shards,
     }
+
+
+def _shapes(plan: Plan, receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+    """Of each shape of clips its latents, and how many clips each split has."""
+    tokenizer = plan.identities["tokenizer"]
+    counts: dict[ClipShape, dict[str, int]] = {}
+    for shard, receipt in zip(plan.shards, receipts, strict=True):
+        clips = counts.setdefault(shard.shape, {"train": 0, "test": 0})
+        clips[shard.split] += receipt["clips"]
+    shapes = []
+    for shape, clips in counts.items():
+        grid = grid_shape(
+            shape.num_frames,
+            shape.height,
+            shape.width,
+            temporal_stride=tokenizer["temporal_stride"],
+            spatial_stride=tokenizer["spatial_stride"],
+        )
+        latents = [*grid, tokenizer["channels"]]
+        shapes.append({**_sizes(shape), "latents": latents, "clips": clips})
+    return shapes
+
+
+def _sizes(shape: ClipShape) -> dict[str, int]:
+    return {"num_frames": shape.num_frames, "height": shape.height, "width": shape.width}

@@ -1,7 +1,7 @@
 """The plan as a file, and what has changed since it was made.
 
-A later start of the same command goes by plan.json; it is refused where its settings, tokenizer,
-text encoder or videos are not those of the plan, so that a folder never holds clips of two kinds.
+A later start of the same command follows plan.json; it is refused if its settings, tokenizer, text
+encoder or videos are not those of the plan, so that a folder never holds clips of two kinds.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.data.windows import Cutting, Window
 from videomar_jax.io.files import atomic_write
@@ -40,7 +41,8 @@ def save_plan(plan: Plan, output: Path) -> None:
     values = {
         "version": VERSION,
         "settings": dataclasses.asdict(plan.settings),
-        "parts": plan.parts,
+        # The key of earlier versions.
+        "parts": plan.identities,
         "videos": videos,
         "rejected": list(plan.rejected),
         "shards": shards,
@@ -49,7 +51,11 @@ def save_plan(plan: Plan, output: Path) -> None:
 
 
 def load_plan(output: Path) -> Plan:
-    """Reads OUTPUT/plan.json. Raises ValueError for one that is damaged or of another version."""
+    """Reads OUTPUT/plan.json.
+
+    Raises:
+        UserError: it is damaged or of another version.
+    """
     path = output / PLAN
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -60,13 +66,13 @@ def load_plan(output: Path) -> Plan:
         videos = {name: (size, caption) for name, size, caption, _ in values["videos"]}
         return Plan(
             settings=settings,
-            parts=values["parts"],
+            identities=values["parts"],
             videos=videos,
             rejected=values["rejected"],
             shards=shards,
         )
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): choose another --output") from error
+        raise UserError(f"{path} is damaged ({error!r}): choose another --output.") from error
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
@@ -102,33 +108,34 @@ def _shard(entry: Mapping[str, Any], videos: Sequence[Sequence[Any]]) -> ShardPl
     )
 
 
-def differences(plan: Plan, settings: Settings, parts: Mapping[str, Any]) -> list[str]:
+def differences(plan: Plan, settings: Settings, identities: Mapping[str, Any]) -> list[str]:
     """What of settings, tokenizer and text encoder is not as planned, one line each."""
-    before = _flat({**dataclasses.asdict(plan.settings), **plan.parts})
-    now = _flat({**dataclasses.asdict(settings), **json.loads(json.dumps(parts))})
+    before = _flat({**dataclasses.asdict(plan.settings), **plan.identities})
+    now = _flat({**dataclasses.asdict(settings), **json.loads(json.dumps(identities))})
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return [f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names]
 
 
 def changed_videos(plan: Plan, videos: Mapping[str, tuple[int, str]]) -> list[str]:
     """What of the videos and captions is not as planned, one line each."""
-    faults = [f"{name} is new" for name in videos if name not in plan.videos]
-    faults += [f"{name} is gone" for name in plan.videos if name not in videos]
+    changes = [f"{name} is new" for name in videos if name not in plan.videos]
+    changes += [f"{name} is gone" for name in plan.videos if name not in videos]
     for name, (size, caption) in videos.items():
-        if name in plan.videos:
-            old_size, old_caption = plan.videos[name]
-            faults += [f"{name} had {old_size} bytes and has {size}"] * (size != old_size)
-            faults += [f"the caption of {name} was {old_caption!r} and is {caption!r}"] * (
-                caption != old_caption
-            )
-    return faults
+        if name not in plan.videos:
+            continue
+        old_size, old_caption = plan.videos[name]
+        if size != old_size:
+            changes.append(f"{name} had {old_size} bytes and has {size}")
+        if caption != old_caption:
+            changes.append(f"the caption of {name} was {old_caption!r} and is {caption!r}")
+    return changes
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as {"a.b": value}; sequences as lists."""
-    if isinstance(values, Mapping):
-        parts = (
-            _flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in values.items()
-        )
-        return {key: value for part in parts for key, value in part.items()}
-    return {prefix: json.loads(json.dumps(values))}
+    if not isinstance(values, Mapping):
+        return {prefix: json.loads(json.dumps(values))}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

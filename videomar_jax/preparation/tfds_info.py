@@ -1,5 +1,4 @@
-"""A complete folder as a TFDS dataset: its shards are record files of TFDS's own kind, named as
-TFDS names them.
+"""A complete folder as a TFDS dataset: its shards are record files of TFDS's kind, with its names.
 
     tfds.builder_from_directory(DIR).as_data_source("train")[0]["latents"]
 
@@ -21,7 +20,7 @@ from videomar_jax.preparation.plan import Plan
 
 def write_tfds_info(output: Path, plan: Plan, receipts: Sequence[Mapping[str, Any]]) -> None:
     """Writes dataset_info.json and features.json from the receipts of all shards."""
-    import tensorflow_datasets as tfds  # late: it takes a while
+    import tensorflow_datasets as tfds  # late: its import takes a while
 
     identity = tfds.core.dataset_info.DatasetIdentity(
         name="clips", version=tfds.core.Version("1.0.0"), data_dir=str(output), module_name=""
@@ -37,16 +36,15 @@ def write_tfds_info(output: Path, plan: Plan, receipts: Sequence[Mapping[str, An
     )
     splits = []
     for split in dict.fromkeys(shard.split for shard in plan.shards):
-        mine = [
-            receipt
-            for shard, receipt in zip(plan.shards, receipts, strict=True)
-            if shard.split == split
-        ]
+        own = []
+        for shard, receipt in zip(plan.shards, receipts, strict=True):
+            if shard.split == split:
+                own.append(receipt)
         splits.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[receipt["clips"] for receipt in mine],
-                num_bytes=sum(receipt["bytes"] for receipt in mine),
+                shard_lengths=[receipt["clips"] for receipt in own],
+                num_bytes=sum(receipt["bytes"] for receipt in own),
                 filename_template=template,
             )
         )
@@ -60,9 +58,10 @@ def write_tfds_info(output: Path, plan: Plan, receipts: Sequence[Mapping[str, An
 def _features(plan: Plan) -> Any:
     import tensorflow_datasets as tfds
 
-    dtype, text = DTYPES[plan.settings.dtype], plan.parts["text_encoder"]
+    dtype = DTYPES[plan.settings.dtype]
+    tokenizer, text = plan.identities["tokenizer"], plan.identities["text_encoder"]
     bytes_of = {"encoding": tfds.features.Encoding.BYTES}
-    shape = (None, None, None, plan.parts["tokenizer"]["channels"])
+    shape = (None, None, None, tokenizer["channels"])
     features = {
         "latents": tfds.features.Tensor(shape=shape, dtype=dtype, **bytes_of),
         "caption": tfds.features.Text(),
