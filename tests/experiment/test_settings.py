@@ -10,7 +10,7 @@ from videomar_jax.checks import field_docs
 from videomar_jax.experiment.config import KEYS, SECTIONS
 from videomar_jax.experiment.data_sources import DATA_KINDS
 from videomar_jax.experiment.settings import TOP_LEVEL, default_config, settings_page
-from videomar_jax.sampling.config import SamplingConfig
+from videomar_jax.models.config import ModelConfig
 
 
 def test_the_page_of_all_settings_is_current():
@@ -21,7 +21,7 @@ def test_the_page_of_all_settings_is_current():
 
 @pytest.mark.parametrize(
     "kind",
-    [kind for kind in [*SECTIONS.values()] if kind is not SamplingConfig],
+    [*SECTIONS.values(), ModelConfig],
     ids=lambda kind: kind.__name__,
 )
 def test_every_setting_is_described_at_its_field(kind):
@@ -31,7 +31,7 @@ def test_every_setting_is_described_at_its_field(kind):
 
 def test_every_other_key_is_described():
     assert set(TOP_LEVEL) == {*KEYS} - {*SECTIONS, "model"}
-    assert all(kind.description for kind in DATA_KINDS.values())
+    assert all(kind.facts.description for kind in DATA_KINDS.values())
 
 
 def test_base_differs_from_the_defaults_in_one_value():

@@ -1,12 +1,7 @@
 """Where clips come from: the settings `config.data`, and the kinds of data there are.
 
-    shapes    moving shapes, drawn on demand
-    videos    a folder of video files
-    shards    a folder of prepared clips, with the tokenizer and text encoder they were made with
-    tfds      a TFDS dataset by name
-
-To add a kind, write a `ClipSource` in videomar_jax/data/ and register a `DataKind` here, with its
-settings in `DataConfig`. There is no other list of kinds.
+To add a kind, write a `ClipSource` with its `SourceKind` in videomar_jax/data/, and register a
+`DataKind` here, with new settings in `DataConfig` if it needs any. There is no other list of kinds.
 """
 
 import dataclasses
@@ -21,7 +16,14 @@ import numpy as np
 from videomar_jax.checks import Count, Natural, Positive, Range, UserError, check_fields, one_of
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.shards import MANIFEST, LatentShards, read_manifest
-from videomar_jax.data.sources import ClipShape, ClipSource, Decoded, Subset, clips_for
+from videomar_jax.data.sources import (
+    ClipShape,
+    ClipSource,
+    Decoded,
+    SourceKind,
+    Subset,
+    clips_for,
+)
 from videomar_jax.data.tfds_clips import TFDSClips
 from videomar_jax.data.videos import VideoFolder
 from videomar_jax.evaluation.report import Case
@@ -51,25 +53,23 @@ class SourceRequest:
 
 
 class DataKind:
-    """One kind of data, as a run sees it; what is not overridden suits a folder of videos."""
+    """What a run does with one kind of data; subclasses override what is special to theirs."""
 
-    description: str
-    """One line for the documentation of `data.kind`."""
-    path_meaning: str = ""
-    """What `data.path` names, such as "the folder of clips"; "" where no path is needed."""
-    path_placeholder: str = "DIR"
-    """Stands for the path in messages."""
+    facts: SourceKind
+    """What is true of all clips of this kind; its name is what `data.kind` calls it."""
+    if_none_fit: str = ""
+    """What to do if no held-out clip has the shape of the last stage, for a message."""
 
     def check(self, config: "DataConfig") -> None:
         """Raises a UserError for settings that this kind cannot work with."""
-        if self.path_meaning and not config.path:
+        if self.facts.place and not config.path:
             raise UserError(
-                f"data.kind is {config.kind!r}: name {self.path_meaning} with "
-                f"--config.data.path={self.path_placeholder}."
+                f"data.kind is {config.kind!r}: name {self.facts.place} with "
+                f"--config.data.path={self.facts.place_form}."
             )
 
     def open(self, config: "DataConfig", request: SourceRequest) -> ClipSource:
-        """The clips of `request.split`. Errors as the source's own."""
+        """The clips of `request.split`; errors are those of the source."""
         raise NotImplementedError
 
     def open_held_out(
@@ -80,14 +80,24 @@ class DataKind:
         Raises:
             UserError: there are none.
         """
-        return self.open(config, request)
+        source = self.open(config, request)
+        if self.facts.any_shape:
+            return source
+        fitting = clips_for(source, shape, ((shape.height, shape.width),))
+        if not len(fitting):
+            raise UserError(
+                f"{config.path} holds no test clips of {shape.num_frames} frames or more at "
+                f"{shape.height}x{shape.width}, which the last stage is measured on; "
+                f"{self.if_none_fit}, or change the stage."
+            )
+        return Subset(source, fitting)
 
     def prepared_with(self, config: "DataConfig") -> Path | None:
-        """The folder whose model/tokenizer made these clips, if they come as latents."""
-        return None
+        """The folder whose model/tokenizer made the clips, if they are latents."""
+        return Path(config.path) if self.facts.prepared else None
 
     def prepared_strides(self, config: "DataConfig") -> tuple[int, int] | None:
-        """(temporal, spatial) stride of the latents, if the clips come as such and say so."""
+        """(temporal, spatial) stride of the latents, if the clips are latents and say so."""
         return None
 
     def cases(self, held_out: ClipSource, settings: CaseSettings) -> Sequence[Case]:
@@ -99,14 +109,10 @@ DATA_KINDS: dict[str, DataKind] = {}
 """The kinds of data by the name in `data.kind`; filled by `register`."""
 
 
-def register(name: str) -> Callable[[_Kind], _Kind]:
-    """Class decorator: `data.kind=name` is of this kind."""
-
-    def add(kind: _Kind) -> _Kind:
-        DATA_KINDS[name] = kind()
-        return kind
-
-    return add
+def register(kind: _Kind) -> _Kind:
+    """Class decorator: makes a kind of data known by the name in its facts."""
+    DATA_KINDS[kind.facts.name] = kind()
+    return kind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,9 +158,9 @@ class DataConfig:
 # The kinds
 
 
-@register("shapes")
+@register
 class _Shapes(DataKind):
-    description = "captioned moving shapes, drawn on demand"
+    facts = Shapes.KIND
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
         is_train = request.split == "train"
@@ -166,13 +172,18 @@ class _Shapes(DataKind):
         )
 
     def cases(self, held_out: ClipSource, settings: CaseSettings) -> Sequence[Case]:
+        assert isinstance(held_out, Shapes)
         return shape_cases(held_out, settings)
 
 
-@register("videos")
+@register
 class _Videos(DataKind):
-    description = "a folder of video files"
-    path_meaning = "the folder of clips"
+    facts = SourceKind(
+        name="videos",
+        description="a folder of video files",
+        place="the folder of clips",
+        place_form="DIR",
+    )
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
         return VideoFolder(
@@ -186,10 +197,10 @@ class _Videos(DataKind):
         )
 
 
-@register("shards")
+@register
 class _Shards(DataKind):
-    description = "a folder of clips made by `videomar_jax.prepare`, with their tokenizer"
-    path_meaning = "the folder of prepared clips"
+    facts = LatentShards.KIND
+    if_none_fit = "prepare some"
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
         return LatentShards(config.path, split=request.split)
@@ -197,11 +208,7 @@ class _Shards(DataKind):
     def open_held_out(
         self, config: DataConfig, request: SourceRequest, shape: ClipShape
     ) -> ClipSource:
-        latents = _clips_that_fit(self.open(config, request), config, shape, "prepare some")
-        return Decoded(latents, _decoder(config.path))
-
-    def prepared_with(self, config: DataConfig) -> Path | None:
-        return Path(config.path)
+        return Decoded(super().open_held_out(config, request, shape), _decoder(config.path))
 
     def prepared_strides(self, config: DataConfig) -> tuple[int, int] | None:
         # What is wrong with an incomplete folder is reported when its clips are opened.
@@ -213,11 +220,16 @@ class _Shards(DataKind):
         return int(tokenizer["temporal_stride"]), int(tokenizer["spatial_stride"])
 
 
-@register("tfds")
+@register
 class _TFDS(DataKind):
-    description = "a TensorFlow Dataset by name"
-    path_meaning = "the dataset"
-    path_placeholder = "NAME"
+    facts = SourceKind(
+        name="tfds",
+        description="a TFDS dataset by name",
+        place="the dataset",
+        place_form="NAME",
+        any_shape=False,
+    )
+    if_none_fit = "name another split with --config.data.held_out=SPLIT"
 
     def check(self, config: DataConfig) -> None:
         super().check(config)
@@ -238,12 +250,6 @@ class _TFDS(DataKind):
             random=request.split == "train",
         )
 
-    def open_held_out(
-        self, config: DataConfig, request: SourceRequest, shape: ClipShape
-    ) -> ClipSource:
-        way_out = "name another split with --config.data.held_out=SPLIT"
-        return _clips_that_fit(self.open(config, request), config, shape, way_out)
-
 
 def tfds_split(config: DataConfig, split: str) -> str:
     """The TFDS split for "train" or "test".
@@ -256,19 +262,6 @@ def tfds_split(config: DataConfig, split: str) -> str:
     percent = min(max(round(100 * (1 - config.holdout)), 1), 99)
     part = f"[:{percent}%]" if split == "train" else f"[{percent}%:]"
     return "+".join(name.strip() + part for name in config.split.split("+"))
-
-
-def _clips_that_fit(
-    source: ClipSource, config: DataConfig, shape: ClipShape, way_out: str
-) -> ClipSource:
-    clips = clips_for(source, shape, ((shape.height, shape.width),))
-    if not len(clips):
-        raise UserError(
-            f"{config.path} holds no test clips of {shape.num_frames} frames or more at "
-            f"{shape.height}x{shape.width}, which the last stage is measured on; {way_out}, or "
-            "change the stage."
-        )
-    return Subset(source, clips)
 
 
 @functools.lru_cache(maxsize=1)

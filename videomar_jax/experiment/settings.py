@@ -168,7 +168,7 @@ def _shown(value: Any) -> str:
 def _kinds_of_data() -> Iterator[str]:
     yield from ("", "Kinds of data:", "")
     for name, kind in DATA_KINDS.items():
-        yield f"- `{name}`: {kind.description}"
+        yield f"- `{name}`: {kind.facts.description}"
 
 
 if __name__ == "__main__":
