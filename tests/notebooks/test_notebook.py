@@ -1,5 +1,4 @@
-"""The notebook is well formed and its cells run in a kernel, on a tiny run; all logic is the
-package's."""
+"""The notebook is well formed, holds no logic of its own, and runs in a kernel on a tiny run."""
 
 import ast
 import json
@@ -65,8 +64,8 @@ def test_the_cells_run(finished, tmp_path, monkeypatch):
     ]
     shown = [output["data"] for output in outputs if "data" in output]
     movies = [data["text/html"].count("<video") for data in shown if "text/html" in data]
-    told = "the video, the four prompts, the table of two, the longer and the larger one"
-    assert [count for count in movies if count] == [1, 1, 1, 1, 1, 2, 1, 1], told
+    expected = "the video, the four prompts, the table of two, the longer and the larger one"
+    assert [count for count in movies if count] == [1, 1, 1, 1, 1, 2, 1, 1], expected
     assert any("image/png" in data for data in shown), "frames are shown as they arrive"
     assert "all there" in outputs[-1]["text"]
     assert (tmp_path / "continued.mp4").stat().st_size > 1000
