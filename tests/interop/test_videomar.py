@@ -136,7 +136,7 @@ def test_a_set_that_is_not_there(tmp_path):
     )
     with pytest.raises(WeightFileError, match="no 'model_ema': ask for the weights 'model'"):
         read_checkpoint(path)
-    with pytest.raises(ValueError, match="may be 'ema' or 'model'"):
+    with pytest.raises(ValueError, match="may be one of 'ema', 'model'"):
         read_checkpoint(path, weights="averaged")
 
 

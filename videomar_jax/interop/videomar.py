@@ -1,12 +1,13 @@
-"""The published VideoMAR weights and ours: one table, read as an import and as an export.
+"""The published VideoMAR weights and ours: one table (`videomar_rules`) for import and export.
 
 The published file is a state dict of 620 tensors, bare or inside a dictionary under "model" and
-"model_ema", names perhaps prefixed "module.". All sizes follow from the shapes. What no shape tells
-(the patch size, the rotary split, the text masks) is written into the header by our export, taken
-from there, and else assumed to be as published.
+"model_ema", with names that may begin with "module.". All sizes follow from the shapes. Settings
+that no shape tells (the patch size, the rotary split, the text masks) are written into the header
+by our export and read from there; for a published file the published values are assumed.
 """
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from videomar_jax.checks import UserError, one_of
 from videomar_jax.interop.formats.files import (
     TensorFile,
     TensorSpec,
@@ -47,9 +49,12 @@ from videomar_jax.models.videomar import VideoMAR
 Params = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
-
+_CONTAINERS = {"ema": "model_ema", "model": "model"}
+"""Which set of weights is in which dictionary of a training checkpoint."""
 _WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that PyTorch's data parallelism and compilation put in front of names."""
 _MARKS = ("z_proj.weight", "mask_token", "decoder_norm.weight", "diffloss.net.input_proj.weight")
+"""Names that only a VideoMAR has."""
 _OTHERS = {
     "encoder.conv_in": "a Cosmos tokenizer",
     "decoder.conv_in": "a Cosmos tokenizer",
@@ -59,57 +64,87 @@ _OTHERS = {
     "layers.": "a language model",
     "model.embed_tokens": "a language model",
 }
+"""What a file is that has a name with this prefix instead."""
+
+
+class Setting(NamedTuple):
+    """A model setting that no shape tells."""
+
+    value: Any
+    origin: str
+    """Where the value comes from: "file" (its header), "asked for" or "assumed"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """What was read, and what it was taken for."""
+    """What was read, and how it was interpreted."""
 
     path: str
-    container: str  # "bare", "model" or "model_ema"
+    container: str
+    """"bare", "model" or "model_ema"."""
     tensors: int
     parameters: int
-    stored: dict[str, int]  # tensors of each stored type
+    stored: dict[str, int]
+    """The number of tensors of each stored type."""
     config: ModelConfig
-    assumed: dict[
-        str, tuple[Any, str]
-    ]  # fields that no shape tells: value, and "file", "asked for" or "assumed"
-    ignored: dict[str, int]  # tensors beside the weights, by the dictionary they stand in
+    assumed: dict[str, Setting]
+    """The settings that no shape tells, by field."""
+    ignored: dict[str, int]
+    """The number of other tensors, by the dictionary they are in."""
 
     def __str__(self) -> str:
         c = self.config
         types = ", ".join(f"{count} {dtype}" for dtype, count in self.stored.items())
+        settings = [
+            f"{field}={value} ({origin})" for field, (value, origin) in self.assumed.items()
+        ]
+        place = f"from the dictionary {self.container}"
+        if self.container == "bare":
+            place = "a bare state dict"
         lines = [
-            f"{self.path}: VideoMAR, {self.parameters:,} parameters in {self.tensors} tensors ({types}), "
-            f"{'a bare state dict' if self.container == 'bare' else 'from the dictionary ' + self.container}",
-            f"inferred: width {c.width}, depth {c.depth}, {c.num_heads} heads of {c.head_dim}, tokens of {c.token_dim} "
-            f"values, text {c.text_tokens} x {c.text_width}, {c.head} head {c.head_width} x {c.head_depth}",
-            "not in the shapes: "
-            + ", ".join(f"{k}={v} ({how})" for k, (v, how) in self.assumed.items()),
+            f"{self.path}: VideoMAR, {self.parameters:,} parameters in {self.tensors} tensors "
+            f"({types}), {place}",
+            f"inferred: width {c.width}, depth {c.depth}, {c.num_heads} heads of {c.head_dim}, "
+            f"tokens of {c.token_dim} values, text {c.text_tokens} x {c.text_width}, "
+            f"{c.head} head {c.head_width} x {c.head_depth}",
+            f"not in the shapes: {', '.join(settings)}",
         ]
         if self.ignored:
-            lines.append(
-                "left aside: " + ", ".join(f"{k} ({n} tensors)" for k, n in self.ignored.items())
-            )
+            others = [f"{name} ({count} tensors)" for name, count in self.ignored.items()]
+            lines.append(f"ignored: {', '.join(others)}")
         return "\n".join(lines)
 
 
 def parameter_shapes(config: ModelConfig) -> Shapes:
-    """The shape of each of the model's parameters by its path, without allocating any."""
+    """The shape of each of the model's parameters by its path; nothing is allocated."""
     model = nnx.eval_shape(lambda: VideoMAR(config, rngs=nnx.Rngs(0)))
-    return {
-        path: tuple(leaf.shape) for path, leaf in flat(nnx.to_pure_dict(nnx.state(model))).items()
-    }
+    leaves = flat(nnx.to_pure_dict(nnx.state(model)))
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+class _Selection(NamedTuple):
+    """The tensors of a file that are the model's weights."""
+
+    container: str
+    """"bare", "model" or "model_ema"."""
+    names: list[tuple[str, str]]
+    """(name in the file, official name) of each."""
+    ignored: dict[str, int]
+    """The number of tensors in each other dictionary."""
 
 
 class _Match(NamedTuple):
-    """How the tensors of a file and the parameters of a model belong together."""
+    """How the tensors of a file correspond to the parameters of a model."""
 
     report: ImportReport
-    shapes: Shapes  # of the parameters
-    slots: dict[str, Slot]  # by official name
-    found: dict[str, list[TensorSpec]]  # likewise
-    stored_as: dict[str, str]  # official name: name in the file
+    shapes: Shapes
+    """Of the parameters."""
+    slots: dict[str, Slot]
+    """By official name."""
+    found: dict[str, list[TensorSpec]]
+    """By official name."""
+    stored_as: dict[str, str]
+    """Official name -> name in the file."""
 
 
 def inspect_checkpoint(
@@ -118,8 +153,10 @@ def inspect_checkpoint(
     weights: str = "ema",
     config_overrides: Mapping[str, Any] | None = None,
 ) -> ImportReport:
-    """What `read_checkpoint` will find, from names, shapes and types alone; arguments and errors
-    are the same."""
+    """What `read_checkpoint` would read, from names, shapes and types alone.
+
+    Arguments and errors are the same.
+    """
     with open_tensors(path) as file:
         return _match(file, weights, config_overrides or {}).report
 
@@ -138,26 +175,25 @@ def read_checkpoint(
     Args:
         path: any file that `open_tensors` reads.
         weights: "ema" or "model", of the two sets in a training checkpoint's dictionary; a bare
-            state dict has one.
-        config_overrides: model fields that no shape tells, or that are a matter of running (dtype,
-            attention, ...).
+            state dict has only one.
+        config_overrides: model fields that no shape tells, or that concern running the model
+            (dtype, attention, ...).
         dtype: type of the parameters; None keeps the stored ones.
         shardings: a tree like the parameters, or a function from their `jax.ShapeDtypeStruct`s to
             one; each parameter is then put on its devices as soon as it is complete. None leaves
-            numpy arrays.
-        place: takes each parameter ("a/b/c", array) as soon as it is complete, the largest first,
-            and returns what
-            the tree shall hold in its stead: who writes parameters down as they come never holds
-                them all.
+            NumPy arrays.
+        place: takes each parameter (path "a/b/c", array) as soon as it is complete, the largest
+            first, and returns what the tree shall hold instead. A caller that writes parameters to
+            disk here never holds all of them.
     Returns:
         (config, parameters as nested dictionaries, report)
     Raises:
-        WeightFileError: not such a file; all missing, unknown, repeated and misshapen tensors are
-            named together.
-        ValueError: both `shardings` and `place` are given.
+        WeightFileError: the file does not hold a VideoMAR; all missing, unknown, repeated and
+            misshapen tensors are named together.
+        UserError: both `shardings` and `place` are given.
     """
     if shardings is not None and place is not None:
-        raise ValueError("Give shardings or place, not both: either says where parameters go.")
+        raise UserError("Give shardings or place, not both: either says where parameters go.")
     with open_tensors(path) as file:
         match = _match(file, weights, config_overrides or {})
         dtypes = _dtypes(match.slots, match.found, dtype)
@@ -169,118 +205,145 @@ def read_checkpoint(
 
 
 def _match(file: TensorFile, weights: str, overrides: Mapping[str, Any]) -> _Match:
-    """Finds out what the file holds, or raises a WeightFileError that says everything that is wrong
-    with it."""
-    if weights not in ("ema", "model"):
-        raise ValueError(f"weights is {weights!r}; it may be 'ema' or 'model'.")
-    container, names, ignored = _select(file, weights)
+    """How the file fills a model.
+
+    Raises:
+        WeightFileError: it does not; the text says everything that is wrong.
+    """
+    one_of("weights", weights, tuple(_CONTAINERS))
+    selection = _select(file, weights)
     found: dict[str, list[TensorSpec]] = {}
-    for stored, name in names:
+    for stored, name in selection.names:
         found.setdefault(name, []).append(file.specs[stored])
     config, assumed = _config(file, found, overrides)
     shapes = parameter_shapes(config)
-    if extra := uncovered(RULES, shapes):
+    extra = uncovered(RULES, shapes)
+    if extra:
         raise WeightFileError(
             f"{file.path} cannot fill {', '.join(extra)}: published weights have no such parts."
         )
     slots = expected(RULES, shapes)
-    if lines := faults(slots, found):
+    lines = faults(slots, found)
+    if lines:
         raise WeightFileError("\n  ".join([f"{file.path} does not fit VideoMAR:", *lines]))
-    types = dict(Counter(str(specs[0].dtype) for specs in found.values()))
-    count = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
     report = ImportReport(
-        str(file.path), container, len(slots), count, types, config, assumed, ignored
+        path=str(file.path),
+        container=selection.container,
+        tensors=len(slots),
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        stored=dict(Counter(str(specs[0].dtype) for specs in found.values())),
+        config=config,
+        assumed=assumed,
+        ignored=selection.ignored,
     )
-    return _Match(report, shapes, slots, found, {name: stored for stored, name in names})
+    stored_as = {name: stored for stored, name in selection.names}
+    return _Match(report, shapes, slots, found, stored_as)
 
 
-def _select(file: TensorFile, weights: str) -> tuple[str, list[tuple[str, str]], dict[str, int]]:
-    """(container, [(name in the file, official name)], number of tensors left aside in each other
-    container)."""
+def _official(name: str) -> str:
+    """The name without the prefixes of wrapped modules, of which there may be several."""
+    for prefix in _WRAPPERS:
+        if name.startswith(prefix):
+            return _official(name.removeprefix(prefix))
+    return name
 
-    def official(name: str) -> str:
-        while prefix := next((p for p in _WRAPPERS if name.startswith(p)), ""):
-            name = name.removeprefix(prefix)
-        return name
 
+def _select(file: TensorFile, weights: str) -> _Selection:
+    """The weights that were asked for.
+
+    Raises:
+        WeightFileError: the file does not hold them, or is something else.
+    """
     groups: dict[str, list[tuple[str, str]]] = {}
     for name in file:
         top, _, rest = name.partition(".")
-        groups.setdefault(top, []).append((name, official(rest)))
-    held = [
-        top
-        for top in ("model", "model_ema")
-        if any(name in _MARKS for _, name in groups.get(top, ()))
-    ]
-    if held:
-        wanted = "model_ema" if weights == "ema" else "model"
-        if wanted not in held:
-            other = "model" if wanted == "model_ema" else "ema"
+        groups.setdefault(top, []).append((name, _official(rest)))
+    present = []
+    for container in _CONTAINERS.values():
+        if any(name in _MARKS for _, name in groups.get(container, ())):
+            present.append(container)
+    if present:
+        wanted = _CONTAINERS[weights]
+        if wanted not in present:
+            (other,) = set(_CONTAINERS) - {weights}
             raise WeightFileError(
-                f"{file.path} holds {held[0]!r}, but no {wanted!r}: ask for the weights {other!r}."
+                f"{file.path} holds {present[0]!r}, but no {wanted!r}: ask for the weights "
+                f"{other!r}."
             )
-        return (
-            wanted,
-            groups[wanted],
-            {top: len(names) for top, names in groups.items() if top != wanted},
-        )
-    names = [(name, official(name)) for name in file]
-    if not any(name in _MARKS or name.startswith("decoder_blocks.") for _, name in names):
-        looks = next(
-            (what for mark, what in _OTHERS.items() if any(n.startswith(mark) for _, n in names)),
-            None,
-        )
-        some = ", ".join(name for name, _ in names[:3]) or "no tensor at all"
-        hint = f"it looks like {looks}" if looks else f"it holds {some}"
-        raise WeightFileError(f"{file.path} does not hold VideoMAR's weights: {hint}.")
-    return "bare", names, {}
+        ignored = {top: len(names) for top, names in groups.items() if top != wanted}
+        return _Selection(wanted, groups[wanted], ignored)
+    names = [(name, _official(name)) for name in file]
+    official = [name for _, name in names]
+    if not any(name in _MARKS or name.startswith("decoder_blocks.") for name in official):
+        raise WeightFileError(f"{file.path} does not hold VideoMAR's weights: {_guess(official)}.")
+    return _Selection("bare", names, {})
+
+
+def _guess(names: Sequence[str]) -> str:
+    """What a file with tensors of these names seems to be."""
+    for prefix, kind in _OTHERS.items():
+        if any(name.startswith(prefix) for name in names):
+            return f"it looks like {kind}"
+    return f"it holds {', '.join(names[:3]) or 'no tensor at all'}"
 
 
 def _config(
     file: TensorFile, found: Mapping[str, Sequence[TensorSpec]], overrides: Mapping[str, Any]
-) -> tuple[ModelConfig, dict[str, tuple[Any, str]]]:
-    """The config, and where its fields that no shape tells come from."""
+) -> tuple[ModelConfig, dict[str, Setting]]:
+    """The config, and where those of its settings come from that no shape tells."""
     try:
         given = header_fields(file.metadata)
-        wanted = given | dict(overrides)
-        fields, problems = infer_sizes(
-            {k: v[0].shape for k, v in found.items()}, wanted.get("patch_size", 1)
+        settings = given | dict(overrides)
+        sizes = infer_sizes(
+            {name: specs[0].shape for name, specs in found.items()}, settings.get("patch_size", 1)
         )
-        if problems:
-            slots = expected(RULES, parameter_shapes(ModelConfig.from_dict(fields)))
-            raise ValueError("\n  ".join(["", *faults(slots, found, shapes=False), *problems]))
-        config = ModelConfig.from_dict(fields | wanted)
+        if sizes.problems:
+            # The depths alone tell which names there must be, so all faults are found at once.
+            slots = expected(RULES, parameter_shapes(ModelConfig.from_dict(sizes.fields)))
+            lines = [*faults(slots, found, shapes=False), *sizes.problems]
+            raise UserError("\n  ".join(["", *lines]))
+        config = ModelConfig.from_dict(sizes.fields | settings)
     except ValueError as error:
         raise WeightFileError(f"{file.path} does not fit VideoMAR: {error}") from error
-    origin = {
-        field: "asked for" if field in overrides else "file" if field in given else "assumed"
-        for field in HEADER_FIELDS
-    }
-    return config, {field: (getattr(config, field), how) for field, how in origin.items()}
+    assumed = {}
+    for field in HEADER_FIELDS:
+        origin = "assumed"
+        if field in overrides:
+            origin = "asked for"
+        elif field in given:
+            origin = "file"
+        assumed[field] = Setting(getattr(config, field), origin)
+    return config, assumed
 
 
-def _dtypes(slots: Mapping[str, Slot], found, dtype: str | None) -> dict[str, np.dtype]:
-    """The type of each parameter; stored types of a stack are joined where they differ."""
+def _dtypes(
+    slots: Mapping[str, Slot], found: Mapping[str, Sequence[TensorSpec]], dtype: str | None
+) -> dict[str, np.dtype]:
+    """The type of each parameter; where the stored types of a stack differ, the one that holds
+    all."""
     out: dict[str, np.dtype] = {}
     for name, slot in slots.items():
-        own = found[name][0].dtype if dtype is None else np.dtype(jax.numpy.dtype(dtype))
+        wanted = found[name][0].dtype if dtype is None else np.dtype(jax.numpy.dtype(dtype))
         path = slot.rule.ours
-        out[path] = np.promote_types(out[path], own) if path in out else own
+        out[path] = np.promote_types(out[path], wanted) if path in out else wanted
     return out
 
 
-def _placement(shapes: Shapes, dtypes, shardings) -> Callable[[str, np.ndarray], Any]:
-    """What happens to a finished parameter."""
+def _placement(
+    shapes: Shapes, dtypes: Mapping[str, np.dtype], shardings: Any
+) -> Callable[[str, np.ndarray], Any]:
+    """What is done with a finished parameter; `shardings` as for `read_checkpoint`."""
     if shardings is None:
         return lambda path, array: array
     if callable(shardings):
-        structs = {
-            path: jax.ShapeDtypeStruct(shape, dtypes[path]) for path, shape in shapes.items()
-        }
+        structs = {}
+        for path, shape in shapes.items():
+            structs[path] = jax.ShapeDtypeStruct(shape, dtypes[path])
         shardings = shardings(nested(structs))
     table = flat(shardings)
-    if missing := sorted(set(shapes) - set(table)):
-        raise ValueError(f"No sharding is given for {', '.join(missing)}.")
+    missing = sorted(set(shapes) - set(table))
+    if missing:
+        raise UserError(f"No sharding is given for {', '.join(missing)}.")
 
     def place(path: str, array: np.ndarray) -> jax.Array:
         placed = jax.make_array_from_callback(array.shape, table[path], lambda index: array[index])
@@ -301,41 +364,38 @@ def write_checkpoint(
     """Writes parameters under the published names, one tensor at a time and in their own type.
 
     Args:
-        params: as `read_checkpoint` gives them or training has them.
+        params: as `read_checkpoint` returns them, or as they are trained.
         path: its ending chooses the format: .safetensors, or .pth, which torch.load reads.
-        container: "bare" state dict, or "ema", a dictionary that holds it as "model_ema", as
+        container: "bare" for a state dict, "ema" for a dictionary that holds it as "model_ema", as
             published evaluation code expects it.
         drop_regression: leave out the auxiliary readout of training, which sampling does not use.
     Raises:
-        ValueError: the model has parts that the published one lacks, or parameters that do not fit
+        UserError: the model has parts that the published one lacks, or parameters that do not fit
             its config.
-        FileExistsError: the name is taken and `overwrite` is False. Half a file is never left
-            behind.
+        FileExistsError: the file exists and `overwrite` is False. The file appears only when it is
+            complete.
     """
-    if container not in ("bare", "ema"):
-        raise ValueError(f"container is {container!r}; it may be 'bare' or 'ema'.")
-    given, shapes = flat(params), parameter_shapes(config)
-    wrong = sorted(
-        p
-        for p in set(given) | set(shapes)
-        if p not in given or shapes.get(p) != tuple(given[p].shape)
-    )
+    one_of("container", container, ("bare", "ema"))
+    leaves, shapes = flat(params), parameter_shapes(config)
+    given = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    wrong = [path for path in given | shapes if given.get(path) != shapes.get(path)]
     if wrong:
-        raise ValueError(f"These parameters do not fit the config: {', '.join(wrong)}.")
+        raise UserError(f"These parameters do not fit the config: {', '.join(sorted(wrong))}.")
     extra = uncovered(RULES, shapes)
-    kept = [path for path in extra if not (drop_regression and path.startswith("regression/"))]
-    if kept:
-        readout = all(path.startswith("regression/") for path in kept)
-        hint = (
-            "; drop_regression=True (--drop_regression of the command) leaves out the readout"
-            if readout
-            else ""
-        )
-        raise ValueError(
-            f"The published model has no {', '.join(kept)}; such a model cannot be exported{hint}."
+    readout = [path for path in extra if path.startswith("regression/")]
+    refused = [path for path in extra if not (drop_regression and path in readout)]
+    if refused:
+        hint = ""
+        if refused == readout:
+            hint = (
+                "; drop_regression=True (--drop_regression of the command) leaves out the readout"
+            )
+        raise UserError(
+            f"The published model has no {', '.join(refused)}; such a model cannot be "
+            f"exported{hint}."
         )
     slots = expected(RULES, shapes)
-    specs, make = exported(slots, given)
+    specs, make = exported(slots, leaves)
     write_tensors(
         path,
         specs,

@@ -1,4 +1,4 @@
-"""The table of VideoMAR's weights: one row for each kind of key of the published file."""
+"""The table of VideoMAR's weights: one rule for each kind of key of the published file."""
 
 from videomar_jax.interop.formats.rules import ONE_AXIS, TRANSPOSE, TWO_AXES, Rule
 
@@ -19,8 +19,11 @@ def _norm(theirs: str, ours: str) -> tuple[Rule, ...]:
     return (*_rms(theirs, ours), Rule(f"{theirs}.bias", f"{ours}/bias"))
 
 
-_BLOCK, _OURS = "decoder_blocks.{}", "transformer/blocks"
-_HEAD, _RES, _OUR_RES = "diffloss.net", "diffloss.net.res_blocks.{}", "head/blocks"
+_BLOCK = "decoder_blocks.{}"
+_OURS = "transformer/blocks"
+_HEAD = "diffloss.net"
+_RES = "diffloss.net.res_blocks.{}"
+_OUR_RES = "head/blocks"
 
 RULES: tuple[Rule, ...] = (
     Rule("fake_latent", "null_context", ONE_AXIS),

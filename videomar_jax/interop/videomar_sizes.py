@@ -1,9 +1,9 @@
-"""What kind of VideoMAR a file of weights holds: sizes from shapes, the rest from the file's
+"""The configuration of the VideoMAR in a file of weights: sizes from shapes, the rest from its
 header.
 
-Shapes tell all sizes, and the head by its last layer (2P rows: noise and variance, P rows:
-velocity). They do not tell the fields in `HEADER_FIELDS`; our exports carry them as JSON in the
-header, published files are taken to have the published values.
+Shapes tell all sizes, and the head by its last layer (2P rows: noise and variance; P rows:
+velocity). They do not tell the fields in `HEADER_FIELDS`. Our exports carry these as JSON in the
+header; published files are assumed to have the published values.
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+from videomar_jax.checks import UserError
 from videomar_jax.models.config import ModelConfig
 
 HEADER_KEY = "videomar_jax"
@@ -26,11 +27,13 @@ HEADER_FIELDS = (
     "null_text_mask",
     "flow_time",
 )
-"""Fields of the model that change its output and show in no shape."""
+"""Fields of the model that change its output and do not show in any shape."""
 
 _LARGEST = 2**24
+"""A size above this means that the file is something else."""
 _MANY_LAYERS = 1000
-_FIRST, _NET = "decoder_blocks.0", "diffloss.net"
+_FIRST = "decoder_blocks.0"
+_NET = "diffloss.net"
 _SOURCES: dict[str, tuple[tuple[str, int], ...]] = {
     "width": (
         ("z_proj.weight", 0),
@@ -52,67 +55,75 @@ _SOURCES: dict[str, tuple[tuple[str, int], ...]] = {
     ),
     "outputs": ((f"{_NET}.final_layer.linear.weight", 0), (f"{_NET}.final_layer.linear.bias", 0)),
 }
-"""Where each size stands, (tensor, axis); where they disagree the most frequent value is
-believed."""
+"""Where each size is found, as (tensor, axis); if they disagree, the most frequent value counts."""
+
+
+class InferredSizes(NamedTuple):
+    """What the shapes of a file tell."""
+
+    fields: dict[str, Any]
+    """Fields of the model; `depth` and `head_depth` are always among them."""
+    problems: list[str]
+    """What could not be inferred, and why."""
 
 
 def layers(names: Mapping[str, Any], prefix: str) -> int:
-    """How many layers `prefix.N.` there are, at least 1: up to the highest number, unless that
-    makes no sense."""
+    """The number of layers `prefix.N.`, at least 1: the highest N plus 1, unless that makes no
+    sense."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
-    numbers = {int(match[1]) for name in names if (match := pattern.match(name))}
-    highest = max(numbers, default=0) + 1
-    return highest if highest <= _MANY_LAYERS else max(len(numbers), 1)
+    numbers = set()
+    for name in names:
+        match = pattern.match(name)
+        if match:
+            numbers.add(int(match[1]))
+    count = max(numbers, default=0) + 1
+    return count if count <= _MANY_LAYERS else max(len(numbers), 1)
 
 
-def infer_sizes(
-    shapes: Mapping[str, tuple[int, ...]], patch_size: int
-) -> tuple[dict[str, Any], list[str]]:
-    """(model fields, problems) from the shapes under their official names; `depth` and `head_depth`
-    never miss."""
+def infer_sizes(shapes: Mapping[str, tuple[int, ...]], patch_size: int) -> InferredSizes:
+    """The model's sizes from the shapes of its tensors under their official names."""
     sizes, problems = {}, []
     for size, sources in _SOURCES.items():
-        values = [
-            shapes[key][axis] for key, axis in sources if key in shapes and axis < len(shapes[key])
-        ]
-        if not values or not 0 < (value := Counter(values).most_common(1)[0][0]) <= _LARGEST:
-            problems.append(
-                f"the {size} cannot be inferred: it stands in {', '.join(key for key, _ in sources)}"
-            )
-        else:
+        values = Counter()
+        for key, axis in sources:
+            if key in shapes and axis < len(shapes[key]):
+                values[shapes[key][axis]] += 1
+        value = values.most_common(1)[0][0] if values else 0
+        if 0 < value <= _LARGEST:
             sizes[size] = value
-    fields = {
+        else:
+            places = ", ".join(key for key, _ in sources)
+            problems.append(f"the {size} cannot be inferred: it is a size of {places}")
+    fields: dict[str, Any] = {
         "depth": layers(shapes, "decoder_blocks"),
         "head_depth": layers(shapes, f"{_NET}.res_blocks"),
     }
     if problems:
-        return fields, problems
-    fields |= {
-        field: sizes[field] for field in ("width", "text_tokens", "text_width", "head_width")
-    }
-    for field, (whole, part) in {
-        "num_heads": ("width", "head_dim"),
-        "mlp_ratio": ("hidden", "width"),
-    }.items():
+        return InferredSizes(fields, problems)
+    for field in ("width", "text_tokens", "text_width", "head_width"):
+        fields[field] = sizes[field]
+    for field, whole, part in (
+        ("num_heads", "width", "head_dim"),
+        ("mlp_ratio", "hidden", "width"),
+    ):
         if sizes[whole] % sizes[part]:
             problems.append(
                 f"the {whole} {sizes[whole]} is not a multiple of the {part} {sizes[part]}"
             )
         fields[field] = sizes[whole] // sizes[part]
-    if patch_size < 1 or sizes["token"] % patch_size**2:
-        problems.append(
-            f"tokens of {sizes['token']} values cannot be patches of {patch_size}x{patch_size}"
-        )
+    token = sizes["token"]
+    if patch_size < 1 or token % patch_size**2:
+        problems.append(f"tokens of {token} values cannot be patches of {patch_size}x{patch_size}")
     else:
-        fields["latent_channels"] = sizes["token"] // patch_size**2
-    heads = {2 * sizes["token"]: "ddpm", sizes["token"]: "flow"}
+        fields["latent_channels"] = token // patch_size**2
+    heads = {2 * token: "ddpm", token: "flow"}
     if sizes["outputs"] not in heads:
         problems.append(
-            f"the head's last layer has {sizes['outputs']} rows; a DDPM head has {2 * sizes['token']}, "
-            f"a flow head {sizes['token']}"
+            f"the head's last layer has {sizes['outputs']} rows; a DDPM head has {2 * token}, "
+            f"a flow head {token}"
         )
     fields["head"] = heads.get(sizes["outputs"], "ddpm")
-    return fields, problems
+    return InferredSizes(fields, problems)
 
 
 def header_text(config: ModelConfig) -> str:
@@ -121,35 +132,36 @@ def header_text(config: ModelConfig) -> str:
 
 
 def header_fields(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The fields that the header carries; none in a published file.
+    """The fields in the header; none in a published file.
 
     Raises:
-        ValueError: it carries something else.
+        UserError: the header holds something else.
     """
     if HEADER_KEY not in metadata:
         return {}
     try:
         fields = json.loads(metadata[HEADER_KEY])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"its header's entry {HEADER_KEY!r} is no JSON ({error}).") from error
+        raise UserError(f"its header's entry {HEADER_KEY!r} is not JSON ({error}).") from error
     if not isinstance(fields, dict) or not set(fields) <= set(HEADER_FIELDS):
-        raise ValueError(f"its header's entry {HEADER_KEY!r} does not describe a model.")
-    if wrong := [field for field, value in fields.items() if not _fits(field, value)]:
-        raise ValueError(
+        raise UserError(f"its header's entry {HEADER_KEY!r} does not describe a model.")
+    wrong = [field for field, value in fields.items() if not _fits(field, value)]
+    if wrong:
+        raise UserError(
             f"its header's entry {HEADER_KEY!r} has a strange value for {', '.join(wrong)}."
         )
     return fields
 
 
 def _fits(field: str, value: Any) -> bool:
-    """Whether a field that no shape tells has a value of its kind."""
+    """Whether a field of the header has a value of its type."""
     match field:
         case "patch_size":
             return type(value) is int
         case "rope_split":
-            return value is None or (
-                isinstance(value, list) and all(type(channels) is int for channels in value)
-            )
+            if value is None:
+                return True
+            return isinstance(value, list) and all(type(channels) is int for channels in value)
         case "rope_base":
             return type(value) in (int, float) and 0 < value < math.inf
         case "text_mask":

@@ -205,7 +205,7 @@ def test_flipped_pickles_with_a_right_checksum(kind, tmp_path):
 
 def test_files_that_are_something_else(tmp_path):
     for name, content, message in [
-        ("text.safetensors", b"<!DOCTYPE html><html>not found</html>", "no file of weights at all"),
+        ("text.safetensors", b"<!DOCTYPE html><html>not found</html>", "not a file of weights"),
         ("empty.safetensors", b"", "0 bytes"),
         ("old.pth", pickle.dumps({"a": 1}, protocol=2), "bare pickle"),
         ("table.index.json", b"[1, 2]", "not the index"),

@@ -1,10 +1,9 @@
-"""What every file of weights looks like from inside the package, and the way new files are put in
-place.
+"""The interface of all files of weights, and how new files are written.
 
 A `TensorFile` maps names to arrays. Opening one reads names, shapes and types only; an array is
 read from disk when it is asked for and belongs to the caller, so a conversion needs memory for one
-tensor at a time. bfloat16 and the 8-bit floats are numpy arrays of `ml_dtypes`. Formats derive from
-it in `safetensors_file` and `torch_archive`.
+tensor at a time. bfloat16 and the 8-bit floats are NumPy arrays of `ml_dtypes`. `safetensors` and
+`torch_archive` implement the formats.
 """
 
 import abc
@@ -21,34 +20,36 @@ import numpy as np
 
 from videomar_jax.checks import UserError
 
-_LARGEST = 2**48  # entries along one axis; a larger number can only be a damaged one
+_LARGEST = 2**48
+"""Entries of a tensor; a larger number means that the file is damaged."""
 _MAX_RANK = 32
+"""Axes of a tensor, likewise."""
 
 
 class WeightFileError(UserError):
-    """A file of weights cannot be used. The text names the file and what is wrong with it."""
+    """A file of weights cannot be used; the text names the file and what is wrong with it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """Shape and numpy type of a stored tensor."""
+    """Shape and NumPy type of a stored tensor."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @property
     def count(self) -> int:
-        """Values."""
+        """The number of values."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes without padding."""
+        """The number of bytes, without padding."""
         return self.count * self.dtype.itemsize
 
 
 def is_shape(value: Any) -> bool:
-    """Whether `value` is a list or tuple of whole numbers that an array can have as its shape."""
+    """Whether `value` is a list or tuple of whole numbers that can be the shape of an array."""
     return (
         isinstance(value, (list, tuple))
         and len(value) <= _MAX_RANK
@@ -58,15 +59,14 @@ def is_shape(value: Any) -> bool:
 
 
 def as_array(raw: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """Bytes (uint8 [n]) seen as the tensor they hold."""
+    """The tensor that these bytes (uint8 [n]) hold, without a copy where possible."""
     if spec.dtype == np.bool_:
         return (raw != 0).reshape(spec.shape)
     return raw.view(spec.dtype).reshape(spec.shape)
 
 
 class ByteFile:
-    """A file read at any place; what lies beyond its end is a `WeightFileError`. Safe to use from
-    several threads."""
+    """A file that is read at any position; may be used from several threads."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -75,34 +75,42 @@ class ByteFile:
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` bytes from `start`, uint8 [count]."""
+        """`count` bytes from `start`, uint8 [count].
+
+        Raises:
+            WeightFileError: they are not all in the file.
+        """
         if start < 0 or count < 0 or start + count > self.size:
             raise WeightFileError(
-                f"{self.path} is truncated or corrupt: bytes {start} to {start + count} are expected, "
-                f"but the file has {self.size}."
+                f"{self.path} is truncated or corrupt: bytes {start} to {start + count} are "
+                f"expected, but the file has {self.size}."
             )
         out = np.empty(count, np.uint8)
-        view, done = memoryview(out), 0
+        view = memoryview(out)
+        done = 0
         with self._lock:
             self._file.seek(start)
             while done < count:
-                got = self._file.readinto(view[done:])
-                if not got:
+                received = self._file.readinto(view[done:])
+                if not received:
                     raise WeightFileError(f"{self.path} became shorter while it was read.")
-                done += got
+                done += received
         return out
 
     def close(self) -> None:
-        """Further reads fail."""
+        """Closes the file; further reads fail."""
         self._file.close()
 
 
-class TensorFile(
-    Mapping, abc.ABC
-):  # of str to np.ndarray; unsaid, or type checkers at run time read a tensor to look
-    """Names and arrays of one file (or of the parts of one); use it as a context manager.
+# Not Mapping[str, np.ndarray]: type checkers at run time would read a tensor to look at its type.
+class TensorFile(Mapping, abc.ABC):
+    """Names and arrays of one file, or of one model in several files; a context manager.
 
     `file[name]` reads the tensor from disk, every time, and checks what can be checked.
+
+    Attributes:
+        specs: shape and type of every tensor, by name.
+        metadata: texts of the file's header.
     """
 
     def __init__(
@@ -119,12 +127,12 @@ class TensorFile(
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
-        """The numpy type of every tensor."""
+        """The NumPy type of every tensor."""
         return {name: spec.dtype for name, spec in self.specs.items()}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors together."""
+        """The bytes of all tensors together."""
         return sum(spec.nbytes for spec in self.specs.values())
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -153,16 +161,15 @@ class TensorFile(
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes what is open; names and shapes stay known."""
+        """Closes the file; names and shapes remain available."""
 
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """A file for writing that gets its name only when the block ends well; otherwise nothing of it
-    remains.
+    """A new file that gets its name when the block ends; after an exception nothing of it remains.
 
     Raises:
-        FileExistsError: the name is taken and `overwrite` is False.
+        FileExistsError: the file exists and `overwrite` is False.
         FileNotFoundError: its folder does not exist.
     """
     path = Path(path)

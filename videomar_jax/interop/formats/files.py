@@ -1,16 +1,18 @@
-"""Opens and writes files of weights of every supported kind; what a file is gets read from its
-content.
+"""Opens and writes files of weights of every supported format.
 
-    .safetensors                 one file
-    *.index.json                 the table of a sharded model: {"weight_map": {tensor: file}}, files
-    beside it
-    .pth .pt .bin                zip files of torch.save            .jit     TorchScript archives
-    a folder                     its index, or its only .safetensors file
+    .safetensors       one file
+    *.index.json       the index of a sharded model: {"weight_map": {tensor: file}}, with the files
+                       beside it
+    .pth .pt .bin      zip files of torch.save
+    .jit               TorchScript archives
+    a folder           its index, or its only .safetensors file
+
+The format is recognised by the content.
 
     with open_tensors("model.pth") as file:
         file.shapes["z_proj.weight"], file["z_proj.weight"]
 
-Names, shapes and types are known at once; arrays come from the disk one by one.
+Names, shapes and types are available at once; arrays are read from disk one by one.
 """
 
 import json
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videomar_jax.checks import UserError
 from videomar_jax.interop.formats.base import TensorFile, TensorSpec, WeightFileError
 from videomar_jax.interop.formats.safetensors import SafetensorsFile, write_safetensors
 from videomar_jax.interop.formats.torch_archive import TorchArchive
@@ -29,15 +32,18 @@ __all__ = ["TensorFile", "TensorSpec", "WeightFileError", "open_tensors", "write
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _MAX_INDEX = 100_000_000
+"""Bytes of an index; a larger file is something else."""
 
 
 def open_tensors(path: str | os.PathLike) -> TensorFile:
-    """Opens a file of weights; arrays are read when they are asked for. Nothing in the file is ever
-    executed.
+    """Opens a file of weights; arrays are read when they are asked for.
+
+    Nothing in the file is ever executed.
 
     Raises:
         FileNotFoundError: no such file, or a folder without weights.
-        WeightFileError: truncated, corrupt, of an unknown kind, or with more than data in it.
+        WeightFileError: the file is truncated, corrupt, of an unknown format, or contains something
+            other than data.
     """
     path = Path(path)
     if path.is_dir():
@@ -52,7 +58,8 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
         return TorchArchive(path)
     if path.suffix in TORCH_SUFFIXES and start[:1] == b"\x80":
         raise WeightFileError(
-            f"{path} is a bare pickle (PyTorch before 1.6, or something else); save it again with a newer torch.save."
+            f"{path} is a bare pickle (PyTorch before 1.6, or something else); save it again with "
+            f"a newer torch.save."
         )
     return SafetensorsFile(path)
 
@@ -72,37 +79,39 @@ def _only_file(folder: Path) -> Path:
 
 
 class ShardedFile(TensorFile):
-    """Several files named by an index; each tensor must stand in the file that the index names, and
-    nowhere else."""
+    """Several files named by an index; each tensor must be in the file that the index names, and in
+    no other."""
 
     def __init__(self, path: Path):
-        places, metadata = _read_index(path)
-        self._places, self._files, specs = places, {}, {}
+        self._places, metadata = _read_index(path)
+        self._files: dict[str, TensorFile] = {}
+        specs: dict[str, TensorSpec] = {}
         try:
-            for shard in dict.fromkeys(places.values()):
+            for shard in dict.fromkeys(self._places.values()):
                 if not (path.parent / shard).is_file():
                     raise WeightFileError(
                         f"{path} names the file {shard!r}, which is not beside it."
                     )
                 self._files[shard] = open_tensors(path.parent / shard)
-                expected = {name for name, place in places.items() if place == shard}
-                held = self._files[shard].specs
-                if set(held) != expected:
-                    wrong = sorted(set(held) ^ expected)
+                found = self._files[shard].specs
+                expected = {name for name, place in self._places.items() if place == shard}
+                wrong = sorted(set(found) ^ expected)
+                if wrong:
                     raise WeightFileError(
-                        f"{path} and {shard} disagree about {len(wrong)} tensors, such as {wrong[0]}."
+                        f"{path} and {shard} disagree about {len(wrong)} tensors, "
+                        f"such as {wrong[0]}."
                     )
-                specs |= held
+                specs |= found
         except BaseException:
             self.close()
             raise
-        super().__init__(path, {name: specs[name] for name in places}, metadata)
+        super().__init__(path, {name: specs[name] for name in self._places}, metadata)
 
     def _read(self, name: str) -> np.ndarray:
         return self._files[self._places[name]][name]
 
     def close(self) -> None:
-        """Closes all parts."""
+        """Closes all files."""
         for file in self._files.values():
             file.close()
 
@@ -115,12 +124,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         index = json.loads(path.read_bytes().decode("utf-8"))
         places, metadata = index["weight_map"], index.get("metadata") or {}
         texts = {str(key): str(value) for key, value in metadata.items()}
-        good = all(
-            isinstance(shard, str) and shard == Path(shard).name for shard in places.values()
-        )
-        good = good and not any(
-            shard.endswith(".index.json") or "\0" in shard for shard in places.values()
-        )
+        good = all(_names_a_neighbour(shard) for shard in places.values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightFileError(
             f"{path} is corrupt: not the index of a sharded model ({error!r})."
@@ -132,6 +136,13 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     return places, texts
 
 
+def _names_a_neighbour(shard: object) -> bool:
+    """Whether this is a plain file name, and not that of an index, which could name itself."""
+    if not isinstance(shard, str) or shard != Path(shard).name:
+        return False
+    return not shard.endswith(".index.json") and "\0" not in shard
+
+
 def write_tensors(
     path: str | os.PathLike,
     specs: Mapping[str, TensorSpec],
@@ -141,32 +152,34 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes tensors to a `.safetensors` or PyTorch file (by its ending), asking `read` for one at
-    a time.
+    """Writes a `.safetensors` or PyTorch file, as its ending says.
+
+    The file gets its name when it is complete.
 
     Args:
+        specs: shape and type of every tensor.
+        read: returns the tensor of a name; tensors are asked for one at a time.
         container: put the tensors into a dictionary of this name; in safetensors it becomes a
             prefix "NAME.".
         metadata: texts for the header; PyTorch files have no place for them.
     Raises:
-        FileExistsError: the name is taken and `overwrite` is False. The file appears only when it
-            is complete.
-        ValueError: another ending.
+        FileExistsError: the file exists and `overwrite` is False.
+        UserError: another ending.
     """
     path = Path(path)
     if path.suffix in TORCH_SUFFIXES:
         write_torch(path, specs, read, container=container, overwrite=overwrite)
     elif path.suffix == ".safetensors":
         prefix = f"{container}." if container else ""
-        prefixed = {prefix + name: spec for name, spec in specs.items()}
         write_safetensors(
             path,
-            prefixed,
+            {prefix + name: spec for name, spec in specs.items()},
             lambda name: read(name.removeprefix(prefix)),
             metadata=metadata,
             overwrite=overwrite,
         )
     else:
-        raise ValueError(
-            f"Cannot tell the format of {path}: end its name in .safetensors or {', '.join(TORCH_SUFFIXES)}."
+        raise UserError(
+            f"Cannot tell the format of {path}: end its name in .safetensors or "
+            f"{', '.join(TORCH_SUFFIXES)}."
         )

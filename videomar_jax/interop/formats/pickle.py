@@ -1,8 +1,8 @@
 """Reads the data in a pickle and executes nothing.
 
-A pickle is a program for a small stack machine, two of whose instructions call whatever function
-the file names. This reader runs the other instructions itself; for a named function or class it
-keeps the name (`Global`), and hands calls to a function of ours, which knows a few names and
+A pickle is a program for a small stack machine, and two of its instructions call whatever function
+the file names. This reader runs the other instructions itself. For a named function or class it
+keeps the name (`Global`) and passes calls to a function of ours, which knows a few names and
 refuses all others. No name is ever looked up in Python.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class PickleError(ValueError):
-    """The pickle is damaged, or asks for something that is not data."""
+    """The pickle is damaged, or contains something that is not data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Global:
 
 @dataclasses.dataclass(eq=False)
 class Instance:
-    """Stands for an object of a class that is allowed to appear; keeps the state that the file
-    gives it."""
+    """Represents an object of an allowed class, with the state that the file gives it."""
 
     kind: Global
     state: Any = None
@@ -50,6 +49,7 @@ _PUSH = {
     "BINBYTES",
     "SHORT_BINBYTES",
 }
+"""Instructions that put their argument on the stack."""
 _MAKE = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -58,22 +58,27 @@ _MAKE = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
 }
+"""Instructions that put a new value on the stack."""
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+"""Instructions that combine the last values into a tuple."""
 _IGNORE = {"PROTO", "FRAME"}
 
 
 class _Machine:
-    """The stack, the stacks set aside by MARK, and the memo."""
+    """The stack, the stacks put aside by MARK, and the memo; arguments as for `read_pickle`."""
 
     def __init__(self, named: Callable, call: Callable, persistent: Callable):
-        self.named, self.call, self.persistent = named, call, persistent
+        self.named = named
+        self.call = call
+        self.persistent = persistent
         self.stack: list[Any] = []
         self.aside: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
 
-    def marked(self) -> list[Any]:
+    def pop_marked(self) -> list[Any]:
         """Everything since the last MARK, taken off the stack."""
-        items, self.stack = self.stack, self.aside.pop()
+        items = self.stack
+        self.stack = self.aside.pop()
         return items
 
     def step(self, code: str, arg: Any) -> None:
@@ -102,17 +107,19 @@ class _Machine:
         """Instructions that combine several values."""
         match code:
             case "TUPLE":
-                items = self.marked()
+                items = self.pop_marked()
                 self.stack.append(tuple(items))
-            case "APPEND" | "APPENDS":
-                items = self.marked() if code == "APPENDS" else [self.stack.pop()]
+            case "APPEND":
+                item = self.stack.pop()
+                _expect(self.stack[-1], list).append(item)
+            case "APPENDS":
+                items = self.pop_marked()
                 _expect(self.stack[-1], list).extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = (
-                    self.marked()
-                    if code == "SETITEMS"
-                    else [self.stack.pop() for _ in range(2)][::-1]
-                )
+            case "SETITEM":
+                value, key = self.stack.pop(), self.stack.pop()
+                _set_items(_expect(self.stack[-1], dict), [key, value])
+            case "SETITEMS":
+                items = self.pop_marked()
                 _set_items(_expect(self.stack[-1], dict), items)
             case "GLOBAL":
                 module, _, name = arg.partition(" ")
@@ -148,7 +155,7 @@ def _set_items(table: dict, items: list[Any]) -> None:
         if not isinstance(key, (str, int)):
             raise PickleError(f"a {type(key).__name__} as a dictionary key is refused")
         if key in table:
-            raise PickleError(f"the key {key!r} stands there twice")
+            raise PickleError(f"the key {key!r} occurs twice")
         table[key] = value
 
 
@@ -162,14 +169,14 @@ def read_pickle(
     """The value that the pickle describes.
 
     Args:
-        named: takes every name the file mentions, returns what stands for it, or raises
-            `PickleError`.
-        call: takes an allowed name and the arguments, returns what stands for the result, or raises
-            `PickleError`.
-        persistent: takes a reference to something stored outside the pickle, returns what stands
-            for it.
+        named: takes every name that the file mentions; returns what represents it, or raises
+            PickleError.
+        call: takes an allowed name and the arguments; returns what represents the result, or raises
+            PickleError.
+        persistent: takes a reference to something stored outside the pickle; returns what
+            represents it.
     Raises:
-        PickleError: damaged, or refused.
+        PickleError: the pickle is damaged, or one of the functions refuses it.
     """
     machine = _Machine(named, call, persistent)
     try:

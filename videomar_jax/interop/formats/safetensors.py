@@ -1,10 +1,9 @@
-"""The safetensors format: 8 bytes with the length of a JSON header, the header, the tensors one
-after another.
+"""The safetensors format: 8 bytes with the length of a JSON header, the header, then the tensors.
 
     header = {name: {"dtype": "BF16", "shape": [...], "data_offsets": [begin, end]}, ...,
-    "__metadata__": {str: str}}
+              "__metadata__": {str: str}}
 
-Offsets count from the end of the header; together the tensors cover the rest of the file without
+Offsets count from the end of the header. Together the tensors cover the rest of the file without
 gaps or overlaps.
 """
 
@@ -43,9 +42,10 @@ DTYPES: dict[str, np.dtype] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype(np.bool_),
 }
-"""The format's type names."""
+"""The format's names of types."""
 
 _MAX_HEADER = 100_000_000
+"""Bytes of a header, as the reference implementation limits it."""
 
 
 class SafetensorsFile(TensorFile):
@@ -60,11 +60,10 @@ class SafetensorsFile(TensorFile):
         try:
             start, header = _header(self._bytes)
             metadata = header.pop("__metadata__", {})
-            if not isinstance(metadata, dict) or not all(
-                isinstance(text, str) for text in metadata.values()
-            ):
+            if not _is_table_of_texts(metadata):
                 raise WeightFileError(f"{path} is corrupt: its metadata is not a table of texts.")
-            specs, self._places = {}, {}
+            specs: dict[str, TensorSpec] = {}
+            self._places: dict[str, int] = {}
             for name, entry in header.items():
                 specs[name], begin = _entry(path, name, entry)
                 self._places[name] = start + begin
@@ -83,15 +82,20 @@ class SafetensorsFile(TensorFile):
         self._bytes.close()
 
 
+def _is_table_of_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
 def _header(file: ByteFile) -> tuple[int, dict[str, Any]]:
-    """(where the tensors begin, the header)."""
+    """(position where the tensors begin, the header)."""
     if file.size < 8:
         raise WeightFileError(f"{file.path} is not a file of weights: it has {file.size} bytes.")
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > min(_MAX_HEADER, file.size - 8):
         raise WeightFileError(
-            f"{file.path} is truncated, or no file of weights at all: neither a zip archive as PyTorch writes it, nor "
-            f"safetensors (the header would be {length} bytes long, the file has {file.size})."
+            f"{file.path} is truncated, or not a file of weights: neither a zip archive as PyTorch "
+            f"writes it, nor safetensors (the header would be {length} bytes long, the file has "
+            f"{file.size})."
         )
     try:
         header = json.loads(
@@ -107,44 +111,47 @@ def _header(file: ByteFile) -> tuple[int, dict[str, Any]]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(
-            f"the name {next(n for n in names if names.count(n) > 1)!r} stands there twice"
-        )
+    """A JSON object, which would silently keep the last of several equal keys."""
+    table: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in table:
+            raise ValueError(f"the name {name!r} occurs twice")
+        table[name] = value
     return table
 
 
 def _entry(path: str | os.PathLike, name: str, entry: Any) -> tuple[TensorSpec, int]:
-    """A tensor's shape and type, and where it begins."""
+    """A tensor's shape and type, and the offset where it begins."""
     wrong = WeightFileError(f"{path} is corrupt: the header's entry for {name!r} makes no sense.")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise wrong
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not is_shape(shape):
         raise wrong
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(type(place) is int for place in offsets)
-    ):
+    if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
         raise wrong
     if dtype not in DTYPES:
         raise WeightFileError(
-            f"{path}: {name!r} has the type {dtype!r}, which is not supported ({', '.join(DTYPES)})."
+            f"{path}: {name!r} has the type {dtype!r}, which is not supported "
+            f"({', '.join(DTYPES)})."
         )
     spec = TensorSpec(tuple(shape), DTYPES[dtype])
-    if offsets[1] - offsets[0] != spec.nbytes:
+    begin, end = offsets
+    if end - begin != spec.nbytes:
         raise wrong
-    return spec, offsets[0]
+    return spec, begin
 
 
 def _check_layout(
-    path, specs: dict[str, TensorSpec], places: dict[str, int], start: int, size: int
+    path: str | os.PathLike,
+    specs: dict[str, TensorSpec],
+    places: dict[str, int],
+    start: int,
+    size: int,
 ) -> None:
-    """The tensors follow each other without gaps, and the file ends with the last one."""
+    """Raises a WeightFileError unless the tensors fill bytes `start` to `size` without gaps."""
     end = start
+    # An empty tensor may begin where another one does: it comes first.
     for name in sorted(specs, key=lambda name: (places[name], specs[name].nbytes)):
         if places[name] != end:
             raise WeightFileError(
@@ -165,13 +172,13 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes the tensors `specs`, asking `read` for one at a time; larger types first, so that all
-    are aligned.
+    """Writes the tensors `specs`, asking `read` for one at a time.
 
     Raises:
-        FileExistsError: the name is taken and `overwrite` is False.
+        FileExistsError: the file exists and `overwrite` is False.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
+    # Larger types first, so that all tensors are aligned.
     order = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -184,7 +191,7 @@ def write_safetensors(
             "data_offsets": [begin, end],
         }
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
     with new_file(path, overwrite=overwrite) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
@@ -192,10 +199,14 @@ def write_safetensors(
 
 
 def stored_bytes(name: str, spec: TensorSpec, array: np.ndarray) -> memoryview:
-    """The bytes to store; an array that is not what was announced is a ValueError, for the file
-    would be wrong."""
+    """The bytes to store.
+
+    Raises:
+        ValueError: the array is not of the announced shape and type; the file would be wrong.
+    """
     if array.shape != spec.shape or array.dtype != spec.dtype:
         raise ValueError(
-            f"{name}: {array.dtype}{list(array.shape)} given, {spec.dtype}{list(spec.shape)} announced."
+            f"{name}: {array.dtype}{list(array.shape)} given, "
+            f"{spec.dtype}{list(spec.shape)} announced."
         )
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))

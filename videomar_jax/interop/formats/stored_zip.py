@@ -1,4 +1,4 @@
-"""Zip archives with members stored as they are: read piece by piece, every member against its
+"""Zip archives of uncompressed members: read piece by piece, with every member checked against its
 checksum."""
 
 import os
@@ -10,10 +10,11 @@ import numpy as np
 
 from videomar_jax.interop.formats.base import ByteFile, WeightFileError
 
-_LOCAL = struct.Struct(
-    "<4s5H3I2H"
-)  # the header in front of a member; its last two fields are the lengths that follow
+_LOCAL = struct.Struct("<4s5H3I2H")
+"""The header in front of a member; its last two fields are the lengths of its name and extra data,
+which follow."""
 _CHUNK = 4 * 2**20
+"""Bytes that are read at a time for a checksum."""
 _DAMAGE = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -23,11 +24,14 @@ _DAMAGE = (
     ValueError,
     struct.error,
 )
+"""What `zipfile` raises for damaged archives."""
 
 
 class StoredZip:
-    """Members by name; `sizes` are their bytes. A member that nobody asks for may be anything.
+    """The members of an archive by name. A member that is never asked for is not looked at.
 
+    Attributes:
+        sizes: bytes of each member.
     Raises:
         WeightFileError: the directory of the archive is damaged.
     """
@@ -55,18 +59,19 @@ class StoredZip:
         self._verified: set[str] = set()
 
     def locate(self, name: str) -> int:
-        """Where the member's bytes begin; a `WeightFileError` where they are not all there, or not
-        as they are."""
+        """The position where the member's bytes begin.
+
+        Raises:
+            WeightFileError: they are not all in the file, or not stored plainly.
+        """
         if name not in self._starts:
             self._starts[name] = self._find(self._members[name])
         return self._starts[name]
 
     def _find(self, info: zipfile.ZipInfo) -> int:
-        if (
-            info.compress_type != zipfile.ZIP_STORED
-            or info.compress_size != info.file_size
-            or info.flag_bits & 1
-        ):
+        is_encrypted = info.flag_bits & 1
+        is_stored = info.compress_type == zipfile.ZIP_STORED
+        if not is_stored or is_encrypted or info.compress_size != info.file_size:
             raise WeightFileError(
                 f"{self.path}: {info.filename!r} is compressed, encrypted or damaged."
             )
@@ -74,22 +79,27 @@ class StoredZip:
         start = info.header_offset + _LOCAL.size + fields[-2] + fields[-1]
         if fields[0] != b"PK\x03\x04" or start + info.file_size > self._bytes.size:
             raise WeightFileError(
-                f"{self.path} is truncated or corrupt: the member {info.filename!r} is not in place."
+                f"{self.path} is truncated or corrupt: the member {info.filename!r} is not in "
+                f"place."
             )
         return start
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> np.ndarray:
-        """Bytes begin..end of a member, uint8; a member is compared with its checksum when it is
-        first read."""
-        size, start = self.sizes[name], self.locate(name)
-        end = size if end is None else end
+        """Bytes begin..end of a member, uint8.
+
+        Raises:
+            WeightFileError: as `locate`, or the checksum of the whole member is wrong; it is
+                computed when the member is first read.
+        """
+        start, size = self.locate(name), self.sizes[name]
+        if end is None:
+            end = size
         whole = (begin, end) == (0, size)
         if not whole and name not in self._verified:
             checksum = 0
             for place in range(0, size, _CHUNK):
-                checksum = zlib.crc32(
-                    self._bytes.read(start + place, min(_CHUNK, size - place)), checksum
-                )
+                chunk = self._bytes.read(start + place, min(_CHUNK, size - place))
+                checksum = zlib.crc32(chunk, checksum)
             self._compare(name, checksum)
         out = self._bytes.read(start + begin, end - begin)
         if whole and name not in self._verified:

@@ -2,15 +2,14 @@
 archives.
 
     ROOT/data.pkl     a pickle of dictionaries, lists and (TorchScript) modules; tensors are views
-    of numbered storages
-    ROOT/data/KEY     the raw little-endian bytes of one storage, not compressed, with a checksum
+                      of numbered storages
+    ROOT/data/KEY     the raw little-endian bytes of one storage, uncompressed, with a checksum
     ROOT/byteorder    "little"
 
-The pickle is read as data (`pickle_data`): nothing in it is executed, TorchScript's code is not
-even opened. A tensor's name is the path to it, joined with dots.
+The pickle is read as data (`pickle`): nothing in it is executed, and TorchScript's code is not even
+opened. A tensor's name is the path to it, joined with dots.
 """
 
-import math
 import os
 from typing import Any, NamedTuple
 
@@ -57,16 +56,17 @@ _ALLOWED = {
     *(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")),
     "torch.jit._pickle.restore_type_tag",
 }
-_MAX_PICKLE = 32 * 2**20
-_MAX_NODES = 1_000_000
-_MAX_DEPTH = 64
-_SMALL = (
-    64 * 2**20
-)  # a tensor with repeated entries (stride 0) may be this large, whatever its storage
+"""The names that a pickle may mention besides TorchScript modules."""
+
+# Beyond these bounds a file is refused: it is damaged or made to use up memory.
+_MAX_PICKLE = 32 * 2**20  # bytes of data.pkl
+_MAX_NODES = 1_000_000  # values in it
+_MAX_DEPTH = 64  # nesting of them
+_MAX_REPEATED = 64 * 2**20  # bytes of a tensor that is larger than its storage (stride 0)
 
 
 class Storage(NamedTuple):
-    """A member of the archive seen as `count` values."""
+    """A member of the archive, as `count` values of one type."""
 
     key: str
     dtype: np.dtype
@@ -74,7 +74,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor: entries of a storage, sizes and strides counted in values."""
+    """A tensor as entries of a storage; offset and strides count values."""
 
     storage: Storage
     offset: int
@@ -82,23 +82,21 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
     @property
-    def last(self) -> int:
-        """One past the last entry it uses; equal to the offset where it is empty."""
+    def end(self) -> int:
+        """One past the last entry that is used; the offset if there is none."""
         if 0 in self.shape:
             return self.offset
-        return (
-            self.offset
-            + 1
-            + sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
-        )
+        sizes_and_strides = zip(self.shape, self.strides, strict=True)
+        return self.offset + 1 + sum((size - 1) * stride for size, stride in sizes_and_strides)
 
     @property
     def spec(self) -> TensorSpec:
-        """Shape and type."""
+        """The tensor's shape and type."""
         return TensorSpec(self.shape, self.storage.dtype)
 
 
 def _named(name: Global) -> Global:
+    """The name itself, if it is allowed."""
     if str(name) in _ALLOWED or _is_module(name):
         return name
     raise PickleError(
@@ -112,53 +110,54 @@ def _is_module(name: Global) -> bool:
 
 
 def _call(name: Global, args: tuple) -> Any:
-    """What stands for the result of an allowed call; none of them is made."""
+    """What represents the result of an allowed call; no function is called."""
     text = str(name)
     if text.startswith("torch._utils._rebuild_tensor"):
         return _view(*args[:4])
     if text == "torch._utils._rebuild_parameter" or text.startswith("torch.jit._pickle."):
         return args[0]
     if text == "collections.OrderedDict":
-        return {key: value for key, value in (args[0] if args else ())}
+        return dict(args[0] if args else ())
     if _is_module(name) or text in ("argparse.Namespace", "torch.Size", "torch.device"):
         return Instance(name)
     raise PickleError(f"it calls {name}, which cannot be called")
 
 
 def _view(storage: Any, offset: Any, shape: Any, strides: Any) -> View:
+    """A tensor from the arguments of `_rebuild_tensor`, which may be anything."""
     if not isinstance(storage, Storage) or not is_shape((offset,)) or not is_shape(shape):
         raise PickleError("a tensor makes no sense")
-    if (
-        not isinstance(strides, tuple)
-        or len(strides) != len(shape)
-        or not all(is_shape((step,)) for step in strides)
-    ):
+    if not isinstance(strides, tuple) or len(strides) != len(shape):
+        raise PickleError("a tensor's strides make no sense")
+    if not all(is_shape((stride,)) for stride in strides):
         raise PickleError("a tensor's strides make no sense")
     view = View(storage, offset, tuple(shape), strides)
-    if view.last > storage.count:
+    if view.end > storage.count:
         raise PickleError(f"a tensor reaches beyond the end of its storage {storage.key!r}")
-    if math.prod(shape) * storage.dtype.itemsize > max(
-        storage.count * storage.dtype.itemsize, _SMALL
-    ):
+    storage_bytes = storage.count * storage.dtype.itemsize
+    if view.spec.nbytes > max(storage_bytes, _MAX_REPEATED):
         raise PickleError("a tensor repeats its storage many times over; save it contiguously")
     return view
 
 
 def _persistent(reference: Any) -> Storage:
+    """The storage that a reference describes: ("storage", type, key, device, count)."""
     match reference:
         case ("storage", Global("torch", kind), str(key), str(), int(count)) if (
             kind in STORAGES and count >= 0
         ):
             return Storage(key, STORAGES[kind], count)
-    raise PickleError("a storage is described in a way that is not understood")
+    raise PickleError("a storage is described in an unknown way")
 
 
 def _tensors(root: Any) -> dict[str, View]:
-    """Every tensor below `root` under its dotted path."""
+    """Every tensor below `root` by its dotted path, in the order of the file."""
     found: dict[str, View] = {}
-    waiting, nodes = [((), root)], 0
-    while waiting:
-        path, value = waiting.pop()
+    nodes = 0
+    # A stack rather than recursion: values may contain themselves.
+    stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    while stack:
+        path, value = stack.pop()
         nodes += 1
         if nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
             raise PickleError("it nests without end")
@@ -169,10 +168,15 @@ def _tensors(root: Any) -> dict[str, View]:
             if name in found:
                 raise PickleError(f"two tensors are named {name!r}")
             found[name] = value
-        elif isinstance(value, dict):
-            waiting += [((*path, str(key)), child) for key, child in reversed(value.items())]
+            continue
+        if isinstance(value, dict):
+            children = list(value.items())
         elif type(value) in (list, tuple):
-            waiting += [((*path, str(i)), child) for i, child in reversed(list(enumerate(value)))]
+            children = list(enumerate(value))
+        else:
+            continue
+        for key, child in reversed(children):
+            stack.append(((*path, str(key)), child))
     return found
 
 
@@ -180,8 +184,8 @@ class TorchArchive(TensorFile):
     """One zip file written by torch.save or torch.jit.save.
 
     Raises:
-        WeightFileError: damaged, compressed, big-endian, or its pickle names something that is not
-            data.
+        WeightFileError: the file is damaged, compressed or big-endian, or its pickle names
+            something that is not data.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -207,9 +211,9 @@ class TorchArchive(TensorFile):
         super().__init__(path, {name: view.spec for name, view in self._views.items()}, {})
 
     def _find_root(self) -> str:
-        roots = [
-            name.removesuffix("/data.pkl") for name in self._zip.sizes if name.endswith("/data.pkl")
-        ]
+        """The folder of the archive that holds everything."""
+        suffix = "/data.pkl"
+        roots = [name.removesuffix(suffix) for name in self._zip.sizes if name.endswith(suffix)]
         if len(roots) != 1:
             raise WeightFileError(
                 f"{self._zip.path} is a zip file, but not one that PyTorch writes (no data.pkl)."
@@ -217,6 +221,7 @@ class TorchArchive(TensorFile):
         return roots[0]
 
     def _read_views(self) -> dict[str, View]:
+        """All tensors, whose storages are in place."""
         data = self._zip.read(f"{self._root}/data.pkl").tobytes()
         views = _tensors(read_pickle(data, named=_named, call=_call, persistent=_persistent))
         for name, view in views.items():
@@ -232,14 +237,14 @@ class TorchArchive(TensorFile):
         view = self._views[name]
         item = view.storage.dtype.itemsize
         member = f"{self._root}/data/{view.storage.key}"
-        raw = self._zip.read(member, view.offset * item, view.last * item)
-        values = as_array(raw, TensorSpec((view.last - view.offset,), view.storage.dtype))
+        raw = self._zip.read(member, view.offset * item, view.end * item)
+        values = as_array(raw, TensorSpec((view.end - view.offset,), view.storage.dtype))
         if 0 in view.shape:
             return values.reshape(view.shape)
-        steps = tuple(step * values.dtype.itemsize for step in view.strides)
-        return np.ascontiguousarray(
-            np.lib.stride_tricks.as_strided(values, view.shape, steps)
-        ).reshape(view.shape)
+        strides = tuple(stride * values.dtype.itemsize for stride in view.strides)
+        strided = np.lib.stride_tricks.as_strided(values, view.shape, strides)
+        # ascontiguousarray makes an array of rank 1 of a scalar.
+        return np.ascontiguousarray(strided).reshape(view.shape)
 
     def close(self) -> None:
         """Closes the file."""

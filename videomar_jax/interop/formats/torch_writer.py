@@ -2,10 +2,11 @@
 a time.
 
 The layout is that of `torch_archive`. The pickle is written by hand, since Python's pickler can
-only name functions that it can import. Storages begin at multiples of 64 bytes, as PyTorch does it,
-so that the file can be mapped.
+only name functions that it can import. Storages begin at multiples of 64 bytes, as PyTorch writes
+them, so that the file can be mapped into memory.
 """
 
+import math
 import os
 import struct
 import zipfile
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from videomar_jax.checks import UserError
 from videomar_jax.interop.formats.base import TensorSpec, new_file
 from videomar_jax.interop.formats.safetensors import stored_bytes
 from videomar_jax.interop.formats.torch_archive import STORAGES
@@ -20,6 +22,7 @@ from videomar_jax.interop.formats.torch_archive import STORAGES
 _ROOT = "archive"
 _ALIGNMENT = 64
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The time of every member, so that equal tensors give equal files."""
 
 
 def write_torch(
@@ -34,12 +37,13 @@ def write_torch(
     time.
 
     Raises:
-        FileExistsError: the name is taken and `overwrite` is False.
-        ValueError: a type that PyTorch's storages do not have.
+        FileExistsError: the file exists and `overwrite` is False.
+        UserError: a type that PyTorch's storages do not have.
     """
-    program = _dictionary(
-        {name: _tensor(str(i), name, spec) for i, (name, spec) in enumerate(specs.items())}
-    )
+    items = {}
+    for i, (name, spec) in enumerate(specs.items()):
+        items[name] = _tensor(str(i), name, spec)
+    program = _dictionary(items)
     if container is not None:
         program = _dictionary({container: program})
     with (
@@ -57,15 +61,18 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     """Adds a member whose bytes begin at a multiple of 64."""
     info = zipfile.ZipInfo(f"{_ROOT}/{name}", _EPOCH)
     info.file_size = len(data)
-    large = info.file_size >= zipfile.ZIP64_LIMIT // 2  # the header then has 20 more bytes
-    begin = archive.fp.tell() + 30 + len(info.filename) + 4 + 20 * large
+    is_large = info.file_size >= zipfile.ZIP64_LIMIT // 2
+    # The local header has 30 bytes, then the name, then 4 bytes and the padding as extra data; a
+    # large member has 20 more bytes.
+    begin = archive.fp.tell() + 30 + len(info.filename) + 4 + (20 if is_large else 0)
     padding = -begin % _ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
-    with archive.open(info, "w", force_zip64=large) as member:
+    with archive.open(info, "w", force_zip64=is_large) as member:
         member.write(data)
 
 
 def _dictionary(items: Mapping[str, bytes]) -> bytes:
+    """Instructions that make a dictionary; the values are instructions too."""
     return b"}(" + b"".join(_text(name) + value for name, value in items.items()) + b"u"
 
 
@@ -86,13 +93,14 @@ def _whole_numbers(numbers: list[int]) -> bytes:
 
 
 def _tensor(key: str, name: str, spec: TensorSpec) -> bytes:
-    """Instructions that make a contiguous tensor over the storage `key`."""
+    """Instructions that make a contiguous tensor over the storage `key`: a call of
+    `torch._utils._rebuild_tensor_v2`."""
     kinds = {dtype: kind for kind, dtype in STORAGES.items()}
     if spec.dtype not in kinds:
-        raise ValueError(
+        raise UserError(
             f"{name} has the type {spec.dtype}, which a PyTorch file of this kind cannot hold."
         )
-    strides = [int(np.prod(spec.shape[i + 1 :], dtype=np.int64)) for i in range(len(spec.shape))]
+    strides = [math.prod(spec.shape[i + 1 :]) for i in range(len(spec.shape))]
     storage = (
         b"("
         + _text("storage")
