@@ -293,6 +293,18 @@ def test_fields_are_checked_with_those_of_base_classes():
         More(extra="x")
 
 
+def test_a_section_without_a_name_leaves_the_field_alone():
+    @dataclasses.dataclass
+    class Bare:
+        fps: Positive
+
+        def __post_init__(self):
+            check_fields("", self)
+
+    with pytest.raises(UserError, match=r"^fps must be positive, not 0\.$"):
+        Bare(0)
+
+
 def test_numpy_scalars_become_plain_numbers():
     given = Settings(
         steps=np.int64(3),
@@ -359,11 +371,17 @@ ROOT = Path(videomar_jax.__file__).parent
 ENDINGS = ("Config", "Options", "Settings")
 
 
+# Classes of such a name that the package makes itself, from settings that were checked before.
+INTERNAL = ("CaseSettings", "StaticConfig")
+
+
 def is_settings(node: ast.ClassDef) -> bool:
     """By its name, or because it checks its fields."""
     if not any("dataclass" in ast.unparse(entry) for entry in node.decorator_list):
         return False
-    return node.name.endswith(ENDINGS) or "check_fields(" in ast.unparse(node)
+    if "check_fields(" in ast.unparse(node):
+        return True
+    return node.name.endswith(ENDINGS) and node.name not in INTERNAL
 
 
 @functools.cache
@@ -380,7 +398,9 @@ def settings_classes() -> dict[str, type]:
 
 # Values of required fields, for classes that the quick start does not make.
 EXAMPLES = {
+    "Cutting": dict(fps=12.0, lengths=(9,), sizes=((16, 24),)),
     "ClipShape": dict(num_frames=9, height=16, width=24),
+    "HashedTextEncoder": dict(max_tokens=8, width=16),
     "Shapes": dict(seed=0, length=4, split="train", bounce=True),
 }
 
@@ -391,6 +411,7 @@ LATER = {  # classes that do not check or describe their fields yet
     "ModelConfig",
     "Qwen2Config",
     "Qwen2Options",
+    "Recipe",
     "SamplingConfig",
     "Settings",
     "SpeedOptions",

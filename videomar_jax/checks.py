@@ -177,15 +177,16 @@ def check_fields(section: str, config: Any) -> None:
     NumPy scalars are accepted and replaced by Python's numbers, since settings are written as JSON.
 
     Args:
-        section: stands in front of the field's name in messages, such as "sampling".
+        section: stands in front of the field's name in messages, such as "sampling"; "" for none.
         config: an instance of a dataclass.
     Raises:
         UserError: the first field with a value of another type or outside its range, by name.
     """
+    prefix = f"{section}." if section else ""
     for field, annotation in _annotations(type(config)).items():
         given = getattr(config, field)
         value = _without_numpy(given)
-        check_value(f"{section}.{field}", value, annotation)
+        check_value(prefix + field, value, annotation)
         if value is not given:
             object.__setattr__(config, field, value)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from videomar_jax.data.decode import VideoInfo
-from videomar_jax.data.holdout import divide, draw, shares
+from videomar_jax.data.holdout import assign, hash_fraction, split_video
 
 FPS = 10.0
 NAMES = [f"clips/{number:03}.mp4" for number in range(200)]
@@ -15,7 +15,7 @@ NAMES = [f"clips/{number:03}.mp4" for number in range(200)]
 
 def video(seconds, holdout, name="a.mp4"):
     info = VideoInfo(times=2.0 + np.arange(round(seconds * FPS)) / FPS, fps=FPS, height=8, width=8)
-    return divide(Path(name), info, holdout)
+    return split_video(Path(name), info, holdout)
 
 
 def decided(seconds, names=NAMES, *, holdout=0.2, shortest=(1, 25)):
@@ -23,7 +23,7 @@ def decided(seconds, names=NAMES, *, holdout=0.2, shortest=(1, 25)):
     lengths = np.broadcast_to(seconds, len(names)).tolist()
     videos = [video(length, holdout, name) for length, name in zip(lengths, names, strict=True)]
     return dict(
-        zip(names, shares(videos, names, holdout=holdout, fps=FPS, shortest=shortest), strict=True)
+        zip(names, assign(videos, names, holdout=holdout, fps=FPS, shortest=shortest), strict=True)
     )
 
 
@@ -32,8 +32,8 @@ def test_the_parts_are_the_whole():
     assert (made.train.count(FPS), made.test.count(FPS), made.whole.count(FPS)) == (80, 20, 100)
     assert (
         made.train.last < made.test.first
-        and made.whole.part == ""
-        and made.part("test").part == "test"
+        and made.whole.split == ""
+        and made.segment("test").split == "test"
     )
     assert video(0.3, 0.02).test is None
 
@@ -75,26 +75,26 @@ def test_what_is_too_short_for_a_test_clip_is_trained_on():
 
 def test_a_small_folder_still_holds_one_video_out():
     assert (
-        min(map(draw, NAMES[:4])) > 1e-6
-        and 0 <= min(map(draw, NAMES))
-        and max(map(draw, NAMES)) < 1
+        min(map(hash_fraction, NAMES[:4])) > 1e-6
+        and 0 <= min(map(hash_fraction, NAMES))
+        and max(map(hash_fraction, NAMES)) < 1
     )
     found = decided(5, NAMES[:4], holdout=1e-6)
-    assert [name for name in found if found[name] == "test"] == [min(NAMES[:4], key=draw)]
+    assert [name for name in found if found[name] == "test"] == [min(NAMES[:4], key=hash_fraction)]
     long = decided([5, 5, 5, 2], NAMES[:4], holdout=1e-6)
-    assert [name for name in long if long[name] == "test"] == [min(NAMES[:3], key=draw)], (
+    assert [name for name in long if long[name] == "test"] == [min(NAMES[:3], key=hash_fraction)], (
         "one that is too short"
     )
     assert decided(5, NAMES[:1], holdout=1e-6) == {NAMES[0]: "train"}, "nothing is left to train on"
-    name = next(name for name in NAMES if draw(name) > 0.05)
+    name = next(name for name in NAMES if hash_fraction(name) > 0.05)
     found = decided([5, 60], [name, "film.mp4"], holdout=0.05)
     assert found == {name: "train", "film.mp4": "cut"}, "the end of the film is held out already"
 
 
 def test_a_small_folder_still_trains_on_one_video():
     found = decided(5, NAMES[:4], holdout=0.999999, shortest=(5, 25))
-    assert [name for name in found if found[name] == "train"] == [max(NAMES[:4], key=draw)]
+    assert [name for name in found if found[name] == "train"] == [max(NAMES[:4], key=hash_fraction)]
 
 
 def test_names_of_any_bytes_can_be_drawn():
-    assert draw("\udcff.mp4") != draw("\udcfe.mp4")
+    assert hash_fraction("\udcff.mp4") != hash_fraction("\udcfe.mp4")

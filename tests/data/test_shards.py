@@ -116,7 +116,8 @@ def test_clips_fit_by_exact_size_and_by_length(folder):
             if index in source.fits(shape, sizes):
                 source.read(index, None, shape)
             else:
-                words = rf"clip {index} is stored as \d frames at .*, but {shape.num_frames} at .* asked"
+                asked = rf"but {shape.num_frames} at .* are asked for"
+                words = rf"clip {index} is stored as \d frames at .*, {asked}"
                 with pytest.raises(ValueError, match=words):
                     source.read(index, None, shape)
 

@@ -253,7 +253,7 @@ def test_settings_out_of_range_are_named(tmp_path, settings, name):
         VideoFolder(tmp_path, **({"fps": 10.0, "split": "train"} | settings))
 
 
-def test_videos_through_the_pipeline_resume_exactly(folder):
+def test_videos_through_the_loader_resume_exactly(folder):
     def take(count, **settings):
         source = VideoFolder(folder, fps=5.0, split="train")
         iterator = batches(source, shape=SHAPE, batch_size=3, seed=1, **settings)
@@ -348,10 +348,10 @@ def test_digests_tell_folders_of_other_clips_apart(tmp_path, write_video):
 def test_sizes_in_turn_keep_their_decoded_clips(folder, monkeypatch):
     """A batch of another size must not throw away what the next one needs; only a size that is over
     makes room."""
-    from videomar_jax.data import videos
+    from videomar_jax.data import frame_cache, videos
 
     opened = []
-    monkeypatch.setattr(videos, "_STALE", 8)
+    monkeypatch.setattr(frame_cache, "_STALE", 8)
     decode = videos.frames_between
     monkeypatch.setattr(
         videos, "frames_between", lambda path, *a, **k: opened.append(path) or decode(path, *a, **k)

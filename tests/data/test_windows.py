@@ -164,15 +164,15 @@ def test_words_become_a_cutting():
     ("changes", "words"),
     [
         (dict(lengths=["many"]), "num_frames 'many' is not understood"),
-        (dict(lengths=["0"]), "at least 1"),
+        (dict(lengths=["0"]), r"lengths\[0\] must be at least 1, not 0"),
         (dict(lengths=[]), "lengths"),
         (dict(sizes=["480"]), "size '480' is not understood: write ROWSxCOLUMNS"),
         (dict(sizes=["480x-3"]), "size '480x-3' is not understood"),
-        (dict(sizes=["0x16"]), "sizes must be"),
+        (dict(sizes=["0x16"]), r"sizes\[0\]\[0\] must be at least 1, not 0"),
         (dict(sizes=["16x16", "24x16", "16x16"]), "sizes name one twice"),
         (dict(fps=0.0), "fps must be positive"),
-        (dict(fps=float("nan")), "fps must be positive"),
-        (dict(windows_per_clip=-1), "windows_per_clip must be at least 0"),
+        (dict(fps=float("nan")), "fps must be a finite number"),
+        (dict(windows_per_clip=-1), "windows_per_clip must not be negative"),
     ],
 )
 def test_settings_that_cannot_be(changes, words):

@@ -7,11 +7,10 @@ enough for a test clip and
 
     u(name) = (first 8 bytes of SHA-256(name)) / 2^64 < holdout,
 
-and else trained on. The name decides alone, so that a video stays where it is when others come or
-go, but for two
-cases: where nothing else is held out the video of the least u is, if another one is left to train
-    on; where nothing
-else is trained on the video of the greatest u is.
+and is trained on otherwise. The name alone decides, so a video stays where it is when others are
+added or removed. There are two exceptions: where nothing else is held out and another video is left
+to train on, the video of the least u is held out; where nothing else is trained on, the video of
+the greatest u is.
 """
 
 import hashlib
@@ -24,23 +23,25 @@ import numpy as np
 
 from videomar_jax.data.decode import VideoInfo, grid
 
-Share = Literal["cut", "train", "test", "all"]
-"""Cut in two, or given as a whole to a split."""
+Assignment = Literal["cut", "train", "test"]
+"""A video is cut in two, or belongs to one split as a whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A stretch of a video: its first and last presentation time (s), how many frames the file has
-    between them, and
-    what holds for the file: frames a second, rows, columns. part: "train", "test", or "" for the
-        whole."""
+class Segment:
+    """A stretch of a video."""
 
     path: Path
-    part: str
+    split: str
+    """The split that the stretch is cut for; "" for the whole video."""
     first: float
+    """Presentation time of the first frame, in seconds."""
     last: float
-    rate: float
+    """Presentation time of the last frame, in seconds."""
     frames: int
+    """Frames that the file has in it."""
+    rate: float
+    """Frames per second of the file."""
     rows: int
     columns: int
 
@@ -50,96 +51,104 @@ class Piece:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
-    """A file and its stretches; None for a part without frames."""
+class SplitVideo:
+    """A file and its stretches; a stretch without frames is None."""
 
     path: Path
-    whole: Piece
-    train: Piece | None
-    test: Piece | None
+    whole: Segment
+    train: Segment | None
+    test: Segment | None
 
-    def part(self, split: str) -> Piece | None:
-        """The part of a cut video that belongs to "train" or "test"."""
+    def segment(self, split: str) -> Segment | None:
+        """The stretch of a cut video that belongs to "train" or "test"."""
         return self.train if split == "train" else self.test
 
 
-def divide(path: Path, info: VideoInfo, holdout: float) -> Video:
+def split_video(path: Path, info: VideoInfo, holdout: float) -> SplitVideo:
     """The stretches of a file for a held-out share in [0, 1)."""
     duration = info.times[-1] - info.times[0] + 1 / info.fps
     in_train = info.times < info.times[0] + (1 - holdout) * duration
-
-    def piece(part: str, times: np.ndarray) -> Piece | None:
-        if not len(times):
-            return None
-        return Piece(
-            path=path,
-            part=part,
-            first=float(times[0]),
-            last=float(times[-1]),
-            rate=info.fps,
-            frames=len(times),
-            rows=info.height,
-            columns=info.width,
-        )
-
-    whole = piece("", info.times)
-    return Video(
+    return SplitVideo(
         path=path,
-        whole=whole,
-        train=piece("train", info.times[in_train]),
-        test=piece("test", info.times[~in_train]),
+        whole=_segment(path, info, "", info.times),
+        train=_segment(path, info, "train", info.times[in_train]),
+        test=_segment(path, info, "test", info.times[~in_train]),
     )
 
 
-def draw(name: str) -> float:
+def _segment(path: Path, info: VideoInfo, split: str, times: np.ndarray) -> Segment | None:
+    if not len(times):
+        return None
+    return Segment(
+        path=path,
+        split=split,
+        first=float(times[0]),
+        last=float(times[-1]),
+        frames=len(times),
+        rate=info.fps,
+        rows=info.height,
+        columns=info.width,
+    )
+
+
+def hash_fraction(name: str) -> float:
     """u of the module's text, in [0, 1)."""
-    return (
-        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big")
-        / 2**64
-    )
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def shares(
-    videos: Sequence[Video],
+def assign(
+    videos: Sequence[SplitVideo],
     names: Sequence[str],
     *,
     holdout: float,
     fps: float,
     shortest: tuple[int, int],
-) -> list[Share]:
-    """What becomes of each video.
+) -> list[Assignment]:
+    """Decides for each video whether it is cut, or which split it belongs to.
 
-    names: what is drawn by; one for each video.
-    shortest: frames at `fps` of the shortest training clip and of a test clip. A video that is long
-        enough for neither counts as cut.
+    Args:
+        names: of the videos; they decide.
+        shortest: frames at `fps` of the shortest training clip and of a test clip. A video that is
+            long enough for neither counts as cut.
     """
-    drawn = [draw(name) for name in names]
-    found = [
-        _share(video, u, holdout, fps, shortest) for video, u in zip(videos, drawn, strict=True)
+    fractions = [hash_fraction(name) for name in names]
+    assigned = [
+        _assign_alone(video, fraction, holdout, fps, shortest)
+        for video, fraction in zip(videos, fractions, strict=True)
     ]
     if any(_can_be_cut(video, fps, shortest) for video in videos):
-        return found  # both splits have clips
-    train, test = (
-        [i for i, share in enumerate(found) if share == split] for split in ("train", "test")
-    )
+        return assigned  # Both splits have clips.
+    shortest_train, shortest_test = shortest
+    train = [i for i, split in enumerate(assigned) if split == "train"]
+    test = [i for i, split in enumerate(assigned) if split == "test"]
     if not test and len(train) > 1:
-        if long := [i for i in train if videos[i].whole.count(fps) >= shortest[1]]:
-            found[min(long, key=drawn.__getitem__)] = "test"
+        long = [i for i in train if videos[i].whole.count(fps) >= shortest_test]
+        if long:
+            assigned[min(long, key=fractions.__getitem__)] = "test"
     elif not train:
-        if long := [i for i in test if videos[i].whole.count(fps) >= shortest[0]]:
-            found[max(long, key=drawn.__getitem__)] = "train"
-    return found
+        long = [i for i in test if videos[i].whole.count(fps) >= shortest_train]
+        if long:
+            assigned[max(long, key=fractions.__getitem__)] = "train"
+    return assigned
 
 
-def _share(video: Video, u: float, holdout: float, fps: float, shortest: tuple[int, int]) -> Share:
+def _assign_alone(
+    video: SplitVideo, fraction: float, holdout: float, fps: float, shortest: tuple[int, int]
+) -> Assignment:
+    """The assignment of a video, whatever the others are."""
     if _can_be_cut(video, fps, shortest):
         return "cut"
+    shortest_train, shortest_test = shortest
     count = video.whole.count(fps)
-    if u < holdout and count >= shortest[1]:
+    if fraction < holdout and count >= shortest_test:
         return "test"
-    return "train" if count >= shortest[0] else "cut"
+    return "train" if count >= shortest_train else "cut"
 
 
-def _can_be_cut(video: Video, fps: float, shortest: tuple[int, int]) -> bool:
-    parts = zip((video.train, video.test), shortest, strict=True)
-    return all(part is not None and part.count(fps) >= least for part, least in parts)
+def _can_be_cut(video: SplitVideo, fps: float, shortest: tuple[int, int]) -> bool:
+    """Whether both stretches are long enough for a clip."""
+    shortest_train, shortest_test = shortest
+    if video.train is None or video.test is None:
+        return False
+    return video.train.count(fps) >= shortest_train and video.test.count(fps) >= shortest_test

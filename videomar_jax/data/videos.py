@@ -1,69 +1,97 @@
 """A folder of video files as a source of captioned clips.
 
-Each clip's duration is divided at (1 - holdout): frames presented before that belong to "train",
-the rest to "test"; clips too short for that may be kept whole, for one of the two (`holdout`). A
-split reads its own frames only, so no resampling rounds a held-out frame into training. A window is
-`num_frames` times 1/fps apart; each takes the frame nearest to it, is scaled to cover the asked
-size and cropped.
+The duration of each file is divided at (1 - holdout): frames presented before that belong to
+"train", the rest to "test". Files too short for that may be kept whole, for one of the two
+(`holdout`). A split reads its own frames only, so no resampling rounds a held-out frame into
+training.
 
-    train   one index per clip, a random window                              crop as asked
-    test    up to 4 evenly spread windows per clip, one index each           centre crop
+A window is `num_frames` times 1/fps apart. Each time takes the frame nearest to it, which is scaled
+to cover the clip's size and cropped. What an index stands for depends on the split:
+
+    train   one index per file, a random window                              crop as asked
+    test    up to 4 evenly spread windows per file, one index each           centre crop
     all     the whole duration; as train if crop is random, as test if not   crop as asked
 """
 
-import logging
-import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
+from videomar_jax.checks import Positive, UserError, at_least, check_value, one_of
 from videomar_jax.data.captions import read_captions
-from videomar_jax.data.decode import frames_between, nearest, probe, read_video, to_rgb
-from videomar_jax.data.holdout import Piece, Share, Video, divide, shares
+from videomar_jax.data.decode import frames_between, nearest, probe, to_rgb
+from videomar_jax.data.frame_cache import FrameCache, FrameKey
+from videomar_jax.data.holdout import Assignment, Segment, SplitVideo, assign, split_video
 from videomar_jax.data.sources import (
     Clip,
     ClipShape,
     Sizes,
+    SourceKind,
     check_index,
     nearest_sizes,
     short_digest,
 )
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
+from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 from videomar_jax.types import Int, UInt8
 
-__all__ = ["EXTENSIONS", "VideoFolder", "read_video"]
-
 EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-_WINDOWS = 4
-_SMALL = 1000
-"""Clips of more frames than this are never kept decoded."""
-_STALE = 1000
-"""A frame size that so many reads did not ask for is taken to be over."""
+"""Endings of the files that are taken for videos, in lower case."""
 
-_log = logging.getLogger(__name__)
-Frames = list[tuple[float, np.ndarray]]
+# Most windows of a file where they are not random.
+_WINDOWS = 4
+# Files of more frames than this are never kept decoded.
+_MOST_KEPT_FRAMES = 1000
+_SHOWN_REASONS = 10
+
+
+class _Window(NamedTuple):
+    """What an index stands for: window `number` of `count` evenly spread ones of a segment."""
+
+    segment: Segment
+    number: int
+    count: int
 
 
 class VideoFolder:
     """Clips of the video files under a folder, in sorted order.
 
-    captions: a .csv or .jsonl table; None looks for one in the folder (see `captions`).
-    holdout: the share of each clip's duration kept for "test", in [0, 1).
-    shortest: frames, at `fps`, of the shortest training clip and of a test clip: a file that cannot
-        be cut into a part for each is not cut, but whole in one of the two splits (see `holdout`).
-        None: every file is cut.
-    min_frames: leaves out files with fewer frames, at `fps`, in this split; "test" spreads no more
-        windows over a clip than it holds stretches of this length.
-    skip_broken: False makes an unusable file an error.
-    cache_bytes: memory for decoded, scaled frames of short clips; kept in order of arrival until it
-        is full.
+    All files are inspected when the source is made.
 
-    All files are looked at here. `skipped` lists those that cannot be used, with the reason. Raises
-    FileNotFoundError for a missing or empty folder and ValueError for settings out of range or
-    where no file is usable.
+    Args:
+        path: the folder.
+        captions: a .csv or .jsonl table; None looks for one in the folder (see `captions`).
+        fps: frames per second of the clips.
+        split: "train", "test" or "all".
+        holdout: the share of each file's duration that is kept for "test", in [0, 1).
+        shortest: frames, at `fps`, of the shortest training clip and of a test clip: a file that
+            cannot be cut into a part for each is not cut but belongs to one of the two splits as a
+            whole (see `holdout`). None: every file is cut.
+        crop: where a frame is cropped.
+        min_frames: leaves out files with fewer frames, at `fps`, in this split; and "test" spreads
+            no more windows over a file than it has stretches of this length.
+        skip_broken: False makes an unusable file an error.
+        cache_bytes: memory for the decoded, scaled frames of short files; they are kept in order of
+            arrival until it is full.
+
+    Raises:
+        FileNotFoundError: the folder is missing or has no videos.
+        UserError: a setting is out of range, or no file is usable.
     """
+
+    KIND: ClassVar[SourceKind] = SourceKind(
+        name="videos",
+        description="a folder of video files",
+        place="the folder of clips",
+        place_form="DIR",
+    )
+
+    skipped: list[tuple[Path, str]]
+    """The files that cannot be used, with the reason."""
 
     def __init__(
         self,
@@ -79,7 +107,13 @@ class VideoFolder:
         skip_broken: bool = True,
         cache_bytes: int = 2**29,
     ):
-        _check(fps, split, holdout, crop, min_frames, shortest)
+        check_value("fps", fps, Positive)
+        one_of("split", split, ("train", "test", "all"))
+        one_of("crop", crop, ("random", "center"))
+        _check_holdout(holdout, split)
+        at_least("min_frames", min_frames, 1)
+        for frames in shortest or ():
+            at_least("shortest", frames, 1)
         self.fps = float(fps)
         self.split = split
         self._holdout = 0.0 if split == "all" else holdout
@@ -87,268 +121,224 @@ class VideoFolder:
         self._random_window = split == "train" or (split == "all" and crop == "random")
         self._min_frames = min_frames
         self._shortest = shortest
-        self._folder = folder = Path(path)
-        files = _find(folder)
-        self._captions = read_captions(folder, files, None if captions is None else Path(captions))
-        pieces, self.skipped = self._usable(folder, files)
-        if self.skipped and (not pieces or not skip_broken):
-            raise ValueError(_hopeless(folder, self.skipped, len(files)))
+        self._folder = user_path(path)
+        files = video_files(self._folder)
+        table = None if captions is None else user_path(captions)
+        self._captions = read_captions(self._folder, files, table)
+        segments, self.skipped = self._usable(files)
+        if self.skipped and (not segments or not skip_broken):
+            raise UserError(_list_of_unusable(self._folder, self.skipped, len(files)))
         for _, reason in self.skipped:
-            _log.warning("skipped %s", reason)
-        self._windows = [
-            (piece, number, count) for piece in pieces for number, count in self._spread(piece)
-        ]
-        self._lengths = np.array([piece.count(self.fps) for piece, _, _ in self._windows])
-        self._sides = np.array([(piece.rows, piece.columns) for piece, _, _ in self._windows])
-        self._cache = _Cache(cache_bytes)
+            log.warning("skipped %s", reason)
+        self._windows = [window for segment in segments for window in self._spread(segment)]
+        owners = [window.segment for window in self._windows]
+        self._lengths = np.array([segment.count(self.fps) for segment in owners])
+        self._rows = np.array([segment.rows for segment in owners])
+        self._columns = np.array([segment.columns for segment in owners])
+        self._cache = FrameCache(cache_bytes)
 
     def __len__(self) -> int:
-        """Usable clips where windows are random, else windows."""
+        """Usable files where windows are random, else windows."""
         return len(self._windows)
 
     def name(self, index: int) -> str:
-        """The file, without folder and ending, that clip number `index` is cut from."""
+        """The file that clip number `index` is cut from, without folder and ending."""
         check_index(index, len(self))
-        return self._windows[index][0].path.stem
+        return self._windows[index].segment.path.stem
 
     def digest(self) -> str:
-        """Of what is read: the files by their place in the folder, the first and last time that is
-        taken of each, its frames and size; and of the windows, which the settings say."""
-        clips = [
-            (
-                piece.path.relative_to(self._folder).as_posix(),
-                round(piece.first, 6),
-                round(piece.last, 6),
-                piece.frames,
-                piece.rows,
-                piece.columns,
-                number,
-                count,
-            )
-            for piece, number, count in self._windows
-        ]
+        """Of the frames that are read, and of the windows.
+
+        Counted are the place of each file in the folder, the first and last time that is taken of
+        it, its frames and its size.
+        """
+        clips = []
+        for segment, number, count in self._windows:
+            name = segment.path.relative_to(self._folder).as_posix()
+            times = (round(segment.first, 6), round(segment.last, 6))
+            sizes = (segment.frames, segment.rows, segment.columns)
+            clips.append((name, *times, *sizes, number, count))
         return short_digest(
             "videos", self.split, self.fps, self._random_window, self._random_crop, clips
         )
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
-        """The clips that are long enough for `shape` and nearest to it, of `sizes`, in aspect
-        ratio."""
+        """The clips that are long enough for `shape` and, of `sizes`, nearest to its size."""
         number = [tuple(size) for size in sizes].index((shape.height, shape.width))
-        near = nearest_sizes(self._sides[:, 0], self._sides[:, 1], sizes) == number
+        near = nearest_sizes(self._rows, self._columns, sizes) == number
         return np.flatnonzero(near & (self._lengths >= shape.num_frames))
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
-        """One window of a clip. Raises ValueError, naming the file, for a clip shorter than asked
-        or a damaged one."""
+        """One window of a file.
+
+        Raises:
+            UserError: the file is shorter than asked, or damaged; the text names it.
+        """
         check_index(index, len(self))
-        piece, number, count = self._windows[index]
-        steps = self._room(piece, shape.num_frames)
-        step = (
-            rng.integers(steps + 1)
-            if self._random_window
-            else round(steps * number / max(count - 1, 1))
-        )
-        times = piece.first + step / self._step_rate(piece) + np.arange(shape.num_frames) / self.fps
-        video = self._frames(piece, times.tolist(), shape.height, shape.width)
+        window = self._windows[index]
+        segment = window.segment
+        steps = self._start_steps(segment, shape.num_frames)
+        if self._random_window:
+            step = rng.integers(steps + 1)
+        else:
+            step = round(steps * window.number / max(window.count - 1, 1))
+        start = segment.first + step / self._step_rate(segment)
+        times = start + np.arange(shape.num_frames) / self.fps
+        video = self._frames(segment, times.tolist(), shape.height, shape.width)
         if self._random_crop:
             video = crop_random(video, shape.height, shape.width, rng)
         else:
             video = crop_center(video, shape.height, shape.width)
-        return Clip(video=video, caption=self._captions[piece.path])
+        return Clip(video=video, caption=self._captions[segment.path])
 
-    def _usable(
-        self, folder: Path, files: list[Path]
-    ) -> tuple[list[Piece], list[tuple[Path, str]]]:
-        """What is read of the files, and those that cannot be used."""
+    def _usable(self, files: list[Path]) -> tuple[list[Segment], list[tuple[Path, str]]]:
+        """What is read of the files, and those that cannot be used, with the reason."""
         with ThreadPoolExecutor(max_workers=8) as pool:
-            found = dict(zip(files, pool.map(self._inspect, files), strict=True))
-        videos = [video for video in found.values() if isinstance(video, Video)]
-        pieces, reasons = self._pieces(folder, videos)
-        reasons |= {file: reason for file, reason in found.items() if isinstance(reason, str)}
-        if not pieces:  # those that are whole in the other split, too
-            parts = {
-                video.path: self._too_short(video.path, video.part(self.split)) for video in videos
-            }
-            reasons = parts | reasons
-        return pieces, [(file, reasons[file]) for file in files if file in reasons]
+            inspected = list(pool.map(self._inspect, files))
+        videos = [video for video in inspected if isinstance(video, SplitVideo)]
+        segments, reasons = self._segments(videos)
+        for file, reason in zip(files, inspected, strict=True):
+            if isinstance(reason, str):
+                reasons[file] = reason
+        if not segments:
+            # Then also say what is wrong with files that are whole in the other split.
+            for video in videos:
+                text = self._too_short(video.path, video.segment(self.split))
+                reasons.setdefault(video.path, text)
+        return segments, [(file, reasons[file]) for file in files if file in reasons]
 
-    def _inspect(self, path: Path) -> Video | str:
+    def _inspect(self, path: Path) -> SplitVideo | str:
+        """The stretches of a file, or why it cannot be used."""
         try:
-            return divide(path, probe(path), self._holdout)
-        except ValueError as error:
+            return split_video(path, probe(path), self._holdout)
+        except ValueError as error:  # UserErrors, and those of PyAV
             return str(error)
 
-    def _pieces(self, folder: Path, videos: list[Video]) -> tuple[list[Piece], dict[Path, str]]:
-        """The pieces of this split, and what is too short for it."""
-        if self.split == "all":
-            found: list[Share] = ["all"] * len(videos)
-        elif self._shortest is None or not self._holdout:
-            found = ["cut"] * len(videos)
-        else:
-            names = [video.path.relative_to(folder).as_posix() for video in videos]
-            found = shares(
-                videos, names, holdout=self._holdout, fps=self.fps, shortest=self._shortest
-            )
-            _tell_whole(folder, found)
-        pieces, reasons = [], {}
-        for video, share in zip(videos, found, strict=True):
-            if share not in ("cut", self.split):
+    def _segments(self, videos: list[SplitVideo]) -> tuple[list[Segment], dict[Path, str]]:
+        """The segments of this split, and the files whose segment is too short, with the reason."""
+        segments: list[Segment] = []
+        reasons: dict[Path, str] = {}
+        for video, assigned in zip(videos, self._assign(videos), strict=True):
+            if assigned not in ("cut", self.split):
                 continue
-            piece = video.part(self.split) if share == "cut" else video.whole
-            if piece is None or piece.count(self.fps) < self._min_frames:
-                reasons[video.path] = self._too_short(video.path, piece)
+            segment = video.segment(self.split) if assigned == "cut" else video.whole
+            if segment is None or segment.count(self.fps) < self._min_frames:
+                reasons[video.path] = self._too_short(video.path, segment)
             else:
-                pieces.append(piece)
-        return pieces, reasons
+                segments.append(segment)
+        return segments, reasons
 
-    def _spread(self, piece: Piece) -> list[tuple[int, int]]:
-        """(number, of how many) for every window of a clip."""
-        stretches = piece.count(self.fps) // self._min_frames
+    def _assign(self, videos: list[SplitVideo]) -> list[Assignment] | list[Literal["all"]]:
+        if self.split == "all":
+            return ["all"] * len(videos)
+        if self._shortest is None or not self._holdout:
+            return ["cut"] * len(videos)
+        names = [video.path.relative_to(self._folder).as_posix() for video in videos]
+        assigned = assign(
+            videos, names, holdout=self._holdout, fps=self.fps, shortest=self._shortest
+        )
+        whole = assigned.count("train") + assigned.count("test")
+        if whole:
+            log.info(
+                "%s: %d of %d videos are too short to be cut in two; held out whole: %d",
+                self._folder,
+                whole,
+                len(assigned),
+                assigned.count("test"),
+            )
+        return assigned
+
+    def _spread(self, segment: Segment) -> Iterator[_Window]:
+        """Yields the windows of a segment."""
+        stretches = segment.count(self.fps) // self._min_frames
         count = 1 if self._random_window else min(_WINDOWS, stretches)
-        return [(number, count) for number in range(count)]
+        for number in range(count):
+            yield _Window(segment, number, count)
 
-    def _room(self, piece: Piece, num_frames: int) -> int:
+    def _start_steps(self, segment: Segment, num_frames: int) -> int:
         """How many steps after the first frame a window of `num_frames` may start."""
-        if piece.count(self.fps) < num_frames:
-            reason = self._too_short(piece.path, piece, num_frames)
-            raise ValueError(f"{reason}, or pass min_frames={num_frames} to skip it")
-        slack = piece.last - piece.first - (num_frames - 1) / self.fps
-        return max(int(slack * self._step_rate(piece) + 1e-6), 0)
+        if segment.count(self.fps) < num_frames:
+            reason = self._too_short(segment.path, segment, num_frames)
+            raise UserError(f"{reason}, or pass min_frames={num_frames} to skip it")
+        slack = segment.last - segment.first - (num_frames - 1) / self.fps
+        return max(int(slack * self._step_rate(segment) + 1e-6), 0)
 
-    def _step_rate(self, piece: Piece) -> float:
-        """Windows start at source frames (or finer, 1 / fps apart): from halfway between, rounding
-        may stutter."""
-        return max(piece.rate, self.fps)
+    def _step_rate(self, segment: Segment) -> float:
+        """Starts of windows per second.
 
-    def _too_short(self, path: Path, piece: Piece | None, asked: int | None = None) -> str:
-        count, part = (piece.count(self.fps), piece.part) if piece else (0, self.split)
-        where = f" in its {part} part" if part else ""
+        Windows start at frames of the file (or finer, 1 / fps apart): from halfway between two
+        frames, rounding could take one twice and leave out the next.
+        """
+        return max(segment.rate, self.fps)
+
+    def _too_short(self, path: Path, segment: Segment | None, asked: int | None = None) -> str:
+        count = segment.count(self.fps) if segment else 0
+        split = segment.split if segment else self.split
+        where = f" in its {split} part" if split else ""
         return (
-            f"{path}: {count} frames at {self.fps:g} fps{where}, {asked or self._min_frames} asked; "
-            f"ask for shorter clips, a higher fps, another holdout"
+            f"{path}: {count} frames at {self.fps:g} fps{where}, {asked or self._min_frames} asked;"
+            " ask for shorter clips, a higher fps, another holdout"
         )
 
     def _frames(
-        self, piece: Piece, times: list[float], height: int, width: int
+        self, segment: Segment, times: list[float], height: int, width: int
     ) -> UInt8[np.ndarray, "F h w 3"]:
         """The frames nearest to `times`, scaled to cover height x width."""
-        key = (piece.path, height, width)
+        key = FrameKey(segment.path, height, width)
         kept = self._cache.get(key)
-        if kept is None:
-            rows, columns = cover_size(piece.rows, piece.columns, height, width)
-            whole = piece.frames <= _SMALL and self._cache.fits(piece.frames * rows * columns * 3)
-            start = piece.first if whole else times[0]
-            timed = frames_between(piece.path, piece.first, piece.last, start=start)
-            if not whole:
-                picked = np.stack([to_rgb(frame) for frame in nearest(timed, times)])
-                return resize_cover(picked, height, width)
-            kept = [
-                (time, resize_cover(to_rgb(frame)[None], height, width)[0]) for time, frame in timed
-            ]
-            self._cache.put(key, kept)
+        if kept is not None:
+            return np.stack(nearest(kept, times))
+        rows, columns = cover_size(segment.rows, segment.columns, height, width)
+        size = segment.frames * rows * columns * 3
+        if segment.frames > _MOST_KEPT_FRAMES or not self._cache.fits(size):
+            timed = frames_between(segment.path, segment.first, segment.last, start=times[0])
+            picked = np.stack([to_rgb(frame) for frame in nearest(timed, times)])
+            return resize_cover(picked, height, width)
+        kept = []
+        for time, frame in frames_between(
+            segment.path, segment.first, segment.last, start=segment.first
+        ):
+            kept.append((time, resize_cover(to_rgb(frame)[None], height, width)[0]))
+        self._cache.put(key, kept)
         return np.stack(nearest(kept, times))
 
 
-class _Cache:
-    """Decoded clips by file and frame size. Clips are read in random order, so the first to arrive
-    are as good as any; those of a size that is not asked for any more make room for others."""
+def video_files(folder: Path) -> list[Path]:
+    """The video files under a folder, sorted.
 
-    def __init__(self, budget: int):
-        self._budget, self._used, self._reads = budget, 0, 0
-        self._clips: dict[tuple[Path, int, int], Frames] = {}
-        self._asked: dict[tuple[int, int], int] = {}  # the last read that asked for a frame size
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[Path, int, int]) -> Frames | None:
-        with self._lock:
-            self._reads += 1
-            self._asked[key[1:]] = self._reads
-            return self._clips.get(key)
-
-    def fits(self, size: int) -> bool:
-        """Whether there is room for so many bytes, if need be after dropping what is stale."""
-        with self._lock:
-            if self._used + size > self._budget:
-                self._drop_stale()
-            return self._used + size <= self._budget
-
-    def put(self, key: tuple[Path, int, int], frames: Frames) -> None:
-        size = _bytes(frames)
-        with self._lock:
-            if key not in self._clips and self._used + size <= self._budget:
-                self._clips[key] = frames
-                self._used += size
-
-    def _drop_stale(self) -> None:
-        stale = {size for size, read in self._asked.items() if self._reads - read > _STALE}
-        for key in [key for key in self._clips if key[1:] in stale]:
-            self._used -= _bytes(self._clips.pop(key))
-
-
-def _bytes(frames: Frames) -> int:
-    return sum(frame.nbytes for _, frame in frames)
-
-
-def _check(
-    fps: float,
-    split: str,
-    holdout: float,
-    crop: str,
-    min_frames: int,
-    shortest: tuple[int, int] | None,
-) -> None:
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
-    if split not in ("train", "test", "all"):
-        raise ValueError(f"split must be train, test or all, got {split!r}")
-    if crop not in ("random", "center"):
-        raise ValueError(f"crop must be random or center, got {crop!r}")
-    if not 0 <= holdout < 1 or (split == "test" and holdout == 0):
-        raise ValueError(f'holdout must be in [0, 1), and above 0 for split "test", got {holdout}')
-    if min_frames < 1:
-        raise ValueError(f"min_frames must be >= 1, got {min_frames}")
-    if shortest is not None and min(shortest) < 1:
-        raise ValueError(f"shortest must be frames >= 1, got {shortest}")
-
-
-def _find(folder: Path) -> list[Path]:
+    Raises:
+        FileNotFoundError: the folder is missing or has no videos.
+        NotADirectoryError: it is a file.
+    """
     if not folder.exists():
         raise FileNotFoundError(f"video folder {folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name the folder that holds it")
-    files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file()
-    )
+    files = sorted(path for path in folder.rglob("*") if _is_video(path))
     if not files:
         raise FileNotFoundError(f"no videos under {folder}: looked for *{', *'.join(EXTENSIONS)}")
     return files
 
 
-def _tell_whole(folder: Path, found: list[Share]) -> None:
-    whole = found.count("train") + found.count("test")
-    if whole:
-        _log.info(
-            "%s: %d of %d videos are too short to be cut in two; held out whole: %d",
-            folder,
-            whole,
-            len(found),
-            found.count("test"),
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS and path.is_file()
+
+
+def _check_holdout(holdout: float, split: str) -> None:
+    if not 0 <= holdout < 1 or (split == "test" and holdout == 0):
+        raise UserError(
+            f'holdout must lie in [0, 1), and be above 0 for split "test", got {holdout}.'
         )
 
 
-def _hopeless(folder: Path, skipped: list[tuple[Path, str]], total: int) -> str:
-    reasons = [f"  {reason}" for _, reason in skipped[:10]]
-    rest = [f"  and {len(skipped) - 10} more"] if len(skipped) > 10 else []
-    way_out = (
-        "repair or remove them, or pass skip_broken=True"
-        if len(skipped) < total
-        else "none is left"
-    )
-    return "\n".join(
-        [
-            f"{len(skipped)} of {total} videos under {folder} cannot be used ({way_out}):",
-            *reasons,
-            *rest,
-        ]
-    )
+def _list_of_unusable(folder: Path, skipped: Iterable[tuple[Path, str]], total: int) -> str:
+    reasons = [reason for _, reason in skipped]
+    if len(reasons) < total:
+        way_out = "repair or remove them, or pass skip_broken=True"
+    else:
+        way_out = "none is left"
+    lines = [f"{len(reasons)} of {total} videos under {folder} cannot be used ({way_out}):"]
+    lines += [f"  {reason}" for reason in reasons[:_SHOWN_REASONS]]
+    if len(reasons) > _SHOWN_REASONS:
+        lines.append(f"  and {len(reasons) - _SHOWN_REASONS} more")
+    return "\n".join(lines)
