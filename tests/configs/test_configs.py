@@ -164,11 +164,11 @@ def chained(tmp_path_factory):
 
         return update
 
-    class Told(logging.Handler):
+    class Collect(logging.Handler):
         def emit(self, record):
             said.append(record.getMessage())
 
-    logger, handler = logging.getLogger("videomar_jax"), Told(logging.INFO)
+    logger, handler = logging.getLogger("videomar_jax"), Collect(logging.INFO)
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)
@@ -183,20 +183,20 @@ def chained(tmp_path_factory):
         patch.setattr(run, "evaluate", lambda *_: nothing)
         for before, file in zip(("", *STAGES), STAGES, strict=False):
             shapes[file] = []
-            begin = dict(init_from=str(folder / before)) if before else {}
-            start(load_config(file, "tiny", **begin), folder / file)
+            changes = dict(init_from=str(folder / before)) if before else {}
+            start(load_config(file, "tiny", **changes), folder / file)
     logger.removeHandler(handler)
     logger.setLevel(level)
     return {file: folder / file for file in STAGES}, shapes, said
 
 
-def test_each_stage_goes_on_from_the_one_before(chained):
+def test_each_stage_continues_from_the_one_before(chained):
     workdirs, shapes, _ = chained
     before = None
     for file in STAGES:
         _, params, step = load_params(workdirs[file])
         assert step == len(shapes[file]) == sum(stage.steps for stage in stages(file, "tiny")), (
-            "steps begin at 0"
+            "steps start at 0"
         )
         if before is not None:
             grown = jax.tree.map(

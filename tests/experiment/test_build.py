@@ -1,5 +1,6 @@
-"""Each kind of data is opened as the config says; prepared clips and models to begin with bring
-their own parts."""
+"""Each kind of data is opened as the config says.
+
+Prepared clips, and models that a run starts from, bring their own tokenizer and text encoder."""
 
 import dataclasses
 import logging
@@ -178,12 +179,12 @@ def test_prepared_clips_bring_tokenizer_and_text_encoder(shards, pca, caplog):
         assert fingerprint(made.tokenizer(made.source("train"))) == fingerprint(pca)
         text = made.text_encoder()
     assert (text.max_tokens, text.width) == (8, 64)
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [f"tokenizer: the one of {shards}", f"text encoder: the one of {shards}"]
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == [f"tokenizer: the one of {shards}", f"text encoder: the one of {shards}"]
     assert "latents" in made.source("train").read(0, np.random.default_rng(0), made.final_shape)
 
 
-def test_prepared_clips_must_be_of_the_tokenizer_of_the_model_to_begin_with(shards, pca, tmp_path):
+def test_prepared_clips_must_have_the_tokenizer_of_the_model_to_start_from(shards, pca, tmp_path):
     data = dict(kind="shards", path=str(shards))
     for place, tokenizer in (("same", pca), ("other", dataclasses.replace(pca, image=pca.video))):
         run = model_folder(tmp_path / place, tokenizer)
@@ -220,7 +221,7 @@ def test_held_out_prepared_clips_can_be_seen(shards, pca):
         assert np.abs(clip["video"].astype(int) - truth["video"]).mean() < 8
 
 
-def test_prepared_clips_of_no_fitting_size_are_told(shards):
+def test_prepared_clips_of_no_fitting_size_are_reported(shards):
     row = dict(
         name="a", num_frames=3, height=32, width=32, batch_size=2, steps=4, learning_rate=1e-3
     )
@@ -246,7 +247,7 @@ def test_a_fitted_tokenizer_sees_clips_that_are_long_enough(tmp_path):
     assert sorted(read) == ["long0"] * 4 + ["long1"] * 3
 
 
-def test_a_model_to_begin_with_brings_its_tokenizer(tmp_path, pca, caplog):
+def test_a_model_to_start_from_brings_its_tokenizer(tmp_path, pca, caplog):
     """Fitted on other clips a tokenizer would give latents that mean nothing to the model."""
     run = model_folder(tmp_path / "run", pca)
     for place in (run, run / "checkpoints" / "12"):
@@ -269,7 +270,7 @@ def test_a_model_to_begin_with_brings_its_tokenizer(tmp_path, pca, caplog):
         (dict(kind="cosmos"), r"latents of a pca tokenizer.*--config\.tokenizer\.kind=pca"),
     ],
 )
-def test_a_model_to_begin_with_that_has_another_tokenizer(changes, words, tmp_path, pca):
+def test_a_model_to_start_from_that_has_another_tokenizer(changes, words, tmp_path, pca):
     made = experiment(init_from=str(model_folder(tmp_path, pca)), tokenizer=changes)
     with pytest.raises(ValueError, match=words):
         made.tokenizer(made.source("train"))
@@ -319,7 +320,7 @@ def test_a_model_that_is_not_there(tmp_path):
         made.tokenizer(made.source("train"))
 
 
-def test_pca_is_fitted_without_a_model_to_begin_with(pca):
+def test_pca_is_fitted_without_a_model_to_start_from(pca):
     assert isinstance(pca, PCATokenizer) and (pca.patch, pca.temporal_stride, pca.channels) == (
         4,
         2,

@@ -1,5 +1,5 @@
-"""The config files agree with the dataclasses they become; what cannot be is told in words, before
-anything runs."""
+"""The config files agree with the dataclasses they become, and an impossible value is a clear error
+before anything runs."""
 
 import ast
 import dataclasses
@@ -77,7 +77,7 @@ def test_every_field_of_the_model_can_be_set():
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_base_holds_every_knob_once(section):
+def test_base_has_every_setting(section):
     assert set(load_config("base")[section].keys()) == fields(SECTIONS[section])
 
 
@@ -131,7 +131,7 @@ def test_overrides_reach_the_model_and_leave_the_preset():
     assert PRESETS["tiny"].width == 32
 
 
-# What cannot be
+# Impossible values
 
 
 @pytest.mark.parametrize("section", [*SECTIONS, "model"])
@@ -236,7 +236,7 @@ def test_a_section_that_is_a_value():
     ],
     ids=str,
 )
-def test_a_value_that_cannot_be(section, change, words):
+def test_an_impossible_value(section, change, words):
     with pytest.raises(ValueError, match=words):
         Experiment.from_config(tiny(**{section: change}))
 
@@ -279,8 +279,9 @@ def test_a_value_that_cannot_be(section, change, words):
     ],
     ids=str,
 )
-def test_a_choice_that_is_none(config, field, value, words):
-    """What a user reads; in tests the annotations, being checked as well, would speak first."""
+def test_values_that_annotations_refuse(config, field, value, words):
+    """What a user reads. In tests a check of all annotations would raise first, so the dataclass is
+    changed behind its back."""
     object.__setattr__(config, field, value)
     with pytest.raises(ValueError, match=words):
         config.__post_init__()
@@ -308,7 +309,7 @@ def test_a_choice_that_is_none(config, field, value, words):
     ],
     ids=str,
 )
-def test_a_curriculum_row_that_cannot_be(change, words):
+def test_an_impossible_curriculum_row(change, words):
     with pytest.raises(ValueError, match=words):
         Experiment.from_config(tiny(curriculum=(row(name="fine"), row(**change))))
 
@@ -326,7 +327,7 @@ def test_a_curriculum_row_that_cannot_be(change, words):
     ],
     ids=str,
 )
-def test_a_mix_that_cannot_be(change, words):
+def test_an_impossible_mix(change, words):
     assert (
         len(Experiment.from_config(tiny(curriculum=(mixed(),))).recipe.curriculum.stages[0].shapes)
         == 3
@@ -338,7 +339,7 @@ def test_a_mix_that_cannot_be(change, words):
 @pytest.mark.parametrize(
     "path", ["nvidia/Cosmos-0.1-Tokenizer-CV8x16x16", "/w/CV8x16x16/encoder.jit", "CV8x16x16@/w"]
 )
-def test_a_tokenizer_whose_name_tells_its_strides_is_held_against_the_curriculum(path):
+def test_a_tokenizer_whose_name_gives_its_strides_is_checked_against_the_curriculum(path):
     cosmos = dict(kind="cosmos", path=path)
     made = Experiment.from_config(tiny(tokenizer=cosmos, curriculum=(row(num_frames=9),)))
     assert made.strides() == (8, 16)

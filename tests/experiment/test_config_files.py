@@ -73,16 +73,16 @@ def test_a_config_finds_the_one_beside_it_and_else_the_packaged_one(tmp_path):
 
 
 def test_an_installed_package_holds_the_configs(monkeypatch):
-    """What setup.py tells setuptools, without building anything."""
-    told = {}
+    """The arguments that setup.py passes to setuptools; nothing is built."""
+    arguments = {}
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(setuptools, "setup", lambda **arguments: told.update(arguments))
+    monkeypatch.setattr(setuptools, "setup", lambda **given: arguments.update(given))
     runpy.run_path(str(ROOT / "setup.py"))
-    assert told["package_dir"] == {"videomar_jax.configs": "configs"}
+    assert arguments["package_dir"] == {"videomar_jax.configs": "configs"}
     assert {"videomar_jax", "videomar_jax.configs", "videomar_jax.tokenizers.cosmos"} <= {
-        *told["packages"]
+        *arguments["packages"]
     }
-    assert not [name for name in told["packages"] if name.split(".")[0] != "videomar_jax"]
+    assert not [name for name in arguments["packages"] if name.split(".")[0] != "videomar_jax"]
 
 
 @pytest.mark.slow

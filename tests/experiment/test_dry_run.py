@@ -29,15 +29,15 @@ def stage3(**mesh):
 
 
 def test_the_paper_model_on_256_devices_without_them():
-    told = plan(stage3(**POD), 256)
-    assert told.parameters == 1_383_155_232
-    assert told.mesh == POD
+    planned = plan(stage3(**POD), 256)
+    assert planned.parameters == 1_383_155_232
+    assert planned.mesh == POD
     # parameters, average and two moments in float32, cut 128 times but for small ones
-    assert 16 * told.parameters / 128 < told.state < 1.1 * 16 * told.parameters / 128
-    (videos,) = [s for s in told.steps if s.shape.num_frames == 49 and s.shape.width == 768]
+    assert 16 * planned.parameters / 128 < planned.state < 1.1 * 16 * planned.parameters / 128
+    (videos,) = [s for s in planned.steps if s.shape.num_frames == 49 and s.shape.width == 768]
     assert videos.latents == (7, 30, 48)
     assert videos.tokens == videos.shape.batch_size * 7 * 30 * 48
-    assert "1,383,155,232" in str(told) and "predicted peak per device" in str(told)
+    assert "1,383,155,232" in str(planned) and "predicted peak per device" in str(planned)
 
 
 def test_memory_falls_with_devices():
@@ -55,7 +55,7 @@ def test_memory_falls_with_devices():
         (dict(data=3, fsdp=-1), 8, "does not fit 8 devices"),
     ],
 )
-def test_what_does_not_divide_is_told(mesh, devices, message):
+def test_what_does_not_divide_is_reported(mesh, devices, message):
     with pytest.raises(ValueError, match=message):
         plan(stage3(**mesh), devices)
 
@@ -87,9 +87,9 @@ def test_activations_are_estimated_within_a_factor_of_two_of_what_xla_allocates(
     compiled = update.lower(state, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
     allocated = compiled.memory_analysis().temp_size_in_bytes - gradients
-    told = activation_bytes(recipe, 4, 4, 64, dict(data=1, fsdp=1, tensor=1, context=1))
-    assert 0.5 < told / allocated < 2, (
-        f"told {told / 1e6:.1f} MB, allocated {allocated / 1e6:.1f} MB"
+    estimated = activation_bytes(recipe, 4, 4, 64, dict(data=1, fsdp=1, tensor=1, context=1))
+    assert 0.5 < estimated / allocated < 2, (
+        f"estimated {estimated / 1e6:.1f} MB, allocated {allocated / 1e6:.1f} MB"
     )
 
 
@@ -140,8 +140,8 @@ def prepared(folder, shapes, spatial_stride=4):
             shape=shape,
             clip=0,
         )
-        told = write_records(folder / f"clips-{number}", [to_record(clip)] * 2)
-        entries.append({"file": f"clips-{number}", "split": "train", **vars(shape), **told})
+        written = write_records(folder / f"clips-{number}", [to_record(clip)] * 2)
+        entries.append({"file": f"clips-{number}", "split": "train", **vars(shape), **written})
     manifest = {
         "format": "videomar_jax prepared clips",
         "version": 1,
@@ -170,8 +170,8 @@ def test_a_dry_run_on_prepared_clips_of_several_sizes(tmp_path, caplog):
     )
     made = Experiment.from_config(tiny(data=dict(kind="shards", path=str(tmp_path))))
     assert made.strides() == (2, 4)
-    told = dry_run(made, 1)
-    assert [step.latents for step in told.steps] == [(2, 4, 4), (3, 6, 6)]
+    planned = dry_run(made, 1)
+    assert [step.latents for step in planned.steps] == [(2, 4, 4), (3, 6, 6)]
     assert "3 x 16 x 16, which 2" in caplog.text and "5 x 24 x 24, which 2" in caplog.text
     prepared(tmp_path, [ClipShape(num_frames=5, height=24, width=24)], spatial_stride=16)
     with pytest.raises(

@@ -39,7 +39,7 @@ def parts():
     )
 
 
-def told(workdir, name):
+def logged(workdir, name):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
 
@@ -48,8 +48,8 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(parts, tmp_path):
     for count, mesh in enumerate(MESHES, start=1):
         moved = train(tmp_path / "moved", parts, count * STEPS, mesh)
     still = train(tmp_path / "still", parts, len(MESHES) * STEPS, MESHES[-1])
-    one, other = told(tmp_path / "moved", "loss"), told(tmp_path / "still", "loss")
-    assert list(one) == list(other) == list(range(1, 7)), "each step is told once"
+    one, other = logged(tmp_path / "moved", "loss"), logged(tmp_path / "still", "loss")
+    assert list(one) == list(other) == list(range(1, 7)), "each step is logged once"
     np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=1e-4)
     np.testing.assert_allclose(
         moved.state.params["mask_token"], still.state.params["mask_token"], atol=1e-4

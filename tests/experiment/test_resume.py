@@ -150,7 +150,7 @@ def test_a_second_signal_stops_at_once(finished, tmp_path, monkeypatch):
 
 
 def test_the_whole_command(finished, tmp_path, monkeypatch):
-    """Stopped, told so, started again: the same parameters, and the same report but for its
+    """Stopped, reported, started again: the same parameters, and the same report but for its
     times."""
     with monkeypatch.context() as patch:
         act_at_batch(patch, 4, interrupt)
@@ -201,8 +201,10 @@ def test_a_preview_that_fails_is_told_and_costs_nothing(finished, tmp_path, monk
     caplog.set_level("WARNING")
     outcome = train_in(tmp_path, finished, monkeypatch, preview=broken)
     assert_same_end(outcome, tmp_path, finished)
-    told = [record.message for record in caplog.records if "no preview" in record.message]
-    assert told == [f"step {step}: no preview was made: too little memory" for step in (3, STEPS)]
+    warnings = [record.message for record in caplog.records if "no preview" in record.message]
+    assert warnings == [
+        f"step {step}: no preview was made: too little memory" for step in (3, STEPS)
+    ]
 
 
 def test_a_checkpoint_is_there_before_its_preview(finished, tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def test_the_record_of_numbers(finished):
         }
         assert all(math.isfinite(value) for value in row.values())
     assert rows[0]["learning_rate"] == 0 and rows[0]["update_norm"] == 0, (
-        "the warm-up begins at zero"
+        "the warm-up starts at zero"
     )
     assert all(row["update_norm"] > 0 for row in rows[1:])
     assert len(list((finished / "tensorboard").iterdir())) == 1
@@ -246,7 +246,7 @@ def test_clips_that_cannot_be_used_are_listed_and_skipped(footage):
 
 
 class Still(VideoSampler):
-    """Repeats the first frame, and remembers what it was asked."""
+    """Repeats the first frame, and records what it was asked for."""
 
     def __call__(self, given, prompts, num_frames, seeds=None):
         self.asked.append((given, list(prompts), num_frames))
@@ -258,7 +258,7 @@ class Still(VideoSampler):
 
 @pytest.fixture(scope="module")
 def asked(finished, tmp_path_factory):
-    """What the sampler is asked in each case: first frames, prompts, number of frames."""
+    """What the sampler is asked for in each case: first frames, prompts, number of frames."""
     experiment, loaded = (
         Experiment.from_config(tiny(evaluation=dict(clips=8))),
         load_pretrained(finished),

@@ -1,7 +1,9 @@
-"""Runs of the quick start's tiny variant; the fixture `finished` is one, made once for all tests
-that look at one."""
+"""Small runs for tests: configs with changes, their start, and clips to train on.
 
-import importlib.util
+The fixture `finished` is a finished run of the quick start's tiny variant, made once for all tests
+that only look at it.
+"""
+
 from pathlib import Path
 
 import av
@@ -12,21 +14,20 @@ from ml_collections import ConfigDict
 from tests.helpers.paths import CONFIGS
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.config_files import sibling
 from videomar_jax.experiment.run import run
 
 STEPS = 6  # two rows of three steps
 
 
 def load_config(file: str, variant: str = "", **sections) -> ConfigDict:
-    """configs/FILE.py:VARIANT with changes: a section takes a dict of its keys, anything else its
-    value."""
-    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(variant)
-    config.mesh.data = (
-        1  # one of the eight devices of the tests, where a test does not say otherwise
-    )
+    """configs/FILE.py:VARIANT with changes.
+
+    Args:
+        sections: a section's changes as a dict, or the value of any other key.
+    """
+    config = sibling(CONFIGS / "tests", file).get_config(variant)
+    config.mesh.data = 1  # one of the eight devices of the tests, unless a test says otherwise
     config.run.lookahead = False  # so that tests can act at a certain batch
     for name, change in sections.items():
         if isinstance(change, dict):
@@ -52,7 +53,7 @@ def start(config: ConfigDict, workdir: Path) -> dict:
 
 
 def saved_parts(workdir: Path, step: int, like: dict) -> dict:
-    """The parts of a checkpoint as NumPy arrays."""
+    """The entries of a checkpoint as NumPy arrays, shaped as in `like`."""
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         return checkpoints.restore(
             step, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
@@ -62,7 +63,7 @@ def saved_parts(workdir: Path, step: int, like: dict) -> dict:
 def write_clip(
     path: Path, count: int = 40, *, fps: int = 12, size: tuple[int, int] = (32, 40), seed: int = 0
 ) -> Path:
-    """A video of a bright square that moves right over a dark ground."""
+    """A video of `count` frames: a bright square that moves right over a dark ground."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = np.random.default_rng(seed).integers(120, 255, 3)
     with av.open(str(path), "w") as container:

@@ -99,7 +99,7 @@ def test_every_shard_is_an_element_and_the_bytes_are_the_same(task, prepared, be
     assert files(this.output) == files(prepared)
 
 
-def test_the_pipeline_goes_on_where_another_preparation_stopped(task, prepared, beam):
+def test_the_pipeline_continues_where_another_preparation_stopped(task, prepared, beam):
     this = task()
     run.prepare(this, 0, 2)
     assert prepare_with_beam(this)["clips"] == 13
@@ -117,7 +117,7 @@ def test_a_bundle_that_is_tried_again_changes_nothing(task, prepared, beam):
     assert files(this.output) == files(prepared)
 
 
-def test_without_beam_the_way_to_get_it_is_told(task, monkeypatch):
+def test_without_beam_the_error_says_how_to_get_it(task, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     this = task()
     with pytest.raises(ValueError, match=r"pip install .*videomar_jax\[beam\]"):

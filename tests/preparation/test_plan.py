@@ -177,12 +177,12 @@ def test_a_plan_comes_back_from_its_file(videos, tmp_path):
         ),
     ],
 )
-def test_what_differs_is_told(many, changes, parts, line):
+def test_differences_are_named(many, changes, parts, line):
     plan = plans.Plan(settings=settings(), identities=IDENTITIES, videos={}, rejected=[], shards=())
     assert differences(plan, settings(**changes), parts) == [line]
 
 
-def test_changed_videos_are_told():
+def test_changed_videos_are_named():
     plan = plans.Plan(
         settings=settings(),
         identities=IDENTITIES,
@@ -208,7 +208,7 @@ def test_changed_videos_are_told():
         (dict(holdout=-0.1), r"holdout must lie in \[0, 1\)"),
     ],
 )
-def test_settings_that_cannot_be(changes, words):
+def test_impossible_settings(changes, words):
     with pytest.raises(ValueError, match=words):
         settings(**changes)
 
