@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tests.helpers.tiny_run import CONFIGS, load_config, start
-from videomar_jax.experiment import run
+from videomar_jax.experiment import evaluate, run
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.evaluate import Evaluation
 from videomar_jax.models.params import count_params
@@ -175,7 +175,7 @@ def chained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_train_step", make_train_step)
         patch.setattr(
-            run,
+            evaluate,
             "preview",
             lambda *_: (np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)),
         )

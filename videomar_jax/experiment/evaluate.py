@@ -134,6 +134,16 @@ def preview(
     return contact_sheet(sheet_rows(case, generated, rows)), side_by_side(video, generated)
 
 
+def write_preview(
+    sampler: VideoSampler, clips: Mapping[str, Any], path: Path, fps: float
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Writes PATH.png and PATH.mp4 with a `preview`; returns the picture."""
+    picture, moving = preview(sampler, clips)
+    write_png(f"{path}.png", picture, overwrite=True)
+    write_mp4(f"{path}.mp4", moving, fps, min_side=256, overwrite=True)
+    return picture
+
+
 def side_by_side(
     reference: UInt8[np.ndarray, "N F Hp Wp 3"],
     generated: UInt8[np.ndarray, "N F Hp Wp 3"],

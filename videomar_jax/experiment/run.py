@@ -23,7 +23,12 @@ from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipSource
 from videomar_jax.experiment.config import Experiment
-from videomar_jax.experiment.evaluate import evaluate, make_sampler, preview, save_report
+from videomar_jax.experiment.evaluate import (
+    evaluate,
+    make_sampler,
+    save_report,
+    write_preview,
+)
 from videomar_jax.experiment.workdir import (
     check_same_clips,
     check_workdir,
@@ -32,7 +37,6 @@ from videomar_jax.experiment.workdir import (
 )
 from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.io.log import log
-from videomar_jax.io.media import write_mp4, write_png
 from videomar_jax.models.params import Params, abstract_model
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.multihost import barrier, to_host
@@ -110,19 +114,15 @@ def run(
         model = nnx.merge(graph, params)
         return make_sampler(prepared.bundle, model, experiment.evaluation.batch_size)
 
-    def write_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
-        picture, clips = preview(sampler(ema), prepared.shown)
-        write_png(f"{path}.png", picture, overwrite=True)
-        fps = prepared.inputs.source.fps
-        write_mp4(f"{path}.mp4", clips, fps, min_side=256, overwrite=True)
-        return picture
+    def draw_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
+        return write_preview(sampler(ema), prepared.shown, path, prepared.inputs.source.fps)
 
     is_video = experiment.final_stage.num_frames > 1
     outcome = train(
         experiment.recipe,
         prepared.inputs,
         workdir,
-        preview=write_preview if is_video else None,
+        preview=draw_preview if is_video else None,
         initial=_initial(experiment),
         profile=profile,
     )
