@@ -153,7 +153,7 @@ def rows(**changes):
         ),
         (
             dict(model=dict(patch_size=4)),
-            "Stage '24px_5f': latents of 6x6 are no multiple of model.patch_size 4",
+            "Stage '24px_5f': latents of 6x6 are not a multiple of model.patch_size 4",
         ),
         (dict(loss=dict(regression_weight=1.0)), "regression_weight needs model.regression=True"),
         (dict(tokenizer=dict(channels=100)), r"channels = 100 is not in 1\.\.96"),
