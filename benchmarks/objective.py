@@ -36,7 +36,7 @@ from videomar_jax.inference.image_to_video import VideoSampler
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import supervised_frame_flops, train_step_flops
 from videomar_jax.models.params import abstract_model
-from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.batches import TrainingInputs, to_batch, training_batches

@@ -18,7 +18,7 @@ from videomar_jax.experiment.sections import (
 )
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.parallel.config import MeshConfig
-from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.training.config import LossConfig, OptimizerConfig, RunConfig
 from videomar_jax.training.stages import ROW
 

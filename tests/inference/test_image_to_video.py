@@ -11,8 +11,8 @@ import pytest
 from tests.helpers.tiny_model import SIZES, tiny_model
 from videomar_jax.inference import image_to_video as module
 from videomar_jax.inference.image_to_video import VideoSampler, image_to_video
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import generate
-from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 from videomar_jax.tokenizers import PCATokenizer, to_pixels, to_video
 

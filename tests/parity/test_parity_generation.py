@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.videomar_recordings import channels_last, check
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import FrameDraws, generate
-from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths, reveal_plan, temperatures
+from videomar_jax.sampling.schedules import mask_lengths, reveal_plan, temperatures
 
 
 def test_unmask(case):

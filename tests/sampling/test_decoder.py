@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers.tiny_video import generated
 from videomar_jax.sampling import generate as generate_module
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.decoder import cache_length, frames_in_slots, slot_of
-from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.sampling.speed import SpeedOptions
 
 CONFIG = SamplingConfig(

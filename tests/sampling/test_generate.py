@@ -16,6 +16,7 @@ from videomar_jax.checks import UserError
 from videomar_jax.models.patchify import unpatchify
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.sampling import decoder
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.draws import draw_frame
 from videomar_jax.sampling.generate import (
     FrameDraws,
@@ -25,7 +26,7 @@ from videomar_jax.sampling.generate import (
     plan_generation,
     start,
 )
-from videomar_jax.sampling.schedules import SamplingConfig, mask_lengths
+from videomar_jax.sampling.schedules import mask_lengths
 from videomar_jax.sampling.speed import SpeedOptions
 
 COUNT, BATCH, FRAMES = GRID[0] * GRID[1], 2, 3

@@ -12,6 +12,7 @@ from videomar_jax.checks import UserError
 from videomar_jax.models.config import PRESETS
 from videomar_jax.sampling import generate as generate_module
 from videomar_jax.sampling import memory
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import generate
 from videomar_jax.sampling.memory import (
     cache_bytes,
@@ -20,7 +21,6 @@ from videomar_jax.sampling.memory import (
     free_bytes,
     request_bytes,
 )
-from videomar_jax.sampling.schedules import SamplingConfig
 
 CONFIG = SamplingConfig(steps=3, head_steps="4", guidance=2.0)
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tiny_video import generated
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.precision import for_sampling
-from videomar_jax.sampling.schedules import SamplingConfig
 
 CONFIG = SamplingConfig(steps=3, head_steps="4", guidance=2.0, latent_clip=0.0)
 

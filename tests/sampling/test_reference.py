@@ -8,8 +8,8 @@ import pytest
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tiny_video import by_reference, generated, given_latents
 from videomar_jax.models.rope import PositionScale
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.reference import visible_frames
-from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.sampling.speed import SpeedOptions
 
 PLAIN = SpeedOptions.plain()

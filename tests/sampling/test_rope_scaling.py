@@ -12,8 +12,8 @@ from tests.helpers.tiny_video import generated
 from videomar_jax.checks import UserError
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.rope_scaling import position_scale, shift_first
-from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.sampling.speed import SpeedOptions
 
 CONFIG = SamplingConfig(

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.schedules import (
-    SamplingConfig,
     clip_bounds,
     head_step_names,
     mask_lengths,

@@ -14,8 +14,8 @@ from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.sharding import param_shardings
 from videomar_jax.sampling import decoder
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import SpeedOptions, generate
-from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.sampling.sharding import cache_shards, placement
 
 CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, latent_clip=0.0)

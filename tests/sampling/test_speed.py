@@ -19,8 +19,9 @@ from tests.helpers.tiny_video import generated, given_latents, sample_keys
 from videomar_jax.interop.videomar import read_checkpoint
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling import reveal
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import FrameDraws, generate, generate_frames
-from videomar_jax.sampling.schedules import SamplingConfig, reveal_plan
+from videomar_jax.sampling.schedules import reveal_plan
 from videomar_jax.sampling.speed import (
     SpeedOptions,
     ceil_div,
@@ -48,21 +49,21 @@ def plain():
 def test_speed_options_are_in_use(monkeypatch):
     """An option that does nothing would keep the video as it is, too."""
     calls = []
-    original = VideoMAR.frame
+    original = VideoMAR.predict_frame
 
     def spied(self, *args, **options):
-        cache = args[4]
+        past = args[4]
         calls.append(
             dict(
-                length=cache.keys.shape[2],
-                some_tokens=options["rows"] is not None,
+                length=past.cache.keys.shape[2],
+                some_tokens=options["token_indices"] is not None,
                 layers=options["layers"] is not None,
-                masked=not isinstance(options["seen"], str),
+                masked=past.slots is not None,
             )
         )
         return original(self, *args, **options)
 
-    monkeypatch.setattr(VideoMAR, "frame", spied)
+    monkeypatch.setattr(VideoMAR, "predict_frame", spied)
     buckets = []
     fused = reveal.draw_tokens_fused
 
@@ -130,13 +131,13 @@ def test_chunks_that_do_not_divide_the_steps(plain, monkeypatch):
 
 def test_rows_without_text_are_not_computed_where_guidance_is_off(monkeypatch):
     rows = []
-    original = VideoMAR.frame
+    original = VideoMAR.predict_frame
 
     def spied(self, tokens, *args, **options):
         rows.append(len(tokens))
         return original(self, tokens, *args, **options)
 
-    monkeypatch.setattr(VideoMAR, "frame", spied)
+    monkeypatch.setattr(VideoMAR, "predict_frame", spied)
     model = tiny_model(head_depth=1)
     config = dataclasses.replace(CONFIG, head_steps="3")
     for interval, wanted in (((0.0, 0.5), {2 * BATCH, BATCH}), ((0.0, 1.0), {2 * BATCH})):

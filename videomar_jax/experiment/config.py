@@ -28,7 +28,8 @@ from videomar_jax.experiment.sections import EvaluationConfig, TextConfig, Token
 from videomar_jax.io.migration import current_config
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.parallel.config import MeshConfig
-from videomar_jax.sampling.schedules import SamplingConfig, head_step_names
+from videomar_jax.sampling.config import SamplingConfig
+from videomar_jax.sampling.schedules import head_step_names
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.tokenizers.base import grid_shape

@@ -9,8 +9,8 @@ import numpy as np
 
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import generate
-from videomar_jax.sampling.schedules import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder
 from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels, to_video
 from videomar_jax.types import Latents, UInt8

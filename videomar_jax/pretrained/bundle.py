@@ -33,7 +33,7 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.sharding import param_shardings
-from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 

@@ -21,7 +21,7 @@ from videomar_jax.checkpoints.streamed import StreamedCheckpoint
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
-from videomar_jax.sampling.schedules import SamplingConfig
+from videomar_jax.sampling.config import SamplingConfig
 
 _log = logging.getLogger(__name__)
 

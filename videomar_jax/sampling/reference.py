@@ -16,7 +16,6 @@ evaluation of the head after the other, `diffusion.solver.solver_step` says how.
 """
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +26,10 @@ from videomar_jax.models.attention import join_frames
 from videomar_jax.models.kernels import attend
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
-from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.models.videomar import Context, History, VideoMAR
+from videomar_jax.sampling import schedules
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.draws import draw_frame
-from videomar_jax.sampling.schedules import (
-    SamplingConfig,
-    clip_bounds,
-    head_step_names,
-    reveal_plan,
-    temperatures,
-)
 from videomar_jax.types import Array, Float, Latents, TextFeatures, TextMask, TokenMask, Tokens
 
 
@@ -59,27 +53,33 @@ def reference(
     tokens = patchify(given, patch)
     batch, num_given, num_tokens, width = tokens.shape
     generated = num_frames - num_given
-    # Frames not drawn yet are there as zeros; no earlier frame sees them.
+    # Frames that are not drawn yet are there as zeros; no earlier frame sees them.
     tokens = jnp.pad(tokens, ((0, 0), (0, generated), (0, 0), (0, 0)))
-    plan = reveal_plan(num_tokens, config)
-    names = head_step_names(config, len(plan.count))
-    steps = {name: _timesteps(model, name, config.head_solver) for name in names}
-    # A draw of noise for each evaluation of the head, where the process adds noise on its way.
-    noisy = max(len(each.time) for each in steps.values()) if model.process.stochastic else 0
-    predict = functools.partial(_predict, config=config, grid=grid, scale=scale)
-    sample = jnp.arange(batch)[:, None]
+    contexts = [model.context(text, text_mask, jnp.full(batch, drop)) for drop in (False, True)]
+    predict = functools.partial(_predict, model, config=config, grid=grid, scale=scale)
 
-    for index, number in enumerate(range(num_given, num_frames)):
+    plan = schedules.reveal_plan(num_tokens, config)
+    names = schedules.head_step_names(config, len(plan.count))
+    steps = {name: plan_steps(model.process, [name], config.head_solver).steps for name in names}
+    steps = jax.tree.map(lambda table: table[0], steps)
+    # Noise for each evaluation of the head, where its process adds noise on the way.
+    noisy = max(len(each.time) for each in steps.values()) if model.process.stochastic else 0
+
+    draw = jax.jit(draw_tokens)
+    sample = jnp.arange(batch)[:, None]
+    for index in range(generated):
+        number = num_given + index
         draws = draw_frame(keys, jnp.asarray(number), num_tokens, width, noisy)
-        temperature = jnp.asarray(temperatures(generated, config)[index])
-        bound = clip_bounds(generated, config)[index]
+        temperature = jnp.asarray(schedules.temperatures(generated, config)[index])
+        bound = schedules.clip_bounds(generated, config)[index]
         hidden = jnp.zeros(tokens.shape[:3], bool).at[:, number].set(True)
         for step, name in enumerate(names):
-            z = predict(model, tokens, hidden, text, text_mask)[:, number]
-            # All tokens of the frame are drawn, and only those whose turn it is are kept.
-            new = draw_tokens(
+            # Equation (2), with text and without; both always, guided or not.
+            z = [predict(tokens, hidden, number, context) for context in contexts]
+            # All tokens of the frame are drawn, but only those whose turn it is are kept.
+            new = draw(
                 model,
-                z,
+                jnp.concatenate(z),
                 draws.noise,
                 draws.step_noise[: len(steps[name].time)],
                 steps[name],
@@ -88,18 +88,13 @@ def reference(
             )
             new = jnp.clip(new, -bound, bound).astype(config.token_dtype)
             start = plan.start[step]
+            # Advanced indexing pairs each sample with its own tokens.
             revealed = draws.order[:, start : start + plan.count[step]]
             tokens = tokens.at[sample, number, revealed].set(new[sample, revealed])
             hidden = hidden.at[sample, number, revealed].set(False)
     return unpatchify(tokens, grid, patch)
 
 
-def _timesteps(model: VideoMAR, name: str, solver: str) -> Timesteps:
-    plan = plan_steps(model.process, [name], solver)
-    return jax.tree.map(lambda table: table[0], plan.steps)
-
-
-@jax.jit
 def draw_tokens(
     model: VideoMAR,
     z: Float[Array, "G k D"],
@@ -109,7 +104,7 @@ def draw_tokens(
     guidance: Array,
     temperature: Array,
 ) -> Float[Array, "B k P"]:
-    """Draws tokens given z: the head's diffusion run backwards, N evaluations of the head.
+    """Draws tokens given z by (3), N evaluations of the head.
 
     Args:
         z: B rows with text, and with guidance B rows without behind them.
@@ -117,6 +112,7 @@ def draw_tokens(
         steps: one row [N] of a `SolverPlan`.
     """
     process = model.process
+    # The part of the head that depends on z alone is the same in all evaluations.
     condition = model.head.condition(z)
     guided = len(z) == 2 * len(noise)
 
@@ -137,46 +133,46 @@ def _predict(
     model: VideoMAR,
     tokens: Tokens,
     hidden: TokenMask,
-    text: TextFeatures,
-    text_mask: TextMask,
+    number: Array,
+    context: Context,
     *,
     config: SamplingConfig,
     grid: tuple[int, int],
     scale: PositionScale | None,
-) -> Float[Array, "2*B T S D"]:
-    """z of all tokens in one pass: B rows with text, then the same B rows without."""
-    batch, frames = tokens.shape[:2]
-    dropped = jnp.arange(2 * batch) >= batch
-    double = functools.partial(jnp.concatenate, axis=0)
-    context = model.context(double([text, text]), double([text_mask, text_mask]), dropped)
-    x = model.embed(double([tokens, tokens]), double([hidden, hidden]), context)
-    absolute = model.config.rope_frame_origin == "absolute"
-    numbers = jnp.arange(frames) if absolute else jnp.zeros(frames, int)
+) -> Float[Array, "B S D"]:
+    """z of frame `number`, from one pass over all frames."""
+    frames = jnp.arange(tokens.shape[1])
+    # Earlier frames are clean: this matters to a model that was trained with noise in them.
+    history = History(jnp.zeros(len(tokens)), (frames < number)[None])
+    x = model.embed(tokens, hidden, context, history)
+    if model.config.rope_frame_origin != "absolute":
+        frames = jnp.zeros_like(frames)
     attention_fn = functools.partial(_attention, model=model, config=config, scale=scale)
-    rotary = model.rotary(numbers, grid, scale)
-    return model.transformer(x, context, rotary, attention_fn)
+    return model.transformer(x, context, model.rotary(frames, grid, scale), attention_fn)[:, number]
 
 
-def visible_frames(number: int, config: SamplingConfig) -> Sequence[int]:
+def visible_frames(number: int, config: SamplingConfig) -> list[int]:
     """The earlier frames that frame `number` sees: all, or those that the window leaves."""
-    window = config.window
-    if window is None or number <= window:
-        return range(number)
-    if config.keep_first:
-        return [0, *range(number - window + 1, number)]
-    return range(number - window, number)
+    frames = list(range(number))
+    if config.window is not None:
+        frames = frames[-config.window :]
+    # The oldest frame of the window makes room for frame 0.
+    if config.keep_first and frames:
+        frames[0] = 0
+    return frames
 
 
 def _attention(q, k, v, *, model: VideoMAR, config: SamplingConfig, scale: PositionScale | None):
     """Each frame attends to its visible frames and to itself; q, k, v are [B, T, S, n, d]."""
     channels, base = model.config.rope_channels, model.config.rope_base
+    absolute = model.config.rope_frame_origin == "absolute"
+    shifted = absolute and config.keep_first and config.first_frame_position == "shifted"
     attended = []
     for number in range(q.shape[1]):
         frames = jnp.asarray([*visible_frames(number, config), number])
         keys = k[:, frames]
         behind = number - (config.window or number)
-        shifted = config.keep_first and config.first_frame_position == "shifted"
-        if behind > 0 and shifted and model.config.rope_frame_origin == "absolute":
+        if shifted and behind > 0:
             # A kept frame 0 is turned forward in time, to stand right behind the window.
             shift = rotary_embedding(jnp.array([[[behind, 0, 0]]]), channels, base, scale)
             keys = keys.at[:, 0].set(rotate(keys[:, :1], shift, channels)[:, 0])

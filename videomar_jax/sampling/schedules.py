@@ -23,16 +23,6 @@ import numpy as np
 from videomar_jax.checks import UserError
 from videomar_jax.sampling.config import SamplingConfig
 
-__all__ = [
-    "RevealPlan",
-    "SamplingConfig",
-    "clip_bounds",
-    "head_step_names",
-    "mask_lengths",
-    "reveal_plan",
-    "temperatures",
-]
-
 
 class RevealPlan(NamedTuple):
     """One row for each reveal step; step s reveals order[start : start + count]."""
@@ -72,6 +62,7 @@ def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
     if config.guidance_schedule == "linear":
         guidance = 1 + (config.guidance - 1) * (tokens - lengths) / tokens
     first, last = config.guidance_interval
+    # The interval counts reveal steps, not tokens.
     progress = np.arange(steps) / steps
     guided = (first <= progress) & (progress < last) & config.guided
     if config.guided and not guided.any():
@@ -79,6 +70,7 @@ def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
             f"sampling.guidance_interval {config.guidance_interval} holds none of the {steps} "
             "reveal steps; widen it, or turn guidance off with 1."
         )
+    # Each different number of head steps is a row of the solver's tables.
     names = head_step_names(config, steps)
     different = list(dict.fromkeys(names))
     return RevealPlan(
