@@ -10,7 +10,6 @@ tokenizer whose class has `fit` is fitted on the run's clips; every other one is
 place that tokenizer.path names.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -25,16 +24,11 @@ from videomar_jax.experiment.sections import TextConfig, TokenizerConfig
 from videomar_jax.io.log import log
 from videomar_jax.pretrained.bundle import run_folder
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
-from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder, load_text_encoder
-from videomar_jax.tokenizers import CosmosConfig, Tokenizer, fingerprint, load_tokenizer
+from videomar_jax.text_encoders import TEXT_ENCODERS, TextEncoder, load_text_encoder
+from videomar_jax.tokenizers import Tokenizer, load_tokenizer, same_latents
 from videomar_jax.tokenizers.base import TOKENIZERS
 
 _Part = TypeVar("_Part")
-
-FILELESS_TEXT_ENCODERS: dict[str, Callable[[int, int], TextEncoder]] = {
-    HashedTextEncoder.kind: HashedTextEncoder,
-}
-"""Text encoders that need no files: kind → function of (tokens, width)."""
 
 
 def check_places(
@@ -49,7 +43,7 @@ def check_places(
             f"tokenizer.kind is {tokenizer.kind!r}: name its weights with "
             "--config.tokenizer.path=PLACE."
         )
-    if text.kind not in FILELESS_TEXT_ENCODERS and not text.path:
+    if not needs_no_files(text.kind) and not text.path:
         raise UserError(
             f"text.kind is {text.kind!r}: name its folder with --config.text.path=PLACE."
         )
@@ -72,12 +66,7 @@ def known_strides(config: TokenizerConfig) -> tuple[int, int] | None:
     """(temporal, spatial) stride, where it is known before the tokenizer is opened."""
     if is_fitted(config.kind):
         return config.temporal_stride, config.patch
-    release, _, place = config.path.rpartition("@")
-    named = re.search(r"CV\d+x\d+x\d+", release or place)
-    if named is None:
-        return None
-    cosmos = CosmosConfig.release(named[0])
-    return cosmos.temporal_stride, cosmos.spatial_stride
+    return TOKENIZERS[config.kind].strides_of(config.path)
 
 
 def make_tokenizer(
@@ -175,22 +164,19 @@ def _inherited(config: TokenizerConfig, folder: Path) -> Tokenizer:
 
 def _check_same(tokenizer: Tokenizer, shards: Path, folder: Path) -> None:
     """Raises a UserError unless prepared clips and the model in `folder` have one tokenizer."""
-    if _identity(tokenizer) != _identity(load_tokenizer(folder / "model" / "tokenizer")):
+    if not same_latents(tokenizer, load_tokenizer(folder / "model" / "tokenizer")):
         raise UserError(
             f"init_from: the model in {folder} was trained on latents of another tokenizer than "
             f"those in {shards}: prepare the clips with its own, {folder / 'model' / 'tokenizer'}."
         )
 
 
-def _identity(tokenizer: Tokenizer) -> tuple:
-    """Equal for tokenizers whose latents mean the same."""
-    strides = tokenizer.temporal_stride, tokenizer.spatial_stride, tokenizer.channels
-    # A published network is the same in any dtype; a fitted one is known by its arrays.
-    detail = fingerprint(tokenizer) if is_fitted(tokenizer.kind) else tokenizer.scale
-    return tokenizer.kind, *strides, detail
-
-
 # Text encoder
+
+
+def needs_no_files(kind: str) -> bool:
+    """Whether text encoders of this kind are made from their sizes alone."""
+    return hasattr(TEXT_ENCODERS[kind], "from_sizes")
 
 
 def make_text_encoder(
@@ -207,8 +193,8 @@ def make_text_encoder(
     folder = prepared_with(data)
     if folder is not None and (folder / "model" / "text_encoder").is_dir():
         return _saved("text encoder", load_text_encoder, folder)
-    if text.kind in FILELESS_TEXT_ENCODERS:
-        return FILELESS_TEXT_ENCODERS[text.kind](text.tokens, text.width)
+    if needs_no_files(text.kind):
+        return TEXT_ENCODERS[text.kind].from_sizes(text.tokens, text.width)
     if init_from and not text.path:
         return _saved("text encoder", load_text_encoder, run_folder(init_from))
     return open_text_encoder(

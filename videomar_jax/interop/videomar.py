@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 from videomar_jax.checks import UserError, one_of
 from videomar_jax.interop.formats.files import (
@@ -44,9 +43,8 @@ from videomar_jax.interop.videomar_sizes import (
     infer_sizes,
 )
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.models.params import Params, abstract_model
 
-Params = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
 _CONTAINERS = {"ema": "model_ema", "model": "model"}
@@ -117,9 +115,8 @@ class ImportReport:
 
 def parameter_shapes(config: ModelConfig) -> Shapes:
     """The shape of each of the model's parameters by its path; nothing is allocated."""
-    model = nnx.eval_shape(lambda: VideoMAR(config, rngs=nnx.Rngs(0)))
-    leaves = flat(nnx.to_pure_dict(nnx.state(model)))
-    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    _, params = abstract_model(config)
+    return {path: tuple(leaf.shape) for path, leaf in flat(params).items()}
 
 
 class _Selection(NamedTuple):

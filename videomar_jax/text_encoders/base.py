@@ -19,6 +19,7 @@ A new kind is a module with a class and one line in `TEXT_ENCODERS`. The class h
     open(place, **options)           class method: from the second half of "kind:place"; the options
                                      are tokens, padding_side, system_text_file and dtype
     count_tokens(captions)           optional: the tokens of each caption before cutting
+    from_sizes(tokens, width)        optional class method, for a kind that needs no files
 
 A saved encoder is a folder with `text_encoder.json` (kind, version, settings) beside those files.
 """

@@ -102,6 +102,11 @@ class HashedTextEncoder:
         return cls(**settings)
 
     @classmethod
+    def from_sizes(cls, tokens: int, width: int) -> "HashedTextEncoder":
+        """An encoder needs nothing but its sizes."""
+        return cls(tokens, width)
+
+    @classmethod
     def open(cls, place: str, **_: Any) -> base.TextEncoder:
         """An encoder by its sizes, "64x256" for 64 tokens of 256 numbers, or a saved one by its
         folder. The options of other kinds have no meaning here.

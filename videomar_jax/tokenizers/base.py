@@ -16,6 +16,10 @@ A new kind is a module with a class and one line in `TOKENIZERS`. The class is a
     state() -> (settings, arrays)        JSON values, and NumPy arrays by name
     from_state(settings, arrays)         class method: the inverse
     open(place, *, scale, dtype)         class method: from the second half of "kind:place"
+    fit(clips, **settings)               class method of a kind that is fitted on a run's clips
+    strides_of(place)                    class method of every other kind: (temporal, spatial)
+                                         stride if the text of "place" tells them, else None
+    latents_key()                        optional, see `same_latents`
 
 A saved tokenizer is a folder with `tokenizer.json` (kind, version, settings, digest) beside
 `tokenizer.npz` (the arrays).
