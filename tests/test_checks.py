@@ -372,7 +372,7 @@ ENDINGS = ("Config", "Options", "Settings")
 
 
 # Classes of such a name that the package makes itself, from settings that were checked before.
-INTERNAL = ("CaseSettings", "StaticConfig")
+INTERNAL = ("CaseSettings", "StaticConfig", "WorkerOptions")
 
 
 def is_settings(node: ast.ClassDef) -> bool:
@@ -406,17 +406,10 @@ EXAMPLES = {
 
 LATER = {  # classes that do not check or describe their fields yet
     "CosmosConfig",
-    "DataConfig",
-    "EvaluationConfig",
-    "ModelConfig",
     "Qwen2Config",
-    "Qwen2Options",
     "Recipe",
-    "SamplingConfig",
     "Settings",
     "SpeedOptions",
-    "TextConfig",
-    "TokenizerConfig",
 }
 
 
@@ -474,6 +467,9 @@ WRONG = {
     Literal: ["nonsense", 2.5, [1], NAN],
 }
 
+# Values of another type that a field takes on purpose.
+ALSO_TAKEN = {("SamplingConfig", "head_steps"): [3]}
+
 FIELDS = [
     pytest.param(
         kind,
@@ -493,7 +489,10 @@ def test_every_setting_refuses_values_of_another_type(kind, field):
     if wanted is None:
         pytest.skip(f"{hints[field]} is no scalar")
     good = example(kind)
+    taken = ALSO_TAKEN.get((kind.__name__, field), [])
     for wrong in WRONG[wanted] + ([] if optional else [None]):
+        if wrong in taken:
+            continue
         with pytest.raises(UserError) as caught:
             dataclasses.replace(good, **{field: wrong})
             pytest.fail(f"{kind.__name__}({field}={wrong!r}) is accepted")

@@ -54,7 +54,8 @@ def current_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     `--config.SECTION.KEY=VALUE` follows the table; `--KEY=VALUE` follows its section "sampling".
     """
-    result, notes = [], []
+    result = []
+    notes = []
     for argument in arguments:
         now = _current_flag(argument)
         if now != argument:
@@ -69,15 +70,13 @@ def _current_flag(argument: str) -> str:
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument[2:].partition("=")
-    if name.startswith("config."):
-        _, _, rest = name.partition(".")
-        section, _, key = rest.partition(".")
-        prefix = f"config.{section}."
+    prefix, _, key = name.rpartition(".")
+    if not prefix:
+        # A flag of `sample`. Only old names are looked at: other commands have flags too.
+        section = "sampling" if key in RENAMED["sampling"] else ""
     else:
-        section, key, prefix = "sampling", name, ""
-    no = key.startswith("no") and key[2:] in RENAMED.get(section, {})
-    if section not in RENAMED or (not prefix and key not in RENAMED[section] and not no):
+        section = prefix.removeprefix("config.")
+    if section not in RENAMED:
         return argument
-    values = current(section, {key: value})
-    (key, value), *_ = values.items()
-    return f"--{prefix}{key}{equals}{value}"
+    ((key, value),) = current(section, {key: value}).items()
+    return f"--{prefix}.{key}{equals}{value}" if prefix else f"--{key}{equals}{value}"
