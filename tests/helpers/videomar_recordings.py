@@ -4,29 +4,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.helpers.parity_table import Comparison
 from videomar_jax.interop.formats.rules import expected, exported, flat
 from videomar_jax.interop.videomar_rules import RULES
 
 GRID = (3, 4)
-SEEN: dict[tuple[str, str], tuple[str, float, float]] = {}
-"""(case, quantity) → (tolerance, worst error, worst share of what is allowed) of this run."""
+SEEN: dict[tuple[str, str], Comparison] = {}
+"""(case, quantity) → how close this run came."""
 
 
 def check(case: str, what: str, ours, theirs, atol: float, rtol: float = 0.0) -> None:
-    """Compares with absolute plus relative tolerance (0, 0: exactly) and notes the worst
-    difference."""
+    """Compares with absolute plus relative tolerance (0, 0: exactly) and records the worst
+    difference in `SEEN`."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape, f"{case}, {what}: {ours.shape} instead of {theirs.shape}"
     error = np.abs(ours - theirs)
     assert np.isfinite(error).all(), f"{case}, {what}: not finite"
-    relative = rtol and not atol
-    worst = float((error / np.where(theirs == 0, 1, np.abs(theirs)) if relative else error).max())
-    text = " + ".join([f"{atol:g}"] * bool(atol) + [f"{rtol:g} relative"] * bool(rtol)) or "exact"
+    worst = error
+    tolerances = []
+    if atol:
+        tolerances.append(f"{atol:g}")
+    if rtol:
+        tolerances.append(f"{rtol:g} relative")
+    if rtol and not atol:
+        worst = error / np.where(theirs == 0, 1, np.abs(theirs))
     allowed = atol + rtol * np.abs(theirs)
-    share = float((error / np.where(allowed == 0, 1, allowed)).max())
-    before = SEEN.get((case, what), ("", 0.0, 0.0))
-    SEEN[case, what] = (text, max(worst, before[1]), max(share, before[2]))
-    assert (error <= allowed).all(), f"{case}, {what}: off by {worst:.3g}, allowed {text}"
+    share = error / np.where(allowed == 0, 1, allowed)
+    seen = Comparison(
+        " + ".join(tolerances) or "exact", worst=float(worst.max()), share=float(share.max())
+    )
+    SEEN[case, what] = SEEN.get((case, what), seen).joined(seen)
+    assert (error <= allowed).all(), (
+        f"{case}, {what}: off by {seen.worst:.3g}, allowed {seen.tolerance}"
+    )
 
 
 def channels_last(latents: np.ndarray) -> jax.Array:

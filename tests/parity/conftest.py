@@ -18,6 +18,7 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from tests.helpers.parity_table import write_page
 from tests.helpers.videomar_recordings import SEEN
 from videomar_jax.interop.videomar import read_checkpoint
 from videomar_jax.models.videomar import VideoMAR
@@ -36,15 +37,7 @@ def parity_table():
         pytest.exit("VIDEOMAR_PARITY_TABLE is written by one process: add -n0.")
     yield
     if name:
-        rows = [
-            f"| {case} | {what} | {tol} | {worst:.1e} | {share:.0%} |"
-            for (case, what), (tol, worst, share) in SEEN.items()
-        ]
-        head = [
-            "| case | quantity | tolerance | worst error seen | of the allowance |",
-            "|---|---|---|---|---|",
-        ]
-        Path(name).write_text("\n".join(head + rows) + "\n", encoding="utf-8")
+        write_page(Path(name), SEEN)
 
 
 @pytest.fixture(scope="session")
