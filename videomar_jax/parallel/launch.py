@@ -95,9 +95,9 @@ def start(
             return
         if not launcher.names_coordinator:
             raise UserError(
-                f"{launcher.name} started {launcher.num_processes} processes but does not say where "
-                f"process 0 is (Open MPI 5 does not): add --coordinator=HOST:PORT with the host of "
-                f"rank 0 and a free port."
+                f"{launcher.name} started {launcher.num_processes} processes but does not say "
+                f"where process 0 is (Open MPI 5 does not): add --coordinator=HOST:PORT with the "
+                f"host of rank 0 and a free port."
             )
         number, count = launcher.process_id, launcher.num_processes
         log.info("joining as process %d of %d (%s)", number, count, launcher.name)
@@ -185,8 +185,8 @@ def gpu_share(launcher: Launcher | None, visible: int) -> list[int] | None:
     share, rest = divmod(visible, launcher.local_size)
     if rest or not share:
         raise UserError(
-            f"{launcher.local_size} processes cannot share {visible} GPUs evenly: start one process "
-            f"per GPU, or one per machine."
+            f"{launcher.local_size} processes cannot share {visible} GPUs evenly: start one "
+            f"process per GPU, or one per machine."
         )
     return list(range(share * launcher.local_id, share * (launcher.local_id + 1)))
 

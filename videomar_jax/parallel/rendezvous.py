@@ -200,6 +200,6 @@ def _call(
         time.sleep(_PAUSE)
     raise TimeoutError(
         f"Process {process_id} could not reach process 0 at the coordinator {coordinator} within "
-        f"{timeout:.0f} s ({reason}). Process 0 must run on that host, and its port must be open to "
-        f"the others."
+        f"{timeout:.0f} s ({reason}). Process 0 must run on that host, and its port must be open "
+        f"to the others."
     )
