@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from tests.helpers.tiny_model import annotations_off, tiny_config
+from videomar_jax.checks import field_docs
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.params import abstract_model, count_params
 
@@ -75,6 +76,17 @@ WRONG = [
     ({"rope_split": (8, 8)}, r"rope_split must be three even numbers"),
     ({"rope_split": (8, 4, 2)}, r"must add up to the head width 16"),
     ({"width": 24}, r"multiple of 8 splits by itself"),
+    ({"rope_split": 8}, r"model\.rope_split must be a list, not 8"),
+    ({"rope_split": (8, 4.0, 4)}, r"model\.rope_split\[1\] must be a whole number"),
+    ({"rope_split": (24, -4, -4)}, r"model\.rope_split\[1\] must not be negative"),
+    ({"rope_base": -1}, r"model\.rope_base must be positive, not -1"),
+    ({"rope_base": 0}, r"model\.rope_base must be positive"),
+    ({"rope_base": float("inf")}, r"model\.rope_base must be a finite number"),
+    ({"qk_norm_gain": float("nan")}, r"model\.qk_norm_gain must be a finite number"),
+    ({"gate_init": "small"}, r"model\.gate_init must be a number, not 'small'"),
+    ({"width": 32.0}, r"model\.width must be a whole number, not 32\.0"),
+    ({"depth": True}, r"model\.depth must be a whole number, not True"),
+    ({"pooled_text": 1}, r"model\.pooled_text must be true or false, not 1"),
 ]
 
 
@@ -82,6 +94,10 @@ WRONG = [
 def test_what_cannot_be_built_is_refused_by_name(changes, text):
     with annotations_off(), pytest.raises(ValueError, match=text):
         tiny_config(**changes)
+
+
+def test_every_field_is_described_at_its_place():
+    assert set(field_docs(ModelConfig)) == {field.name for field in dataclasses.fields(ModelConfig)}
 
 
 def test_a_misspelt_field_is_answered_with_the_nearest_one():

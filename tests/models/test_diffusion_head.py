@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers.tiny_model import tiny_config, tiny_model
+from videomar_jax.diffusion.ddpm import DDPM
 from videomar_jax.models.diffusion_head import DiffusionHead, time_features
 
 
@@ -52,8 +53,8 @@ def inputs(rows=6):
 @pytest.mark.parametrize("head", ["ddpm", "flow"])
 def test_head_is_its_formula(head):
     x, t, z = inputs()
-    told = t if head == "ddpm" else t / 1000
-    out = jax.jit(lambda head: head(x, told, z))(tiny_model(head=head).head)
+    time = t if head == "ddpm" else t / 1000
+    out = jax.jit(lambda head: head(x, time, z))(tiny_model(head=head).head)
     assert out.shape == (6, 6 if head == "ddpm" else 3)
     expected = by_formula(tiny_model(head=head).head, np.float64(x), np.asarray(t), np.float64(z))
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-3 if head == "flow" else 1e-4)
@@ -72,6 +73,19 @@ def test_time_features_of_whole_steps_are_exact_to_float32():
     np.testing.assert_allclose(time_features(jnp.asarray(t)), features(t), atol=1e-7)
 
 
+def test_whole_steps_outside_of_the_process_give_nan_and_not_the_last_step():
+    """Out of range, JAX's indexing would clamp: step 1500 of 1000 would pass for step 999."""
+    head = tiny_model(head="ddpm").head
+    found = np.asarray(head.time_embedding(jnp.array([0, 999, 1000, 1500])))
+    assert np.isfinite(found[:2]).all() and np.isnan(found[2:]).all()
+
+
+def test_the_time_features_reach_as_far_as_the_process():
+    t = np.array([0, 999, 1000, 3999])
+    np.testing.assert_allclose(time_features(jnp.asarray(t), 4000), features(t), atol=1e-7)
+    assert tiny_model(head="ddpm").head.steps == DDPM().steps
+
+
 def test_flow_time_stands_for_a_thousand_steps():
     t = np.array([0.0, 0.25, 0.999, 1.0])
     np.testing.assert_allclose(
@@ -80,7 +94,7 @@ def test_flow_time_stands_for_a_thousand_steps():
 
 
 @pytest.mark.parametrize("zero", [True, False])
-def test_a_fresh_head_answers_zero_unless_it_is_told_otherwise(zero):
+def test_a_fresh_head_answers_zero_unless_configured_otherwise(zero):
     config = tiny_config(head="ddpm", head_zero_init=zero)
     head = jax.jit(lambda key: DiffusionHead(config, rngs=nnx.Rngs(params=key)))(jax.random.key(0))
     out = np.asarray(head(*inputs()))

@@ -221,6 +221,20 @@ def test_pooled_text_is_the_mean_of_the_tokens_that_are_not_padding():
         )
 
 
+def test_pooled_text_that_is_masked_as_a_whole_is_zero():
+    """Its mean would be 0/0, in the value and in the gradient."""
+    model, (text, mask) = tiny_model(pooled_text=True), tiny_text()
+    mask = mask.at[1].set(False)
+
+    @jax.jit
+    def pooled(model):
+        return model.context(text, mask).pooled
+
+    np.testing.assert_array_equal(pooled(model)[1], 0)
+    gradient = jax.jit(jax.grad(lambda model: jnp.sum(pooled(model))))(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 def test_text_of_another_size_is_refused():
     text, mask = tiny_text()
     with pytest.raises(ValueError, match=r"\(5, 7\).*takes \(5, 8\)"):

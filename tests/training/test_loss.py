@@ -164,6 +164,43 @@ def test_dropped_text_does_not_matter():
         ) == matters
 
 
+# ---- what is outside of the loss may not harm it
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def gradient_of(model, batch, draws, config):
+    return jax.grad(lambda model: next_frame_loss(model, batch, draws, config)[0])(model)
+
+
+@pytest.mark.parametrize("truth", [jnp.nan, jnp.inf])
+def test_hidden_frames_that_are_not_finite_do_not_reach_the_gradient(truth):
+    """Frames after the current one are hidden as a whole and carry no loss."""
+    model, batch = tiny_model(), make_batch(3)
+    draws = dataclasses.replace(make_draws(model, 3, ONE), current=jnp.full(CLIPS, 1))
+    expected = gradient_of(model, batch, draws, ONE)
+    broken = dataclasses.replace(batch, latents=batch.latents.at[:, 2].set(truth))
+    found = gradient_of(model, broken, draws, ONE)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(found)]
+    for path, one, other in zip(
+        paths, jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_array_equal(one, other, err_msg=path)
+
+
+def test_a_visible_token_whose_loss_overflows_does_not_reach_the_gradient():
+    """1e20 is finite, its square is not: where the token carries no loss, that may not matter."""
+    config = LossConfig(supervise="all_frames", draws_per_token=2)
+    model, batch = tiny_model(head="ddpm"), make_batch(2)
+    draws = make_draws(model, 2, config)
+    draws = dataclasses.replace(draws, num_masked=jnp.full((CLIPS, 2), COUNT - 1))
+    visible = int(draws.orders[0, 1, 0])  # the first of the order is not among the last five
+    tokens = batch.latents.reshape(CLIPS, 2, COUNT, 3).at[0, 1, visible].set(1e20)
+    huge = dataclasses.replace(batch, latents=tokens.reshape(batch.latents.shape))
+    assert np.isfinite(loss_of(model, huge, draws, config)[0])
+    for path, leaf in jax.tree.leaves_with_path(gradient_of(model, huge, draws, config)):
+        assert np.isfinite(leaf).all(), f"the gradient of {jax.tree_util.keystr(path)}"
+
+
 # ---- the draws
 
 

@@ -26,7 +26,6 @@ so a gather of static size could leave none out; the 13 % that are visible on av
 percent of a step.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -105,12 +104,10 @@ def next_frame_loss(
     context = model.context(batch.text, batch.text_mask, draws.drop)
     supervise = _one_frame if config.supervise == "one_frame" else _all_frames
     z, target, hidden, number = supervise(model, tokens, context, grid, draws, config)
-    # Values outside of the loss are zeroed before it as well: a NaN among them, or an overflow
-    # that they cause, would still reach the gradient, as 0 * NaN.
+    # Tokens outside of the loss are zeroed before it as well: an overflow or a NaN that they cause
+    # would still reach the gradient, as 0 * NaN.
     inside = hidden[..., None]
     z, target = jnp.where(inside, z, 0.0), jnp.where(inside, target, 0.0)
-    draws = dataclasses.replace(draws, noise=jnp.where(inside, draws.noise, 0.0))
-
     losses = jnp.where(hidden, diffusion_losses(model, z, target, draws), 0.0)  # [m, B, R, S]
     loss = jnp.sum(losses) / (config.draws_per_token * normaliser.hidden)
     metrics = {
