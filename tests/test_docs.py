@@ -1,6 +1,7 @@
 """The docs name what exists: files, settings, flags, and the same core in the same order."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.helpers.paths import CORE, ROOT
 from tests.helpers.tiny_run import load_config
+from videomar_jax.sampling.config import SamplingConfig
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -87,3 +89,28 @@ def test_troubleshooting_quotes_what_the_code_prints():
         pieces = re.split(r"…|\b\d+\b|\b[ab]\b", quote)
         pattern = re.compile(".*".join(map(re.escape, pieces)), re.DOTALL)
         assert any(pattern.search(text) for text in texts), f"no message reads {quote!r}"
+
+
+COMMAND = re.compile(r"-m (videomar_jax|benchmarks)\.(\w+)( .*)?$", re.MULTILINE)
+FLAG = re.compile(r"(?<=\s)--(?:no-)?([a-z_]+)(?=[=\s]|$)")
+
+
+def flags_of(package: str, module: str) -> set[str]:
+    """Every name that a command defines as a flag, or that could be one: all its short strings."""
+    folder = ROOT / package
+    files = [folder / f"{module}.py"]
+    if package == "videomar_jax":
+        files += (folder / "commands").glob("*.py")
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
+    fields = {field.name for field in dataclasses.fields(SamplingConfig)}
+    return fields | set(re.findall(r"[\"'](?:--)?(?:no-)?([a-z_]+)[\"']", source)) | {"config"}
+
+
+@BEING_REWRITTEN
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_flags_exist(page):
+    """Every flag of a command on the page is one of that command."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for package, module, rest in COMMAND.findall(text):
+        for flag in FLAG.findall(rest):
+            assert flag in flags_of(package, module), f"{package}.{module} has no --{flag}"
