@@ -181,7 +181,7 @@ def test_what_cannot_be_made_is_told(pipe, arguments, words):
 
 
 def test_more_than_memory_holds_is_told_before_it_is_begun(pipe, monkeypatch):
-    monkeypatch.setattr(decoder, "free_bytes", lambda: 10_000)
+    monkeypatch.setattr("videomar_jax.sampling.generate.free_bytes", lambda: 10_000)
     with pytest.raises(
         ValueError, match=r"3 latent frames of 6x6 tokens need about .* GiB .*Ask for fewer frames"
     ):

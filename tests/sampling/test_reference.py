@@ -126,6 +126,13 @@ def test_patches_and_two_given_frames():
     np.testing.assert_array_equal(expected[:, :2], given)
 
 
+def test_a_model_that_knows_of_noise_in_earlier_frames():
+    model = tiny_model(history_levels=True)
+    video = compare({}, model=model)
+    others = by_reference(dataclasses.replace(CONFIG, guidance=2.0), num_frames=3)
+    assert np.abs(video - others).max() > 1e-3
+
+
 # ---- longer and larger than training
 
 
