@@ -1,13 +1,12 @@
-"""Writes a checkpoint with random values under the published names, to measure a conversion without
-the weights.
+"""Writes a checkpoint with random values under the published names, to measure conversions without
+the published weights.
 
     python -m benchmarks.synthetic_checkpoint --output=random_1p4b.safetensors
     python -m benchmarks.synthetic_checkpoint --output=random.pth --preset=tiny --container=ema
 
 Tensors are drawn and written one after another: the 1.4B model (2.8 GB in bfloat16) needs memory
-    for one of them.
-Values are normal with standard deviation 0.02, the weights of norms 1, so that a forward pass stays
-finite.
+for one of them. Values are normal with standard deviation 0.02, and the weights of norms are 1, so
+that a forward pass stays finite.
 """
 
 import dataclasses
@@ -34,7 +33,7 @@ _CONTAINER = flags.DEFINE_enum(
     "container", "bare", ["bare", "ema"], "a bare state dict, or one under model_ema"
 )
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "the stored type")
-_SEED = flags.DEFINE_integer("seed", 0, "the seed; a tensor depends on it and on its own name")
+_SEED = flags.DEFINE_integer("seed", 0, "the seed; a tensor depends on it and on its name")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace a file of this name")
 
 
@@ -51,12 +50,12 @@ def random_tensor(name: str, slot: Slot, dtype: np.dtype, seed: int) -> np.ndarr
 def main(_) -> None:
     config = dataclasses.replace(PRESETS[_PRESET.value], pooled_text=False, regression=False)
     slots = expected(RULES, parameter_shapes(config))
-    dtype = np.dtype(np.float32 if _DTYPE.value == "float32" else ml_dtypes.bfloat16)
+    dtype = np.dtype(ml_dtypes.bfloat16 if _DTYPE.value == "bfloat16" else np.float32)
     specs = {name: TensorSpec(slot.shape, dtype) for name, slot in slots.items()}
     path = Path(_OUTPUT.value)
     if _FORMAT.value is not None and path.suffix != f".{_FORMAT.value}":
         raise app.UsageError(f"--output {path} does not end in .{_FORMAT.value}")
-    began = time.perf_counter()
+    start = time.perf_counter()
     write_tensors(
         path,
         specs,
@@ -65,9 +64,10 @@ def main(_) -> None:
         overwrite=_OVERWRITE.value,
     )
     count = sum(spec.count for spec in specs.values())
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     print(
-        f"{path}: {count:,} values in {len(specs)} tensors, {path.stat().st_size / 1e9:.2f} GB, {seconds:.1f} s"
+        f"{path}: {count:,} values in {len(specs)} tensors, "
+        f"{path.stat().st_size / 1e9:.2f} GB, {seconds:.1f} s"
     )
 
 

@@ -4,13 +4,10 @@ tests/text_encoders/test_qwen2.py.
     pip install torch transformers tokenizers safetensors
     python tests/golden/record_qwen2.py
 
-writes next to this file, in qwen2/: config.json and tokenizer.json of the small model, layouts.json
-    (which keys
-transformers writes for Qwen2 in several files, and for Qwen2-VL) and outputs.npz (tokens, masks,
-last hidden states).
-The weights are not stored: `random_weights` draws the same ones here and in the test, which imports
-    this file without
-PyTorch.
+writes beside this file, in qwen2/: config.json and tokenizer.json of the small model, layouts.json
+(the keys that transformers writes for Qwen2 in several files, and for Qwen2-VL) and outputs.npz
+(tokens, masks, last hidden states). The weights are not stored: `random_weights` draws the same
+ones here and in the test, which imports this file without PyTorch.
 """
 
 import json
@@ -50,8 +47,8 @@ CONFIG = {
 
 
 def random_weights() -> dict[str, np.ndarray]:
-    """Float32 weights of the small model under the names of Qwen2Model; the same numbers with every
-    NumPy."""
+    """Float32 weights of the small model under the names of Qwen2Model; the same with every version
+    of NumPy."""
     generator = np.random.RandomState(np.random.Philox(key=2407_10671))
     width, mlp = CONFIG["hidden_size"], CONFIG["intermediate_size"]
     kv_width = width * CONFIG["num_key_value_heads"] // CONFIG["num_attention_heads"]
@@ -60,27 +57,27 @@ def random_weights() -> dict[str, np.ndarray]:
         "norm.weight": (width,),
     }
     for i in range(CONFIG["num_hidden_layers"]):
-        attention, layer = f"layers.{i}.self_attn.", f"layers.{i}."
+        layer = f"layers.{i}"
+        # The order matters: it is the order in which the numbers are drawn.
         for name, size in (("q", width), ("k", kv_width), ("v", kv_width)):
-            shapes |= {
-                f"{attention}{name}_proj.weight": (size, width),
-                f"{attention}{name}_proj.bias": (size,),
-            }
-        shapes |= {f"{attention}o_proj.weight": (width, width)}
-        shapes |= {
-            f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")
-        }
-        shapes |= {f"{layer}mlp.{name}_proj.weight": (mlp, width) for name in ("gate", "up")}
-        shapes |= {f"{layer}mlp.down_proj.weight": (width, mlp)}
+            shapes[f"{layer}.self_attn.{name}_proj.weight"] = (size, width)
+            shapes[f"{layer}.self_attn.{name}_proj.bias"] = (size,)
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, width)
+        shapes[f"{layer}.input_layernorm.weight"] = (width,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (width,)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (mlp, width)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (mlp, width)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, mlp)
     weights = {}
     for name, shape in shapes.items():
-        values = generator.standard_normal(shape) * (0.25 if len(shape) == 2 else 0.4)
-        weights[name] = (values + name.endswith("norm.weight")).astype(np.float32)
+        spread = 0.25 if len(shape) == 2 else 0.4
+        mean = 1 if name.endswith("norm.weight") else 0
+        weights[name] = (generator.standard_normal(shape) * spread + mean).astype(np.float32)
     return weights
 
 
 def write_tokenizer() -> None:
-    """A byte-level BPE, as Qwen2's, with few merges."""
+    """A byte-level BPE like that of Qwen2, with few merges."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -112,12 +109,11 @@ def reference(model, padding_side: str, system_text: str | None) -> dict[str, np
     }
     tokens = tokenizer(list(CAPTIONS), **options)["input_ids"]
     mask = (tokens != tokenizer.pad_token_id).long()
-    mask[mask.sum(dim=1) == 0, 0 if padding_side == "right" else -1] = (
-        1  # an empty caption keeps one token
-    )
-    front = (
-        tokenizer(system_text, return_tensors="pt")["input_ids"] if system_text else tokens[:1, :0]
-    )
+    # An empty caption keeps one token.
+    mask[mask.sum(dim=1) == 0, 0 if padding_side == "right" else -1] = 1
+    front = tokens[:1, :0]
+    if system_text:
+        front = tokenizer(system_text, return_tensors="pt")["input_ids"]
     front = front.expand(len(tokens), -1)
     with torch.no_grad():
         hidden = model(
@@ -149,11 +145,9 @@ def vision_language_model(weights):
     import torch
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    text = {
-        key: value
-        for key, value in CONFIG.items()
-        if key not in ("model_type", "architectures", "rope_theta")
-    }
+    text = dict(CONFIG)
+    for key in ("model_type", "architectures", "rope_theta"):
+        del text[key]
     text["rope_parameters"] = {
         "mrope_section": [1, 1, 2],
         "rope_type": "default",
@@ -188,9 +182,8 @@ def main() -> None:
     outputs = {}
     for side in ("right", "left"):
         for name, text in (("bare", None), ("system", SYSTEM_TEXT)):
-            outputs |= {
-                f"{side}/{name}/{key}": value for key, value in reference(model, side, text).items()
-            }
+            for key, value in reference(model, side, text).items():
+                outputs[f"{side}/{name}/{key}"] = value
     both = vision_language_model(weights)
     outputs["vl/hidden"] = reference(both.model, "left", SYSTEM_TEXT)["hidden"]
     np.savez_compressed(FOLDER / "outputs.npz", **outputs)

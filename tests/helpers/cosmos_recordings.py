@@ -1,4 +1,4 @@
-"""Recorded Cosmos files as our arrays: channels last, sizes from the header."""
+"""Recorded Cosmos files in our layout: arrays channels last, sizes from the header."""
 
 import json
 
@@ -21,17 +21,20 @@ FIELDS = {
     "attention_resolutions": "attn_resolutions",
     "legacy": "legacy_mode",
 }
+"""Our names of sizes and those of the header."""
 
 
 def recorded_config(weights):
+    """The sizes of the network that was recorded, from the header of its file of weights."""
     with open_tensors(weights) as file:
         sizes = json.loads(file.metadata["config"])
     return CosmosConfig.from_dict({ours: sizes[theirs] for ours, theirs in FIELDS.items()})
 
 
 def recorded_arrays(path):
+    """All arrays of a file; those of videos [B, C, T, H, W] as [B, T, H, W, C]."""
+    arrays = {}
     with open_tensors(path) as file:
-        return {
-            name: np.moveaxis(file[name], 1, -1) if file[name].ndim == 5 else file[name]
-            for name in file
-        }
+        for name, array in file.items():
+            arrays[name] = np.moveaxis(array, 1, -1) if array.ndim == 5 else array
+    return arrays

@@ -1,4 +1,4 @@
-"""Small files of weights of every kind, for the tests of this folder."""
+"""Small files of weights in every format."""
 
 import json
 import zipfile
@@ -31,18 +31,17 @@ def write_shards(folder: Path) -> Path:
     """The same tensors in two files with an index."""
     names = list(TENSORS)
     parts = {"part-1.safetensors": names[:2], "part-2.safetensors": names[2:]}
-    for part, held in parts.items():
-        write(folder / part, {name: TENSORS[name] for name in held}, overwrite=True)
-    index = {
-        "metadata": {"total_size": 90},
-        "weight_map": {name: part for part, held in parts.items() for name in held},
-    }
+    places = {}
+    for part, members in parts.items():
+        write(folder / part, {name: TENSORS[name] for name in members}, overwrite=True)
+        places |= dict.fromkeys(members, part)
+    index = {"metadata": {"total_size": 90}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder / "model.safetensors.index.json"
 
 
 def write_archive(path: Path, program: bytes, storages: dict[str, bytes]) -> Path:
-    """A zip file as PyTorch writes it, around any pickle."""
+    """A zip file as PyTorch writes it, with this pickle in it."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("net/data.pkl", program)
         archive.writestr(
@@ -82,7 +81,7 @@ def storages() -> dict[str, bytes]:
 
 
 def write_any(kind: str, folder: Path) -> Path:
-    """A file of this kind."""
+    """A file in this format, with the tensors of `TENSORS`."""
     if kind == "index":
         return write_shards(folder)
     if kind == "jit":

@@ -1,7 +1,8 @@
-"""Writes tests/golden/torch_save.pth with PyTorch itself; the test knows what must be in it. Needs
-PyTorch to run.
+"""Writes tests/golden/torch_save.pth with PyTorch itself; test_weight_files.py knows its content.
 
-python tests/interop/record_torch_file.py tests/golden/torch_save.pth
+Needs PyTorch.
+
+    python tests/interop/record_torch_file.py tests/golden/torch_save.pth
 """
 
 import argparse

@@ -2,14 +2,14 @@
 silence."""
 
 import json
-import logging as std_logging
+import logging
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from absl import logging
 
+from videomar_jax.io.log import log
 from videomar_jax.text_encoders import HashedTextEncoder, TextEncoder, load_text_encoder, tokens_cut
 from videomar_jax.text_encoders.hashed import POSITION_SCALE, split_words
 
@@ -20,13 +20,13 @@ def cosine(a, b):
 
 @pytest.fixture
 def warnings():
-    """Warnings logged through absl."""
+    """The warnings that were logged, as texts."""
     records = []
-    handler = std_logging.Handler(std_logging.WARNING)
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: records.append(record.getMessage())
-    logging.get_absl_logger().addHandler(handler)
+    log.addHandler(handler)
     yield records
-    logging.get_absl_logger().removeHandler(handler)
+    log.removeHandler(handler)
 
 
 def test_shapes_padding_and_protocol():

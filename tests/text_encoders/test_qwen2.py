@@ -3,7 +3,7 @@ its files."""
 
 import importlib.util
 import json
-import logging as std_logging
+import logging
 import shutil
 import subprocess
 import sys
@@ -12,12 +12,12 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from absl import logging
 from safetensors.numpy import save_file
 
 from tests.helpers.paths import GOLDEN
 from tests.helpers.tiny_model import annotations_off
 from videomar_jax.checks import UserError
+from videomar_jax.io.log import log
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, tokens_cut
 from videomar_jax.text_encoders.qwen2 import encoder as encoder_module
 from videomar_jax.text_encoders.qwen2.encoder import Qwen2Options, load_qwen2
@@ -72,15 +72,14 @@ def options(**changes):
 @pytest.fixture
 def warnings():
     records = []
-    handler = std_logging.Handler(std_logging.WARNING)
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: records.append(record.getMessage())
-    logging.get_absl_logger().addHandler(handler)
+    log.addHandler(handler)
     yield records
-    logging.get_absl_logger().removeHandler(handler)
+    log.removeHandler(handler)
 
 
-# -- the same numbers as transformers
-# ----------------------------------------------------------------------------------
+# The same numbers as transformers
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -164,8 +163,7 @@ def test_the_system_text_run_once_equals_running_it_with_each_caption(folder):
     )
 
 
-# -- contract
-# ----------------------------------------------------------------------------------------------------------
+# Contract
 
 
 def test_a_feature_depends_on_earlier_words_of_its_caption_only(folder):
@@ -257,8 +255,7 @@ def test_split_over_eight_devices_equals_one(folder):
     np.testing.assert_allclose(eight.encode(CAPTIONS)[0], one.encode(CAPTIONS)[0], atol=3e-5)
 
 
-# -- saving by reference
-# -----------------------------------------------------------------------------------------------
+# Saving by reference
 
 
 def test_a_saved_encoder_refers_to_its_folder(folder, tmp_path):
@@ -296,8 +293,7 @@ def test_a_saved_encoder_is_known_without_importing_its_kind(folder, tmp_path):
     assert done.stdout.strip() == "Qwen2TextEncoder", done.stderr
 
 
-# -- bad input
-# ---------------------------------------------------------------------------------------------------------
+# Bad input
 
 
 def test_all_faults_of_a_checkpoint_are_named_together(tmp_path):

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from absl import logging
 from jaxtyping import Float32
 
 from videomar_jax.checks import Count, UserError, check_fields
+from videomar_jax.io.log import log
 from videomar_jax.text_encoders import base
 from videomar_jax.types import Bool
 
@@ -157,7 +157,7 @@ def _warn_of_cuts(words: list[list[str]], room: int) -> None:
     cut = [caption for caption in words if len(caption) > room]
     if cut:
         kept, lost = " ".join(cut[0][:room]), " ".join(cut[0][room:])
-        logging.warning(
+        log.warning(
             "%d of %d captions are longer than max_tokens = %d and were cut; "
             "the first keeps %r and loses %r",
             len(cut),

@@ -28,10 +28,10 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from einops import rearrange
 
 from videomar_jax.checks import Count, Fraction, UserError, check_value
+from videomar_jax.io.log import log
 from videomar_jax.tokenizers import base
 from videomar_jax.tokenizers.haar import haar_patches, haar_rounds, haar_unpatch, still_channels
 from videomar_jax.types import Array, Float, Latents, Pixels
@@ -294,7 +294,7 @@ class _Moments:
                 f"fewer than {used} channels; fit on more, or more varied, clips or ask for fewer "
                 f"channels"
             )
-        logging.info(
+        log.info(
             "PCA of %s: %d channels keep %.2f %% of the variance of %d patches",
             self.name,
             used,

@@ -28,13 +28,13 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 from tokenizers import Encoding, Tokenizer
 
 from videomar_jax.checks import Count, UserError, check_fields
 from videomar_jax.io.hub import local_folder
+from videomar_jax.io.log import log
 from videomar_jax.text_encoders import base
 from videomar_jax.text_encoders.qwen2.folder import fingerprint, read_config, read_tokenizer
 from videomar_jax.text_encoders.qwen2.model import ComputeType, KeysValues, Qwen2
@@ -198,7 +198,7 @@ class Qwen2TextEncoder:
     def _warn_of_cuts(self, encodings: list[Encoding]) -> None:
         cut = [encoding for encoding in encodings if encoding.overflowing]
         if cut:
-            logging.warning(
+            log.warning(
                 "%d of %d captions are longer than max_tokens = %d and were cut; "
                 "the first loses %r",
                 len(cut),

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from absl import logging
 from tokenizers import Tokenizer
 
 from videomar_jax.checks import UserError
+from videomar_jax.io.log import log
 from videomar_jax.text_encoders.qwen2.model import Qwen2Config
 
 CONFIG = "config.json"
@@ -142,7 +142,7 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
     if (folder / TOKENIZER_CONFIG).is_file():
         hints = read_json(folder / TOKENIZER_CONFIG)
     if hints.get("padding_side", padding_side) != padding_side:
-        logging.warning(
+        log.warning(
             "%s pads on the %s by default; captions are padded on the %s",
             folder,
             hints["padding_side"],

@@ -20,7 +20,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
@@ -35,6 +34,7 @@ from videomar_jax.interop.formats.rules import (
     listed,
     nested,
 )
+from videomar_jax.io.log import log
 from videomar_jax.text_encoders.qwen2.folder import weights_path
 from videomar_jax.text_encoders.qwen2.model import Qwen2, Qwen2Config
 
@@ -93,7 +93,7 @@ def load_model(folder: Path, config: Qwen2Config, mesh: Mesh | None = None) -> Q
             shape = shapes[rule.ours]
             sharding = _sharding(shape, mesh, stacked=rule.stacked)
             params[rule.ours] = _fill(rule, names[rule.ours], shape, file, sharding)
-    logging.info("read %d tensors of %s", len(slots), file.path)
+    log.info("read %d tensors of %s", len(slots), file.path)
     return nnx.merge(graph, nested({path: params[path] for path in shapes}))
 
 
