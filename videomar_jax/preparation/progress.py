@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from videomar_jax.io.log import log
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Progress:

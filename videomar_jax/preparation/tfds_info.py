@@ -60,7 +60,7 @@ def _features(plan: Plan) -> Any:
 
     dtype = DTYPES[plan.settings.dtype]
     tokenizer, text = plan.identities["tokenizer"], plan.identities["text_encoder"]
-    bytes_of = {"encoding": tfds.features.Encoding.BYTES}
+    bytes_of: dict[str, Any] = {"encoding": tfds.features.Encoding.BYTES}
     shape = (None, None, None, tokenizer["channels"])
     features = {
         "latents": tfds.features.Tensor(shape=shape, dtype=dtype, **bytes_of),
