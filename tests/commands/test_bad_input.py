@@ -340,3 +340,17 @@ def test_the_command_says_it_in_a_line(flags, words, tmp_path):
     assert all(word in lines[0] for word in words), done.stderr
     assert lines[1:] in ([], [f"See {main_file()} --help."]) and not done.stdout, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_old_names_of_config_keys_are_accepted_with_a_note(tmp_path):
+    done = main(
+        "--config=quickstart:tiny",
+        "--config.loss.frames=one",
+        "--config.sampling.clip=1.5",
+        "--dry_run",
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert "--config.loss.frames=one is now written --config.loss.supervise=one_frame" in lines[0]
+    assert "--config.sampling.clip=1.5 is now written --config.sampling.latent_clip=1.5" in lines[1]
+    assert "predicted peak per device" in done.stderr

@@ -51,6 +51,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         if "config" in flags.FLAGS:
             argv = with_config_paths(argv)
+        # ml_collections looks for overrides in sys.argv, whatever is parsed.
+        sys.argv[1:] = argv[1:]
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, TypeError, LookupError, OSError) as error:
         unknown = isinstance(error, LookupError | AttributeError)

@@ -178,12 +178,7 @@ class _Shapes(DataKind):
 
 @register
 class _Videos(DataKind):
-    facts = SourceKind(
-        name="videos",
-        description="a folder of video files",
-        place="the folder of clips",
-        place_form="DIR",
-    )
+    facts = VideoFolder.KIND
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
         return VideoFolder(
@@ -222,13 +217,7 @@ class _Shards(DataKind):
 
 @register
 class _TFDS(DataKind):
-    facts = SourceKind(
-        name="tfds",
-        description="a TFDS dataset by name",
-        place="the dataset",
-        place_form="NAME",
-        any_shape=False,
-    )
+    facts = TFDSClips.KIND
     if_none_fit = "name another split with --config.data.held_out=SPLIT"
 
     def check(self, config: DataConfig) -> None:
