@@ -75,7 +75,7 @@ def test_other_bytes_are_refused(record):
 # Files
 
 
-def test_a_file_is_written_in_one_move_and_its_digest_told(tmp_path):
+def test_a_file_is_written_in_one_move_and_its_digest_returned(tmp_path):
     path = tmp_path / "x.array_record"
     told = write_records(path, (bytes([i]) * 1000 for i in range(7)))
     assert told == {"clips": 7, "bytes": path.stat().st_size, "sha256": sha256(path)}

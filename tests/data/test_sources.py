@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from videomar_jax.data.shapes import Shapes
+from videomar_jax.data.shards import LatentShards
 from videomar_jax.data.sources import (
     ClipShape,
     ClipSource,
@@ -14,6 +15,8 @@ from videomar_jax.data.sources import (
     name_of,
     nearest_sizes,
 )
+from videomar_jax.data.tfds_clips import TFDSClips
+from videomar_jax.data.videos import VideoFolder
 
 
 @pytest.mark.parametrize("name", ["num_frames", "height", "width"])
@@ -160,3 +163,13 @@ def test_decoded_clips_have_their_video():
         and source.fps == 4.0
         and source.fits(SQUARE, ((16, 16),)).tolist() == [0, 2, 4]
     )
+
+
+def test_sources_carry_the_facts_of_their_kind():
+    kinds = [source.KIND for source in (Shapes, VideoFolder, LatentShards, TFDSClips)]
+    assert [kind.name for kind in kinds] == ["shapes", "videos", "shards", "tfds"]
+    assert [kind.prepared for kind in kinds] == [False, False, True, False]
+    assert [kind.any_shape for kind in kinds] == [True, True, False, False]
+    for kind in kinds:
+        assert kind.description and bool(kind.place) == bool(kind.place_form)
+    assert [kind.name for kind in kinds if not kind.place] == ["shapes"], "needs no path"

@@ -112,7 +112,7 @@ def test_frames_are_scaled_to_cover_and_cropped_in_the_middle(tmp_path):
     np.testing.assert_allclose(row, (np.arange(8, 24) * 2 + 0.5) * 3, atol=1)
 
 
-def test_damage_is_told_for_the_window_that_it_is_in(tmp_path, write_video):
+def test_damage_is_reported_for_the_window_that_it_is_in(tmp_path, write_video):
     path = write_video(tmp_path / "a.mp4", 40)
     windows = cut_video(tmp_path, "a.mp4", "", cutting())
     raw = bytearray(path.read_bytes())
@@ -127,7 +127,7 @@ def test_damage_is_told_for_the_window_that_it_is_in(tmp_path, write_video):
         read_window(tmp_path, windows[3], 10.0)
 
 
-def test_a_video_that_became_shorter_is_told(tmp_path, write_video):
+def test_a_video_that_became_shorter_is_named(tmp_path, write_video):
     write_video(tmp_path / "a.mp4", 40)
     last = cut_video(tmp_path, "a.mp4", "", cutting())[3]
     write_video(tmp_path / "a.mp4", 12)

@@ -170,7 +170,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_existing_files_are_kept_unless_told_otherwise(tmp_path, name):
+def test_existing_files_are_kept_unless_asked_otherwise(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"precious")
     with pytest.raises(FileExistsError, match=name):

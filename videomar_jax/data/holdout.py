@@ -113,7 +113,7 @@ def assign(
             long enough for neither counts as cut.
     """
     fractions = [hash_fraction(name) for name in names]
-    assigned = [
+    assigned: list[Assignment] = [
         _assign_alone(video, fraction, holdout, fps, shortest)
         for video, fraction in zip(videos, fractions, strict=True)
     ]

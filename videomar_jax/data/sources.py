@@ -130,12 +130,14 @@ def clips_for(source: ClipSource, shape: ClipShape, sizes: Sizes) -> Int[np.ndar
 
 def name_of(source: ClipSource, index: int) -> str:
     """The name of the file that clip number `index` comes from; "" where clips have no names."""
-    return source.name(index) if hasattr(source, "name") else ""
+    name = getattr(source, "name", None)
+    return name(index) if name else ""
 
 
 def digest_of(source: ClipSource) -> str:
     """What tells this source from one of other clips; "" where it has no digest."""
-    return source.digest() if hasattr(source, "digest") else ""
+    digest = getattr(source, "digest", None)
+    return digest() if digest else ""
 
 
 def short_digest(*values: Any) -> str:
@@ -213,7 +215,7 @@ class Decoded:
         clip = self._source.read(index, rng, shape)
         if "video" in clip:
             return clip
-        return Clip(**clip, video=self._decode(clip["latents"]))
+        return {**clip, "video": self._decode(clip["latents"])}
 
     def name(self, index: int) -> str:
         """As the source calls it."""

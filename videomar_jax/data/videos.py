@@ -13,7 +13,7 @@ to cover the clip's size and cropped. What an index stands for depends on the sp
     all     the whole duration; as train if crop is random, as test if not   crop as asked
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -228,7 +228,8 @@ class VideoFolder:
                 segments.append(segment)
         return segments, reasons
 
-    def _assign(self, videos: list[SplitVideo]) -> list[Assignment] | list[Literal["all"]]:
+    def _assign(self, videos: list[SplitVideo]) -> Sequence[Assignment | Literal["all"]]:
+        """What each video is for; "all" for the split of that name."""
         if self.split == "all":
             return ["all"] * len(videos)
         if self._shortest is None or not self._holdout:

@@ -77,7 +77,10 @@ def parse_cutting(
                 f"size {word!r} is not understood: write ROWSxCOLUMNS, such as 480x768,768x480."
             )
     counts = {int(word) for word in lengths}
-    pairs = [tuple(int(side) for side in word.split("x")) for word in sizes]
+    pairs = []
+    for word in sizes:
+        rows, columns = word.split("x")
+        pairs.append((int(rows), int(columns)))
     return Cutting(
         fps=fps,
         lengths=tuple(sorted(counts, reverse=True)),

@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -118,7 +118,7 @@ def _write_yuv420(
         _new_file(path, overwrite) as part,
         av.open(str(part), "w", format=form.container, options=form.container_options) as container,
     ):
-        stream = container.add_stream(form.codec, rate=rate, options=form.codec_options)
+        stream: Any = container.add_stream(form.codec, rate=rate, options=form.codec_options)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
