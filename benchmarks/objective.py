@@ -32,7 +32,7 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import motion
 from videomar_jax.evaluation.report import Case, score
-from videomar_jax.inference.image_to_video import VideoSampler
+from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.flops import supervised_frame_flops, train_step_flops
 from videomar_jax.models.params import abstract_model
@@ -198,7 +198,11 @@ class Judge:
         model = nnx.merge(self.graph, params)
         parts = self.world.parts
         sampler = VideoSampler(
-            model, parts.tokenizer, parts.text_encoder, SAMPLING, len(self.batch.latents)
+            model=model,
+            tokenizer=parts.tokenizer,
+            text_encoder=parts.text_encoder,
+            config=SAMPLING,
+            batch_size=len(self.batch.latents),
         )
         scores, _ = score(self.case, sampler, sampler.reconstruct)
         by_frame = losses["by_frame"]["sum"][1:] / losses["by_frame"]["count"][1:]

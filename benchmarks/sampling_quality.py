@@ -23,7 +23,7 @@ from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import metrics, motion
-from videomar_jax.inference.image_to_video import VideoSampler
+from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.media import contact_sheet, write_png
 from videomar_jax.pretrained.bundle import Pretrained, load_pretrained
 from videomar_jax.sampling.config import PRESETS, SamplingConfig, with_preset
@@ -54,27 +54,14 @@ class Bench:
             width=int(bundle.width * side),
         )
 
-    def trained(self) -> tuple[int, int, int]:
-        """The trained size in tokens."""
-        bundle, size = self.bundle, self.loaded.model.config.patch_size
-        frames, rows, columns = latent_shape(
-            bundle.tokenizer, bundle.num_frames, bundle.height, bundle.width
-        )
-        return frames, rows // size, columns // size
-
     def score(
         self, config: SamplingConfig, shape: ClipShape, timed: bool = True
     ) -> tuple[list[Any], np.ndarray]:
         """A row of the table without its name, and the clips."""
         source = Shapes(seed=0, length=10 * self.clips, split="test", bounce=False)
         clips = fixed_clips(source, range(self.clips), shape=shape)
-        sampler = VideoSampler(
-            self.loaded.model,
-            self.bundle.tokenizer,
-            self.bundle.text_encoder,
-            config,
-            self.clips,
-            self.trained(),
+        sampler = VideoSampler.from_bundle(
+            self.loaded.model, self.bundle, config, batch_size=self.clips
         )
         for _ in range(1 + timed):
             start = time.perf_counter()

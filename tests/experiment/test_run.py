@@ -17,7 +17,7 @@ from videomar_jax.data.shapes import HELD_OUT
 from videomar_jax.experiment import run
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.evaluate import Evaluation, evaluate, evaluate_checkpoint
-from videomar_jax.inference.image_to_video import VideoSampler
+from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.pretrained.bundle import load_pretrained
 
 SHAPE_SCORES = {
@@ -100,7 +100,7 @@ def test_a_stage_with_the_name_of_a_phase_keeps_its_own_time(tmp_path, monkeypat
     )
     nothing = Evaluation(report={"cases": {}}, pictures={})
     monkeypatch.setattr(run, "train", lambda *_, **__: outcome)
-    monkeypatch.setattr(run, "make_sampler", lambda *_: Still.__new__(Still))
+    monkeypatch.setattr(VideoSampler, "from_bundle", lambda *_, **__: Still.__new__(Still))
     monkeypatch.setattr(run.nnx, "merge", lambda *_: None)
     monkeypatch.setattr(run, "evaluate", lambda *_: nothing)
     seconds = start(tiny(), tmp_path / "run")["seconds"]
@@ -263,10 +263,8 @@ def asked(finished, tmp_path_factory):
         Experiment.from_config(tiny(evaluation=dict(clips=8))),
         load_pretrained(finished),
     )
-    still = Still(
-        loaded.model, loaded.bundle.tokenizer, loaded.bundle.text_encoder, loaded.bundle.sampling, 4
-    )
-    still.asked = []
+    still = Still.from_bundle(loaded.model, loaded.bundle)
+    Still.asked = []
     folder = tmp_path_factory.mktemp("cases")
     report = evaluate(experiment, still, experiment.source("test"), folder).report
     assert report["direction_accuracy"] == 0 and report["psnr"] == report["psnr_copy_first"]
@@ -310,9 +308,7 @@ def test_a_larger_canvas_is_a_whole_number_of_tokens(finished, tmp_path):
     training."""
     experiment = Experiment.from_config(tiny(model=dict(patch_size=2), curriculum=ROWS_OF_TOKENS))
     loaded = load_pretrained(finished)
-    still = Still(
-        loaded.model, loaded.bundle.tokenizer, loaded.bundle.text_encoder, loaded.bundle.sampling, 4
-    )
-    still.asked = []
+    still = Still.from_bundle(loaded.model, loaded.bundle)
+    Still.asked = []
     evaluate(experiment, still, experiment.source("test"), tmp_path)
     assert still.asked[-1][0].shape[2:] == (32, 32, 3)

@@ -12,6 +12,7 @@ from PIL import Image
 
 import videomar_jax
 from tests.helpers.paths import ROOT
+from tests.helpers.tiny_model import annotations_off
 from videomar_jax.inference import pipeline
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.pipeline import VideoMARPipeline
@@ -65,7 +66,7 @@ def test_a_stream_is_the_whole_video_in_pieces(pipe):
     """The pieces are those of decoding all latents at once, to the bit, and what a call gives."""
     stream = pipe.stream(picture(), "up", num_frames=9, seed=3)
     assert stream.first_frame_s is None and len(stream.video) == 1
-    pieces = [next(iter(stream))]
+    pieces = [next(stream)]
     first = stream.first_frame_s
     assert first > 0 and len(stream.video) == 3 and len(stream.video.latents) == 2
     pieces += list(stream)
@@ -77,6 +78,19 @@ def test_a_stream_is_the_whole_video_in_pieces(pipe):
     np.testing.assert_array_equal(np.concatenate(pieces), whole[1:])
     np.testing.assert_array_equal(video.frames[0], picture())
     np.testing.assert_array_equal(video.frames, pipe(picture(), "up", num_frames=9, seed=3).frames)
+
+
+def test_a_stream_is_an_iterator_without_a_length(pipe):
+    """`next` works, a second loop continues the first, and no length changes on the way."""
+    stream = pipe.stream(picture(), "up", num_frames=7)
+    assert iter(stream) is stream and next(stream).shape == (2, 24, 24, 3)
+    for _ in stream:
+        break
+    assert len(list(stream)) == 1 and stream.video.frames.shape[0] == 7
+    with pytest.raises(StopIteration):
+        next(stream)
+    for one in (stream, stream.frames):
+        assert not hasattr(one, "__len__"), "a length that grows misleads list() and tqdm"
 
 
 def test_clips_go_on_and_their_frames_come_back(pipe):
@@ -157,26 +171,29 @@ def test_saving_and_showing(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (dict(temprature=0.5), "no setting 'temprature'; did you mean 'temperature'"),
+        (dict(temprature=0.5), "Unknown key 'temprature' in .*Did you mean 'temperature'"),
         (dict(steps=-1), "steps must be at least 1, not -1"),
         (dict(steps=None), "setting steps cannot be None; leave it out"),
         (dict(num_frames=4), r"4 frames are not 1 \+ 2"),
         (dict(num_frames=1), "num_frames must be at least 3, not 1"),
         (dict(height=30), "height 30 is not a multiple of the spatial stride 4"),
         (dict(seed=-1), "Seeds must lie in 0"),
-        (dict(fit="squeeze"), 'fit must be "resize" or "crop"'),
+        (dict(seed=1.5), "seed must be a whole number, not 1.5"),
+        (dict(seed=True), "seed must be a whole number, not True"),
+        (dict(batch_size=0), "batch_size must be at least 1, not 0"),
+        (dict(fit="squeeze"), "fit is 'squeeze'; it may be one of 'resize', 'crop'"),
         (dict(prompt=["a", "b"], image=[picture()] * 3), "3 images and 2 prompts: give one"),
         (
             dict(image=[picture(), np.stack([picture()] * 3)]),
-            "must all have the same number of frames",
+            "must have the same number of frames",
         ),
-        (dict(image=[]), "no image to begin with"),
+        (dict(image=[]), "no image to start from"),
         (dict(image="gone.png"), "no image file 'gone.png'"),
         (dict(preset="warp"), "no sampling preset 'warp'"),
     ],
 )
 def test_what_cannot_be_made_is_told(pipe, arguments, words):
-    with pytest.raises((ValueError, FileNotFoundError), match=words):
+    with annotations_off(), pytest.raises((ValueError, FileNotFoundError), match=words):
         pipe(**dict(image=picture(), prompt="up") | arguments)
 
 

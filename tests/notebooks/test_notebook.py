@@ -8,6 +8,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.helpers.paths import ROOT
+from videomar_jax.checks import UserError
 
 NOTEBOOK = ROOT / "notebooks" / "image_to_video.ipynb"
 
@@ -84,5 +85,5 @@ def test_without_a_run_or_a_place_to_train_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no run in gone, and no configs/quickstart.py"):
         trained("gone")
-    with pytest.raises(RuntimeError, match="Uploading works on Colab"):
+    with pytest.raises(UserError, match="Uploading works on Colab"):
         upload()

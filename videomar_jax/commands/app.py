@@ -1,18 +1,26 @@
-"""What the entry points share: flags that explain themselves, logging, and errors in one line.
+"""What all commands share: help, the log, exit codes, and errors in one line.
 
-Every expected fault (a wrong flag, file, size or weight) is a ValueError, an OSError or the like
-whose text says what to do; it ends the program with that text and code 2. Anything else is our bug
-and keeps its traceback, as does everything with `--traceback`.
+A mistake that the user can mend ends the program with its text and code 2: a `UserError`, a file
+that is missing or in the way, and whatever flags and config files refuse. Every other exception is
+our own fault and keeps its traceback, as does everything with `--traceback`.
 """
 
+import inspect
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 from absl import app, flags
 
-from videomar_jax.checks import Interrupted
+import videomar_jax
+from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.experiment.config_files import with_config_paths
 from videomar_jax.io.log import show_log
 from videomar_jax.io.migration import current_flags
@@ -21,30 +29,117 @@ from videomar_jax.parallel import launch
 INTERRUPTED = 75
 """Exit code of a run that was asked to stop and saved its state: start the same command again
 (EX_TEMPFAIL)."""
+CTRL_C = 130
+"""Exit code after Ctrl-C, as in shells."""
+
+Main = Callable[[Sequence[str]], None]
+
+_HELP = ("-h", "-help", "--help", "--helpshort")
+_FILE_ERRORS = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 flags.DEFINE_bool("traceback", False, "Show the Python traceback of every error.")
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an entry point's `main(argv)`."""
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+def run(main: Main, argv: Sequence[str] | None = None) -> None:
+    """Runs a command's `main(argv)` and exits with its code.
+
+    Args:
+        main: the command; its module holds the flags, and its docstring starts the help.
+        argv: program name and arguments; None takes those of the process.
+    """
+    module = sys.modules[main.__module__]
+    app.run(
+        lambda rest: _guarded(main, rest),
+        argv=argv,
+        flags_parser=lambda arguments: _parse(arguments, module),
+    )
 
 
 def stop_on_sigterm() -> None:
-    """From here on SIGTERM ends the program with code `INTERRUPTED`, for commands that lose nothing
-    by it; a part that must finish something first, as the training loop must, has a handler of its
-    own for that time."""
+    """Lets SIGTERM end the program with code `INTERRUPTED`, for commands that lose nothing by it.
+
+    Code that must finish something first, such as the training loop, installs its own handler for
+    that time.
+    """
 
     def stop(number, frame):
-        os.write(
-            2, b"SIGTERM: stopped; what was saved stays. The same command goes on from there.\n"
-        )
+        os.write(2, b"SIGTERM: stopped. To continue from what is saved, run the same command.\n")
         os._exit(INTERRUPTED)
 
     signal.signal(signal.SIGTERM, stop)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def leave(text: str, code: int) -> NoReturn:
+    """Prints `text` on stderr and exits with `code`."""
+    print(text, file=sys.stderr, flush=True)
+    if code == INTERRUPTED:
+        # All processes of a run stop together, so none waits for another in vain.
+        sys.exit(code)
+    launch.leave(code)
+
+
+def refuse_others(main: Main, allowed: Collection[str], reason: str) -> None:
+    """Refuses flags of a command other than the allowed ones.
+
+    Raises:
+        UserError: other flags are on the command line; the text starts with `reason`.
+    """
+    holders = flags.FLAGS.get_key_flags_for_module(sys.modules[main.__module__])
+    others = [f"--{flag.name}" for flag in holders if flag.present and flag.name not in allowed]
+    if others:
+        raise UserError(f"{reason}: leave out {', '.join(others)}, which would change it.")
+
+
+def help_text(module: ModuleType) -> str:
+    """The help of a command: the docstring of its module and its flags, not those of absl."""
+    holders = flags.FLAGS.get_key_flags_for_module(module)
+    known = [flag for flag in holders if flag.name != "traceback"]
+    lines = [inspect.cleandoc(module.__doc__ or ""), "", "Flags:"]
+    for flag in [*known, flags.FLAGS["traceback"]]:
+        lines += _flag_lines(flag)
+    return "\n".join(lines)
+
+
+def _flag_lines(flag: flags.Flag) -> list[str]:
+    """A flag with its values in a left column and its description beside or below it."""
+    kind = flag.flag_type()
+    values = {"int": "N", "float": "X", "comma separated list of strings": "A,B"}
+    # absl puts the choices in front of the description, and a note on repeating behind it.
+    text = flag.help.partition(";     repeat this option")[0]
+    if flag.boolean:
+        name = f"--[no]{flag.name}"
+    elif kind == "string enum":
+        choices = "|".join(flag.parser.enum_values)
+        text = text.removeprefix(f"<{choices}>: ")
+        name = f"--{flag.name}={choices}"
+    else:
+        name = f"--{flag.name}={values.get(kind, 'TEXT')}"
+    if flag.default not in (None, "", False):
+        text = f"{text} (default: {flag.default})"
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    column = min(28, width // 3)
+    indent = " " * column
+    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+    label = f"  {name}"
+    if lines and len(label) < column:
+        return [label.ljust(column) + lines[0].lstrip(), *lines[1:]]
+    return [label, *lines]
+
+
+def _parse(argv: Sequence[str], module: ModuleType) -> list[str]:
+    """Parses the flags; help, the version and wrong flags end the program here."""
+    if any(argument in _HELP for argument in argv[1:]):
+        print(help_text(module))
+        sys.exit(0)
+    if "--version" in argv[1:]:
+        print(videomar_jax.__version__)
+        sys.exit(0)
     argv, notes = current_flags(argv)
     for note in notes:
         print(note, file=sys.stderr)
@@ -55,20 +150,24 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.argv[1:] = argv[1:]
         rest = flags.FLAGS(argv)
     except (flags.Error, AttributeError, ValueError, TypeError, LookupError, OSError) as error:
+        # A config file runs while flags are parsed, so its errors arrive here as well.
         unknown = isinstance(error, LookupError | AttributeError)
-        text = _no_such_key(error, argv) if unknown else _without_traceback(str(error))
-        _fail(f"{text}\nSee {argv[0]} --help.", 2)
+        text = _unknown_key(error, argv) if unknown else _without_traceback(str(error))
+        leave(f"{text}\nSee {argv[0]} --help.", 2)
     if len(rest) > 1:
-        _fail(
-            f"Unexpected argument {rest[1]!r}: options are written --name=value. See {argv[0]} --help.",
+        leave(
+            f"Unexpected argument {rest[1]!r}: flags are written --name=value. "
+            f"See {argv[0]} --help.",
             2,
         )
     return rest
 
 
-def _no_such_key(error: LookupError | AttributeError, argv: Sequence[str]) -> str:
-    """What to say of an override of something the config does not have; ml_collections names the
-    key at most."""
+def _unknown_key(error: LookupError | AttributeError, argv: Sequence[str]) -> str:
+    """The text for an override of a key that the config lacks.
+
+    ml_collections names the key at most, and not the flag.
+    """
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     key, _, hint = str(error.args[0] if error.args else "").replace("'", "").partition("\n")
@@ -78,29 +177,37 @@ def _no_such_key(error: LookupError | AttributeError, argv: Sequence[str]) -> st
 
 
 def _without_traceback(text: str) -> str:
-    """First and last line of a text that quotes a traceback, as that of an error inside a config
-    file does."""
+    """First and last line of a text that quotes a traceback, as errors in a config file do."""
     lines = [line for line in text.splitlines() if line.strip()]
-    return (
-        f"{lines[0]} {lines[-1]}" if any(line.startswith("Traceback") for line in lines) else text
-    )
+    quoted = any(line.startswith("Traceback") for line in lines)
+    return f"{lines[0]} {lines[-1]}" if quoted else text
 
 
-def _guarded(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+def _guarded(main: Main, argv: Sequence[str]) -> None:
     show_log()
     try:
         main(argv)
     except Interrupted as stop:
-        _fail(str(stop), INTERRUPTED)
-    except (ValueError, OSError, FloatingPointError, NotImplementedError) as error:
+        leave(str(stop), INTERRUPTED)
+    except Exception as error:
         if flags.FLAGS.traceback:
             raise
-        # Notes say what the exception itself cannot know, such as the newest checkpoint.
-        _fail("\n".join([f"Error: {error}", *getattr(error, "__notes__", ())]), 2)
+        if _is_for_the_user(error):
+            # Notes hold what the exception itself cannot know, such as the newest checkpoint.
+            leave("\n".join([f"Error: {error}", *getattr(error, "__notes__", ())]), 2)
+        # One of several processes must not wait for the others at exit, so it leaves at once.
+        traceback.print_exc()
+        launch.leave(1)
 
 
-def _fail(text: str, code: int) -> None:
-    print(text, file=sys.stderr, flush=True)
-    if code == INTERRUPTED:
-        sys.exit(code)
-    launch.leave(code)
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the text of an exception tells the user what to mend."""
+    if isinstance(error, (UserError, *_FILE_ERRORS)):
+        return True
+    # A plain OSError or FloatingPointError counts where we raised it with a text of our own.
+    return isinstance(error, OSError | FloatingPointError) and _raised_by_us(error)
+
+
+def _raised_by_us(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])

@@ -14,12 +14,10 @@ from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
 from videomar_jax.experiment.cases import CaseSettings
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.data_sources import DATA_KINDS
-from videomar_jax.inference.image_to_video import VideoSampler
-from videomar_jax.inference.stream import trained_tokens
+from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.log import log
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
-from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.pretrained.bundle import ModelBundle, load_pretrained
+from videomar_jax.pretrained.bundle import load_pretrained
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.types import UInt8
 
@@ -56,8 +54,12 @@ def evaluate_checkpoint(
     if (output / "report.json").exists():
         raise UserError(f"{output} already holds a report; choose another --output.")
     pretrained = load_pretrained(checkpoint)
-    bundle = dataclasses.replace(pretrained.bundle, sampling=experiment.sampling)
-    sampler = make_sampler(bundle, pretrained.model, experiment.evaluation.batch_size)
+    sampler = VideoSampler.from_bundle(
+        pretrained.model,
+        pretrained.bundle,
+        experiment.sampling,
+        batch_size=experiment.evaluation.batch_size,
+    )
     held_out = experiment.source("test", min_frames=experiment.final_stage.num_frames)
     found = evaluate(experiment, sampler, held_out, output / "report")
     report = found.report | {"step": pretrained.step}
@@ -103,18 +105,6 @@ def case_settings(experiment: Experiment, tokenizer: Tokenizer) -> CaseSettings:
 def save_report(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, str]) -> None:
     """Writes report.json and report.md; the pictures are those of FOLDER/report."""
     write_report(folder, report, {f"report/{file}": text for file, text in pictures.items()})
-
-
-def make_sampler(bundle: ModelBundle, model: VideoMAR, batch_size: int) -> VideoSampler:
-    """A sampler of this model with the tokenizer, text encoder and settings of the bundle."""
-    return VideoSampler(
-        model,
-        bundle.tokenizer,
-        bundle.text_encoder,
-        bundle.sampling,
-        batch_size,
-        trained_tokens(bundle),
-    )
 
 
 def preview(

@@ -25,7 +25,6 @@ from videomar_jax.data.sources import ClipSource
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.evaluate import (
     evaluate,
-    make_sampler,
     save_report,
     write_preview,
 )
@@ -35,7 +34,7 @@ from videomar_jax.experiment.workdir import (
     write_clips,
     write_config,
 )
-from videomar_jax.inference.image_to_video import VideoSampler
+from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.log import log
 from videomar_jax.models.params import Params, abstract_model
 from videomar_jax.parallel.mesh import make_mesh
@@ -112,7 +111,9 @@ def run(
 
     def sampler(params: Params) -> VideoSampler:
         model = nnx.merge(graph, params)
-        return make_sampler(prepared.bundle, model, experiment.evaluation.batch_size)
+        return VideoSampler.from_bundle(
+            model, prepared.bundle, batch_size=experiment.evaluation.batch_size
+        )
 
     def draw_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
         return write_preview(sampler(ema), prepared.shown, path, prepared.inputs.source.fps)

@@ -1,8 +1,9 @@
-"""NAME.json beside a video: everything it was made from, so that it can be made again.
+"""NAME.json beside a video: all that it was generated from, so that it can be generated again.
 
 Floating-point sums depend on the order of a matrix product's terms, and that on the shapes. A
-record therefore also holds the size of the batch and the video's place in it: made again from its
-record, on a device of the same kind with the same versions, a video is the same to the last bit.
+record therefore also holds the size of the batch and the video's place in it. A video generated
+again from its record, on a device of the same kind with the same versions, is the same to the last
+bit.
 """
 
 import dataclasses
@@ -19,7 +20,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from videomar_jax.inference.video import FORMATS
+import videomar_jax
+from videomar_jax.checks import UserError
+from videomar_jax.inference.requests import FORMATS
 from videomar_jax.io.migration import current
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained.bundle import ModelBundle
@@ -30,18 +33,23 @@ FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Record:
-    """What NAME.json holds; paths are absolute."""
+class GenerationRecord:
+    """The contents of NAME.json; paths are absolute."""
 
     prompt: str
     prompt_tokens_cut: int
+    """Tokens at the end of the prompt that the model did not read."""
     seed: int
-    image: str  # or a video
+    image: str
+    """The image, or the video."""
     image_sha256: str
-    given_frames: int | None  # of a video, its last ones at the model's rate; None for an image
+    given_frames: int | None
+    """Of a video, its last ones at the model's rate; None for an image."""
     fit: str
-    num_frames: int  # asked for
-    frames: int  # in the video; fewer if it was interrupted
+    num_frames: int
+    """Pixel frames asked for."""
+    frames: int
+    """Pixel frames of the video; fewer than `num_frames` if it was interrupted."""
     height: int
     width: int
     fps: float
@@ -49,17 +57,18 @@ class Record:
     step: int
     weights: str
     checkpoint_sha256: dict[str, str]
-    sampling: dict[str, Any]  # all fields of SamplingConfig
+    sampling: dict[str, Any]
+    """All fields of `SamplingConfig`."""
     batch_size: int
-    place: int  # in the batch
+    place: int
+    """The video's row in its batch."""
     files: list[str]
     first_frame_s: float | None
     seconds: float
     versions: dict[str, str]
     device: str
-    mesh: dict[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # fields of MeshConfig; empty: one device
+    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Fields of `MeshConfig`; empty for one device."""
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -67,19 +76,25 @@ class Record:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """What the video was written as, by name (`video.FORMATS`)."""
+        """The formats that the video was written in, by their names in `requests.FORMATS`."""
         endings = {Path(file).suffix for file in self.files}
         return tuple(name for name, ending in FORMATS.items() if ending in endings)
 
     def config(self) -> SamplingConfig:
+        """The sampling settings.
+
+        Raises:
+            UserError: they make no sense.
+        """
         return SamplingConfig(**self.sampling)
 
 
-def read_record(file: str | os.PathLike) -> Record:
-    """Reads NAME.json.
+def read_record(file: str | os.PathLike) -> GenerationRecord:
+    """Reads NAME.json, also of earlier versions.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, it is broken, or of another format.
+        FileNotFoundError: there is no such file.
+        UserError: it is broken, or of a format that this version does not know.
     """
     file = Path(file)
     if not file.is_file():
@@ -89,18 +104,21 @@ def read_record(file: str | os.PathLike) -> Record:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT:
-            raise ValueError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
+            raise UserError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
         values["sampling"] = current("sampling", values["sampling"])
-        record = Record(**values)
-        record.config()
+        record = GenerationRecord(**values)
+        record.config()  # a record with settings that make no sense is broken, too
         return record
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is no record of a video: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is no record of a video: {error}") from error
 
 
 def model_digests(model: VideoMAR, bundle: ModelBundle) -> dict[str, str]:
-    """SHA-256 of parameters, tokenizer and text encoder: the same exactly where they compute the
-    same, wherever they lie (of an encoder that refers to a folder, its fingerprint counts)."""
+    """SHA-256 of parameters, tokenizer and text encoder: equal exactly where they compute the same.
+
+    Where they are stored does not count: of an encoder that refers to a folder, the fingerprint of
+    its contents does.
+    """
     parameters = hashlib.sha256(json.dumps(bundle.config.to_dict(), sort_keys=True).encode())
     for path, leaf in sorted(nnx.to_pure_dict(nnx.state(model)).items()):
         _add(parameters, path, leaf)
@@ -127,13 +145,9 @@ def _add(digest: Any, path: str, leaf: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes a video."""
-    try:
-        own = metadata.version("videomar_jax")
-    except metadata.PackageNotFoundError:  # used from its folder, not installed
-        own = "source"
+    """Versions of all that computes a video."""
     return {
-        "videomar_jax": own,
+        "videomar_jax": videomar_jax.__version__,
         "jax": jax.__version__,
         "jaxlib": metadata.version("jaxlib"),
         "flax": flax.__version__,
@@ -147,12 +161,9 @@ def device() -> str:
     return jax.devices()[0].device_kind
 
 
-def differences(record: Record) -> list[str]:
-    """What is not as it was when the video was made, and may cost the last bits."""
+def differences(record: GenerationRecord) -> list[str]:
+    """Versions and devices that are not as they were, which may change a video's last bits."""
     now = versions() | {"device": device()}
     then = record.versions | {"device": record.device}
-    return [
-        f"{name} {then.get(name)} there, {now[name]} here"
-        for name in now
-        if then.get(name) != now[name]
-    ]
+    changed = [name for name in now if then.get(name) != now[name]]
+    return [f"{name} {then.get(name)} there, {now[name]} here" for name in changed]

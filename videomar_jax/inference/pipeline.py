@@ -1,25 +1,23 @@
-"""A trained model as one object: images and prompts in, videos out. The first of the three levels
-of use."""
+"""A trained model as one object: images and prompts in, videos out. The first level of use."""
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from videomar_jax.checks import UserError, at_least, known_keys
 from videomar_jax.diffusion.solver import plan_steps
 from videomar_jax.inference.images import Given, given_frames
-from videomar_jax.inference.requests import paired
-from videomar_jax.inference.stream import FrameStream
+from videomar_jax.inference.requests import SEEDS, check_seed, one_prompt_each
+from videomar_jax.inference.stream import FrameStream, VideoSampler
 from videomar_jax.inference.video import Video
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_pretrained, run_folder
 from videomar_jax.sampling.config import SamplingConfig, with_preset
-from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 from videomar_jax.tokenizers import latent_shape
 from videomar_jax.types import UInt8
@@ -27,29 +25,29 @@ from videomar_jax.types import UInt8
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class VideoMARPipeline:
-    """A model with its tokenizer and text encoder, ready to make videos.
+    """A model with its tokenizer and text encoder, ready to generate videos.
 
-    >>> pipe = VideoMARPipeline.from_checkpoint(workdir)                  # a run's workdir, or a
-    converted model
-    >>> video = pipe(image, "a red circle moves left", seed=1, steps=2)   # a file, a Pillow image
-    or an array >>> video
+    >>> pipe = VideoMARPipeline.from_checkpoint(workdir)
+    >>> video = pipe(image, "a red circle moves left", seed=1, steps=2)
+    >>> video
     Video('a red circle moves left', 5 frames of 24x24, 12 fps, seed 1)
     >>> len(video), video.frames.dtype
     (5, dtype('uint8'))
     >>> video.save(folder / "circle.mp4").name
     'circle.mp4'
 
-    Lists make a batch; video i is the same as alone with its seed, up to rounding:
+    The folder is a run's workdir or a converted model; an image is a file, a Pillow image or an
+    array. Lists make a batch. Each video is the same as alone with its seed, up to rounding:
 
     >>> [v.seed for v in pipe([image, image], ["up", "down"], seed=7)]
     [7, 8]
 
-    Frames as they arrive, of the first video that lasts longer than the model was trained for:
+    Frames as they arrive, here of a video that lasts longer than the model was trained for:
 
     >>> [new.shape for new in pipe.stream(image, "up", num_frames=7)]
     [(2, 24, 24, 3), (2, 24, 24, 3), (2, 24, 24, 3)]
 
-    A clip goes on where it ends:
+    Pass a clip to continue it:
 
     >>> longer = pipe(video.frames[:3], video.prompt)
     >>> bool((longer.frames[:3] == video.frames[:3]).all()), longer.given
@@ -58,7 +56,9 @@ class VideoMARPipeline:
 
     model: VideoMAR
     bundle: ModelBundle
-    checkpoint: Path  # the checkpoint's own folder, DIR/checkpoints/STEP
+    """The model's tokenizer, text encoder, sampling settings and sizes."""
+    checkpoint: Path
+    """The checkpoint's own folder, DIR/checkpoints/STEP."""
     step: int
     weights: str
     mesh: MeshConfig | None = None
@@ -72,18 +72,18 @@ class VideoMARPipeline:
         bundle: ModelBundle | None = None,
         mesh: MeshConfig | None = None,
     ) -> "VideoMARPipeline":
-        """Reads a run's workdir (its newest checkpoint), one of its checkpoints/STEP, or a
-        converted model.
+        """Reads a trained or converted model; of a run's workdir the newest checkpoint.
 
         Args:
+            directory: a workdir, WORKDIR/checkpoints/STEP, or a converted model.
             weights: "ema", the averaged parameters, or "params", those of the last step.
-            bundle: what `load_bundle` gave for this folder, so that tokenizer and text encoder are not
-                read again.
-            mesh: several devices to work on, such as `MeshConfig(data=4)` of `training.sharding`:
-                videos of a batch over data and fsdp (if their number divides), parameters over fsdp
-                and tensor, rows over context.
+            bundle: what `load_bundle` returned for this folder, to avoid reading the tokenizer and
+                the text encoder again.
+            mesh: several devices to work on, such as `MeshConfig(data=4)` of `parallel.config`: the
+                videos of a batch are spread over data and fsdp (if their number divides), the
+                parameters over fsdp and tensor, and the rows of each frame over context.
         Raises:
-            FileNotFoundError, ValueError: what is missing or does not fit, and where.
+            FileNotFoundError, UserError: what is missing or does not fit, and where.
         """
         loaded = load_pretrained(directory, weights=weights, bundle=bundle, mesh=mesh)
         checkpoint = (run_folder(directory) / "checkpoints" / str(loaded.step)).absolute()
@@ -110,51 +110,46 @@ class VideoMARPipeline:
         preset: str | None = None,
         **settings: Any,
     ) -> Video | list[Video]:
-        """One video; for a list of images or of prompts (one of them may be single) a list of
-        videos.
+        """One video, or a list of videos for a list of images or of prompts.
 
         Args:
-            image: a file, a Pillow image, uint8 [height, width, 3], or a clip to go on from, uint8
-                [G, height, width, 3] with G = 1 + stride * k.
+            image: a file, a Pillow image, uint8 [height, width, 3], or a clip to continue, uint8
+                [G, height, width, 3] with G = 1 + stride * k. One image serves all prompts.
+            prompt: one prompt serves all images.
             num_frames, height, width: of the video in pixels; None as the model was trained.
             seed: 0..2**32 - 1; the n-th video of a list takes seed + n.
-            fit: how images get the size: "resize" stretches them, "crop" cuts off what is over.
-            batch_size: videos made at a time.
-            preset: name of a preset in `sampling.config.PRESETS`; `settings` go over it.
-            settings: fields of `SamplingConfig` that differ from the model's own: steps, guidance,
-                temperature, …; window=None keeps all frames.
+            fit: how images get the size: "resize" stretches them, "crop" cuts them to the aspect
+                ratio.
+            batch_size: videos generated at a time.
+            preset: a name in `sampling.config.PRESETS`; `settings` override it.
+            settings: fields of `SamplingConfig` that differ from the model's own, such as steps,
+                guidance or temperature; window=None keeps all frames.
         Raises:
-            FileNotFoundError, ValueError: an image, a size or a setting that makes no sense, by
+            FileNotFoundError, UserError: an image, a size or a setting that makes no sense, by
                 name.
         """
-        single = not isinstance(image, list | tuple) and isinstance(prompt, str)
+        several = isinstance(image, list | tuple)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        images = list(image) if isinstance(image, list | tuple) else [image] * len(prompts)
-        prompts, seeds = paired(images, prompts), seeds_from(seed, len(images))
-        config, size = self._asked(num_frames, height, width, preset, settings)
-        given = [given_frames(one, height=size[1], width=size[2], fit=fit) for one in images]
+        images = list(image) if several else [image] * len(prompts)
+        prompts = one_prompt_each(prompts, len(images))
+        check_seed(seed)
+        at_least("batch_size", batch_size, 1)
+        spec = VideoSpec.of(
+            self.bundle, num_frames, height, width, preset=preset, fit=fit, settings=settings
+        )
+        given = [spec.fitted(one) for one in images]
         if len({len(one) for one in given}) > 1:
-            raise ValueError(
-                "Images and clips of one call must all have the same number of frames."
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-        model, videos = for_sampling(self.model, config), []
+            raise UserError("Images and clips of one call must have the same number of frames.")
+        sampler = VideoSampler.from_bundle(self.model, self.bundle, spec.config)
+        seeds = [(seed + number) % SEEDS for number in range(len(images))]
+        videos: list[Video] = []
         for start in range(0, len(given), batch_size):
             part = slice(start, start + batch_size)
-            stream = FrameStream(
-                model,
-                self.bundle,
-                np.stack(given[part]),
-                prompts[part],
-                seeds[part],
-                num_frames=size[0],
-                config=config,
+            stream = sampler.stream(
+                np.stack(given[part]), prompts[part], seeds[part], spec.num_frames
             )
-            for _ in stream:
-                pass
-            videos += videos_of(stream, prompts[part], seeds[part], config, self.bundle.fps)
-        return videos[0] if single else videos
+            videos += stream.finish().videos(self.bundle.fps)
+        return videos if several or not isinstance(prompt, str) else videos[0]
 
     def stream(
         self,
@@ -169,144 +164,115 @@ class VideoMARPipeline:
         preset: str | None = None,
         **settings: Any,
     ) -> "VideoStream":
-        """The same video as a call makes, but its new frames as they are done: an iterator over
-        uint8 [f, height, width, 3], f frames for each latent frame, with `video` (so far) and
-        `first_frame_s`.
+        """The video that a call generates, frame by frame as it is generated.
 
-        Arguments and errors as for a call; errors are told here, not when the first frame is asked
-        for.
+        Returns:
+            an iterator over uint8 [f, height, width, 3], the f new frames of each latent frame.
+        Raises:
+            FileNotFoundError, UserError: as a call, and at once: not at the first frame.
         """
-        config, size = self._asked(num_frames, height, width, preset, settings)
-        given = given_frames(image, height=size[1], width=size[2], fit=fit)
-        model = for_sampling(self.model, config)
-        frames = FrameStream(
-            model, self.bundle, given[None], [prompt], [seed], num_frames=size[0], config=config
+        spec = VideoSpec.of(
+            self.bundle, num_frames, height, width, preset=preset, fit=fit, settings=settings
         )
+        sampler = VideoSampler.from_bundle(self.model, self.bundle, spec.config)
+        given = spec.fitted(image)
         return VideoStream(
-            frames=frames, prompt=prompt, seed=seed, config=config, fps=self.bundle.fps
+            sampler.stream(given[None], [prompt], [seed], spec.num_frames), self.bundle.fps
         )
 
-    def _asked(
-        self, num_frames, height, width, preset, settings
-    ) -> tuple[SamplingConfig, tuple[int, int, int]]:
-        config = changed_sampling(self.bundle, settings, preset)
-        size = asked_size(self.bundle, num_frames, height, width)
-        check_request(self.bundle, config, size)
-        return config, size
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class VideoStream:
-    """One video in the making; see `VideoMARPipeline.stream`."""
+    """One video while it is generated; see `VideoMARPipeline.stream`."""
 
-    frames: FrameStream
-    prompt: str
-    seed: int
-    config: SamplingConfig
-    fps: float
+    def __init__(self, frames: FrameStream, fps: float):
+        self.frames = frames
+        self.fps = fps
 
-    def __iter__(self) -> Iterator[UInt8[np.ndarray, "f Hp Wp 3"]]:
-        return (new[0] for new in self.frames)
+    def __iter__(self) -> "VideoStream":
+        return self
+
+    def __next__(self) -> UInt8[np.ndarray, "f Hp Wp 3"]:
+        return next(self.frames)[0]
 
     @property
     def first_frame_s(self) -> float | None:
-        """Seconds from the start to the first new frame, compilation included; None before."""
+        """Seconds from the start to the first new frame, compilation included; None before it."""
         return self.frames.first_frame_s
 
     @property
     def video(self) -> Video:
-        """What there is so far."""
-        return videos_of(self.frames, [self.prompt], [self.seed], self.config, self.fps)[0]
+        """The video so far."""
+        return self.frames.videos(self.fps)[0]
 
 
-def videos_of(
-    stream: FrameStream,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    config: SamplingConfig,
-    fps: float,
-) -> list[Video]:
-    """The videos of a batch as far as they are done."""
-    frames, latents, settings = stream.frames, stream.latents, dataclasses.asdict(config)
-    given = len(stream) - stream.new_frames
-    return [
-        Video(
-            frames=frames[i],
-            latents=latents[i],
-            fps=fps,
-            prompt=prompt,
-            seed=seed,
-            given=given,
-            settings=settings,
-            first_frame_s=stream.first_frame_s,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoSpec:
+    """What videos of one call or command have in common, checked against the model."""
+
+    config: SamplingConfig
+    num_frames: int
+    height: int
+    width: int
+    fit: str = "resize"
+
+    @classmethod
+    def of(
+        cls,
+        bundle: ModelBundle,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        preset: str | None = None,
+        fit: str = "resize",
+        settings: dict[str, Any],
+    ) -> "VideoSpec":
+        """The model's own sizes and sampling settings, where nothing else is asked for.
+
+        Args:
+            num_frames, height, width: in pixels; None as the model was trained.
+            preset: a name in `sampling.config.PRESETS`; `settings` override it.
+            settings: fields of `SamplingConfig`.
+        Raises:
+            UserError: a setting or a preset that does not exist, or a value that makes no sense.
+        """
+        config = bundle.sampling
+        if preset is not None:
+            config = with_preset(config, preset, bundle.config.head)
+        names = [field.name for field in dataclasses.fields(SamplingConfig)]
+        known_keys("the sampling settings", settings, names)
+        for name, value in settings.items():
+            if value is None and name != "window":
+                raise UserError(
+                    f"The setting {name} cannot be None; leave it out to keep the model's own."
+                )
+        spec = cls(
+            config=dataclasses.replace(config, **settings),
+            num_frames=bundle.num_frames if num_frames is None else num_frames,
+            height=bundle.height if height is None else height,
+            width=bundle.width if width is None else width,
+            fit=fit,
         )
-        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
-    ]
+        spec.check(bundle)
+        return spec
 
-
-def seeds_from(seed: int, count: int) -> list[int]:
-    """seed, seed + 1, …, from the start again after 2**32 - 1.
-
-    Raises:
-        ValueError: `seed` is not in 0..2**32 - 1.
-    """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"Seeds must lie in 0..2**32 - 1, not {seed}.")
-    return [(seed + i) % 2**32 for i in range(count)]
-
-
-def changed_sampling(
-    bundle: ModelBundle, settings: Mapping[str, Any], preset: str | None = None
-) -> SamplingConfig:
-    """The model's own sampling settings, changed by a preset and then by `settings`, where a window
-    of None means all frames.
-
-    Raises:
-        ValueError: a setting that does not exist or makes no sense, a preset that does not exist.
-    """
-    config = (
-        bundle.sampling
-        if preset is None
-        else with_preset(bundle.sampling, preset, bundle.config.head)
-    )
-    names = [field.name for field in dataclasses.fields(SamplingConfig)]
-    for name in settings:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            raise ValueError(
-                f"There is no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ".")
+    def check(self, bundle: ModelBundle) -> None:
+        """Raises a UserError for sizes and steps that the model cannot generate."""
+        tokenizer, patch = bundle.tokenizer, bundle.config.patch_size
+        frames, rows, columns = latent_shape(tokenizer, self.num_frames, self.height, self.width)
+        if frames < 2:
+            least = 1 + tokenizer.temporal_stride
+            raise UserError(f"num_frames must be at least {least}, not {self.num_frames}.")
+        if rows % patch or columns % patch:
+            side = patch * tokenizer.spatial_stride
+            raise UserError(
+                f"height {self.height} and width {self.width} must be multiples of {side} for this "
+                f"model."
             )
-        if settings[name] is None and name != "window":
-            raise ValueError(
-                f"The setting {name} cannot be None; leave it out to keep the model's own."
-            )
-    return dataclasses.replace(config, **settings)
+        plan = reveal_plan(rows * columns // patch**2, self.config)
+        names = head_step_names(self.config, len(plan.count))
+        plan_steps(bundle.config.process, names, self.config.head_solver)
 
-
-def asked_size(
-    bundle: ModelBundle, num_frames: int | None, height: int | None, width: int | None
-) -> tuple[int, int, int]:
-    """(frames, height, width) in pixels; None as the model was trained."""
-    return (
-        bundle.num_frames if num_frames is None else num_frames,
-        bundle.height if height is None else height,
-        bundle.width if width is None else width,
-    )
-
-
-def check_request(bundle: ModelBundle, config: SamplingConfig, size: tuple[int, int, int]) -> None:
-    """Raises a ValueError for (frames, height, width) and steps that the model cannot make."""
-    frames, height, width = latent_shape(bundle.tokenizer, *size)
-    if frames < 2:
-        raise ValueError(
-            f"num_frames must be at least {1 + bundle.tokenizer.temporal_stride}, not {size[0]}."
-        )
-    patch = bundle.config.patch_size
-    if height % patch or width % patch:
-        side = patch * bundle.tokenizer.spatial_stride
-        raise ValueError(
-            f"height {size[1]} and width {size[2]} must be multiples of {side} for this model."
-        )
-    plan = reveal_plan(height * width // patch**2, config)
-    names = head_step_names(config, len(plan.count))
-    plan_steps(bundle.config.process, names, config.head_solver)
+    def fitted(self, image: Given) -> UInt8[np.ndarray, "G Hp Wp 3"]:
+        """The conditioning frames in an image or a clip, in the size of the video."""
+        return given_frames(image, height=self.height, width=self.width, fit=self.fit)

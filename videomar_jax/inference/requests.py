@@ -1,171 +1,318 @@
-"""What is asked of the sampler, one request for each video: from flags or from the lines of a
-file."""
+"""What is asked for: requests, how they are generated, and the files they become. Needs no JAX."""
 
 import codecs
 import dataclasses
 import json
-import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from videomar_jax.inference.video import local_path
+from videomar_jax.checks import (
+    Count,
+    Natural,
+    UserError,
+    check_fields,
+    check_value,
+    known_keys,
+)
+from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
+from videomar_jax.parallel.config import MeshConfig
 
-_log = logging.getLogger(__name__)
+FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "webm": ".webm", "latents": ".npz"}
+"""Name of a format → ending of its files."""
+DEFAULT_FORMATS = ("mp4", "gif", "png")
+SEEDS = 2**32
+"""Seeds lie in 0..SEEDS - 1."""
+
 _KEYS = ("image", "video", "given_frames", "prompt", "seed", "name")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One video to make: an image (of an animation its first frame) or the end of a video, a prompt
-    and a seed."""
+    """One video to generate, from an image or the end of a video, a prompt and a seed.
 
-    image: Path  # or the video
+    Raises:
+        UserError: a field with a value that makes no sense, by name.
+    """
+
+    image: Path
+    """The image (of an animation its first frame), or the video."""
     prompt: str
+    """What happens in the video."""
     seed: int
-    name: str  # of the files to write
-    given_frames: int | None = None  # how many frames of a video; None: it is an image
+    """In 0..2**32 - 1."""
+    name: str
+    """Name of the files to write, without an ending."""
+    given_frames: Count | None = None
+    """How many of a video's last frames are given; None for an image."""
 
     def __post_init__(self):
-        if self.given_frames is not None and self.given_frames < 1:
-            raise ValueError(f"given_frames must be at least 1, not {self.given_frames}.")
-        for what in ("prompt", "name", "image"):  # all go into the record
+        check_value("given_frames", self.given_frames, Count | None)
+        # All three go into a record, which is UTF-8.
+        for field in ("prompt", "name", "image"):
+            text = str(getattr(self, field))
             try:
-                str(getattr(self, what)).encode()
+                text.encode()
             except UnicodeEncodeError:
-                text = ascii(str(getattr(self, what)))
-                raise ValueError(
-                    f"{what} {text} is no text in UTF-8: it holds parts of characters."
+                raise UserError(
+                    f"{field} {text!a} is no text in UTF-8: it holds parts of characters."
                 ) from None
 
 
-def from_flags(
-    images: Sequence[str],
-    prompts: Sequence[str],
-    seed: int,
-    *,
-    videos: Sequence[str] = (),
-    given_frames: int | None = None,
-) -> list[Request]:
-    """One request for each image and then for each video; one prompt serves all, or there is one
-    for each.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How all requests of one command are generated.
 
     Raises:
-        ValueError: the numbers of images and prompts do not go together, or videos and
-            `given_frames`.
+        UserError: a field with a value that makes no sense, by name.
     """
-    if not images and not videos:
-        raise ValueError(
-            "Nothing to do: name an image with --image=FILE, a video to go on from with --video=FILE, or "
-            "requests with --requests=FILE.jsonl."
-        )
-    if bool(videos) != (given_frames is not None):
-        raise ValueError(
-            "--video=FILE and --given_frames=N go together: the video goes on from its last N frames."
-        )
-    sources = [(image, None) for image in images] + [(video, given_frames) for video in videos]
-    pairs = enumerate(zip(sources, paired(sources, list(prompts) or [""]), strict=True))
-    return _named(
-        [
-            Request(
-                image=local_path(file),
-                prompt=prompt,
-                seed=(seed + n) % 2**32,
-                name=Path(file).stem,
-                given_frames=count,
-            )
-            for n, ((file, count), prompt) in pairs
-        ]
-    )
+
+    checkpoint: str | os.PathLike = ""
+    """A run's workdir, one of its checkpoints, or a converted model."""
+    num_frames: Count | None = None
+    """Pixel frames of the video; by default as trained."""
+    height: Natural | None = None
+    """Pixel rows; by default as trained."""
+    width: Natural | None = None
+    """Pixel columns; by default as trained."""
+    preset: str | None = None
+    """Sampling settings by name (quality, balanced, fast); single settings override it."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of `SamplingConfig` that differ from the model's own and from the preset."""
+    fit: Literal["resize", "crop"] = "resize"
+    """How images get their size: stretched, or cut to the aspect ratio."""
+    weights: Literal["ema", "params"] = "ema"
+    """The averaged parameters, or those of the last step."""
+    batch_size: Count = 4
+    """Videos generated at a time, rounded up to a multiple of the devices that share them."""
+    mesh: MeshConfig | None = None
+    """Devices that share the work; None: one."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "checkpoint", user_path(self.checkpoint, "--checkpoint"))
+        check_fields("options", self)
 
 
-def paired(images: Sequence[Any], prompts: Sequence[str]) -> list[str]:
-    """One prompt for each image: a single one serves all.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """The files of each video: NAME.json, and NAME with the ending of each format.
 
     Raises:
-        ValueError: the numbers do not go together.
+        UserError: a folder that is no local path, an unknown format, an unusable rate.
+    """
+
+    folder: Path
+    """Folder for NAME.json and one file of each format."""
+    formats: Sequence[str] | None = None
+    """Of mp4, gif, png (a strip), webm, latents (npz); by default mp4,gif,png or as recorded."""
+    fps: float | None = None
+    """Frames per second of the files; by default the model's."""
+    overwrite: bool = False
+    """Replace files of the same names."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "folder", user_path(self.folder, "--output"))
+        chosen = DEFAULT_FORMATS if self.formats is None else self.formats
+        unknown = [name for name in chosen if name not in FORMATS]
+        if unknown or not chosen:
+            raise UserError(
+                f"There is no format {', '.join(unknown) or 'at all'}: "
+                f"choose among {', '.join(FORMATS)}."
+            )
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise UserError(f"fps must lie between 0 and 1000, not {self.fps:g}.")
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """The files of one video by format, and its record as "json"."""
+        chosen = DEFAULT_FORMATS if self.formats is None else self.formats
+        endings = {format: FORMATS[format] for format in chosen} | {"json": ".json"}
+        return {format: self.folder / f"{name}{ending}" for format, ending in endings.items()}
+
+    def check(self, names: Sequence[str]) -> None:
+        """Checks that videos of these names can be written.
+
+        Raises:
+            OSError: files are in the way, or the folder cannot be written to.
+        """
+        files = [path for name in names for path in self.paths(name).values()]
+        for path in files:
+            if path.exists() and not self.overwrite:
+                raise FileExistsError(
+                    f"{path} exists already; choose another --output, or replace with --overwrite."
+                )
+        above = [self.folder, *self.folder.parents]
+        existing = next(path for path in above if path.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is a file: --output names a folder.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(f"{existing} cannot be written to; choose another --output.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RequestFlags:
+    """The requests of a command: from its flags, or from a file."""
+
+    image: tuple[str, ...] = ()
+    """A first frame; one video each."""
+    video: tuple[str, ...] = ()
+    """A video to continue; one new video each."""
+    given_frames: int | None = None
+    """How many of a video's last frames, at the model's rate, are given: 1 + stride * k."""
+    prompt: tuple[str, ...] = ()
+    """One prompt for all images, or one for each."""
+    requests: str | None = None
+    """Instead a JSONL file with lines such as {"image": FILE, "prompt": TEXT, "seed": 0}."""
+    seed: int = 0
+    """Seed of the first video; the n-th takes seed + n."""
+
+    def read(self) -> tuple[list[Request], list[str]]:
+        """The requests, and what is wrong with lines of the file that cannot be used.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            UserError: nothing is asked for, flags exclude each other, or the numbers of images and
+                prompts do not match.
+        """
+        check_seed(self.seed)
+        if self.requests is None:
+            return self._from_flags(), []
+        if self.image or self.video or self.prompt:
+            raise UserError(
+                "Name images and prompts either in --requests=FILE or with --image and --prompt, "
+                "not both."
+            )
+        if self.given_frames is not None:
+            raise UserError(
+                'With --requests=FILE each line has its own "given_frames"; '
+                "leave --given_frames out."
+            )
+        return from_file(user_path(self.requests, "--requests"), self.seed)
+
+    def _from_flags(self) -> list[Request]:
+        if not self.image and not self.video:
+            raise UserError(
+                "Nothing to do: name an image with --image=FILE, a video to continue with "
+                "--video=FILE, or requests with --requests=FILE.jsonl."
+            )
+        if bool(self.video) != (self.given_frames is not None):
+            raise UserError(
+                "--video=FILE and --given_frames=N belong together: the last N frames of the "
+                "video are continued."
+            )
+        sources = [(image, None) for image in self.image]
+        sources += [(video, self.given_frames) for video in self.video]
+        requests = []
+        for number, prompt in enumerate(one_prompt_each(self.prompt or [""], len(sources))):
+            file, count = sources[number]
+            requests.append(
+                Request(
+                    image=user_path(file),
+                    prompt=prompt,
+                    seed=(self.seed + number) % SEEDS,
+                    name=Path(file).stem,
+                    given_frames=count,
+                )
+            )
+        return _with_own_names(requests)
+
+    def single_image(self) -> str | None:
+        """The image where at most one is named."""
+        if len(self.image) > 1:
+            raise UserError(f"Name one image, not {len(self.image)}.")
+        return self.image[0] if self.image else None
+
+
+def one_prompt_each(prompts: Sequence[str], images: int) -> list[str]:
+    """A prompt for each of the images; a single prompt serves all.
+
+    Raises:
+        UserError: the numbers do not match, or there is no image.
     """
     if not images:
-        raise ValueError("There is no image to begin with.")
-    if len(prompts) not in (1, len(images)):
-        raise ValueError(
-            f"{len(images)} images and {len(prompts)} prompts: give one prompt, or one for each image."
+        raise UserError("There is no image to start from.")
+    if len(prompts) not in (1, images):
+        raise UserError(
+            f"{images} images and {len(prompts)} prompts: give one prompt, or one for each image."
         )
-    return list(prompts) * len(images) if len(prompts) == 1 else list(prompts)
+    return list(prompts) * images if len(prompts) == 1 else list(prompts)
 
 
 def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
-    """The requests of a JSONL file, {"image": …, "prompt": …, "seed": …, "name": …} a line, and
-    what is wrong with the lines that cannot be used (told as warnings at once). All but the image
-    is optional, null is left out; in the image's place may stand "video" and "given_frames". Files
-    are relative to the requests' file. Each line is UTF-8 by itself and ends with "\\n" or "\\r\\n"
-    alone, whatever other line ends a prompt may hold.
+    """The requests of a JSONL file with lines such as {"image": "a.png", "prompt": "…", "seed": 0}.
 
+    All keys but the image are optional, and null counts as left out; "video" and "given_frames" may
+    replace the image. Paths are relative to the folder of the file. Each line is UTF-8 by itself
+    and ends with "\\n" or "\\r\\n" alone, whatever other line ends a prompt may hold.
+
+    Returns:
+        the requests, and a text for each line that cannot be used (logged as a warning, too).
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: none of its lines can be used.
+        UserError: none of its lines can be used.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no file of requests {file}.")
     requests, faults = [], []
-    for number, line in enumerate(
-        file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1
-    ):
+    lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    for number, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            requests.append(
-                _request(json.loads(line.decode()), file.parent, (seed + number - 1) % 2**32)
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            faults.append(f"{file}, line {number}: {error}")
-            _log.warning("%s", faults[-1])
+            entry = json.loads(line.decode())
+            requests.append(_request(entry, file.parent, (seed + number) % SEEDS))
+        except ValueError as error:  # JSON and UTF-8 errors are of this kind, too
+            faults.append(f"{file}, line {number + 1}: {error}")
+            log.warning("%s", faults[-1])
     if not requests:
-        raise ValueError("\n".join([f"{file} holds no request that can be met.", *faults]))
-    return _named(requests), faults
+        raise UserError("\n".join([f"{file} holds no usable request.", *faults]))
+    return _with_own_names(requests), faults
 
 
 def _request(entry: Any, folder: Path, seed: int) -> Request:
-    entry = (
-        {key: value for key, value in entry.items() if value is not None}
-        if isinstance(entry, dict)
-        else {}
-    )
-    if ("image" in entry) == ("video" in entry):
-        raise ValueError('expected an object with "image", and perhaps "prompt", "seed" and "name"')
-    if unknown := sorted(set(entry) - set(_KEYS)):
-        raise ValueError(f"unknown keys {unknown}; known are {', '.join(_KEYS)}")
+    """The request of one line.
+
+    Raises:
+        UserError: a key or a value that makes no sense.
+    """
+    if isinstance(entry, dict):
+        entry = {key: value for key, value in entry.items() if value is not None}
+    if not isinstance(entry, dict) or ("image" in entry) == ("video" in entry):
+        raise UserError('expected an object with "image", and perhaps "prompt", "seed" and "name"')
+    known_keys("the request", entry, _KEYS)
     if ("video" in entry) != ("given_frames" in entry):
-        raise ValueError('"video" and "given_frames" go together')
-    seed = entry.get("seed", seed)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number in 0..2**32 - 1, not {seed!r}")
-    if not isinstance(given := entry.get("given_frames", 1), int) or isinstance(given, bool):
-        raise ValueError(f"given_frames must be a whole number, not {given!r}")
+        raise UserError('"video" and "given_frames" belong together')
     for key in ("image", "video", "prompt", "name"):
-        if not isinstance(entry.get(key, ""), str):
-            raise ValueError(f"{key} must be a text, not {entry[key]!r}")
-    image = folder / local_path(entry.get("image", entry.get("video")))
+        check_value(key, entry.get(key, ""), str)
+    seed = entry.get("seed", seed)
+    check_seed(seed)
+    given_frames = entry.get("given_frames")
+    check_value("given_frames", given_frames, int | None)
+    written = entry.get("image", entry.get("video"))
+    user_path(written)  # refuses addresses
+    image = folder / Path(written).expanduser()
     name = entry.get("name", image.stem)
     if not name or name != Path(name).name:
-        raise ValueError(f"name must be a file name without folders, not {name!r}")
-    return Request(
-        image=image,
-        prompt=entry.get("prompt", ""),
-        seed=seed,
-        name=name,
-        given_frames=entry.get("given_frames"),
-    )
+        raise UserError(f"name must be a file name without folders, not {name!r}")
+    prompt = entry.get("prompt", "")
+    return Request(image=image, prompt=prompt, seed=seed, name=name, given_frames=given_frames)
 
 
-def _named(requests: list[Request]) -> list[Request]:
-    """The same requests with names that differ, so that no video is written over another."""
-    used: set[str] = set()
-    for i, request in enumerate(requests):
+def check_seed(seed: Any) -> None:
+    """Raises a UserError unless `seed` is a whole number in 0..2**32 - 1."""
+    check_value("seed", seed, int)
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"Seeds must lie in 0..2**32 - 1, not {seed}.")
+
+
+def _with_own_names(requests: Sequence[Request]) -> list[Request]:
+    """The requests under names that differ, so that no video overwrites another."""
+    renamed: dict[str, Request] = {}
+    for request in requests:
         name, count = request.name, 1
-        while name in used:
+        while name in renamed:
             count += 1
             name = f"{request.name}_{count}"
-        used.add(name)
-        requests[i] = dataclasses.replace(request, name=name)
-    return requests
+        renamed[name] = dataclasses.replace(request, name=name)
+    return list(renamed.values())

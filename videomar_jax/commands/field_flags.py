@@ -1,0 +1,100 @@
+"""Flags generated from a dataclass: one for each field, described by the text below the field."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+from absl import flags
+
+from videomar_jax.checks import field_docs
+
+flags.disclaim_key_flags()  # the flags belong to the command that asks for them
+
+
+class FieldFlags:
+    """One flag for each field of a dataclass; a flag that is not given leaves the field alone.
+
+    bool, int, float, str and Literal become flags of that type; a Sequence is written A,B, and
+    tuple[str, ...] by repeating the flag. Fields of other types get no flag.
+    """
+
+    def __init__(
+        self,
+        kind: type,
+        names: Collection[str] | None = None,
+        *,
+        show_defaults: bool = True,
+        zero_is_none: bool = False,
+    ):
+        """Defines the flags.
+
+        Args:
+            kind: a dataclass with a string literal below each field.
+            names: the fields that get a flag; None: all.
+            show_defaults: write a field's default into its help.
+            zero_is_none: 0 stands for None where a whole number may be None.
+        """
+        docs, hints = field_docs(kind), typing.get_type_hints(kind)
+        self._optional: set[str] = set()
+        self._holders: dict[str, flags.FlagHolder] = {}
+        for field in dataclasses.fields(kind):
+            if names is not None and field.name not in names:
+                continue
+            text = docs.get(field.name, "")
+            if show_defaults and field.default not in _SELF_EVIDENT:
+                text = f"{text} (default: {field.default})"
+            kind_of_value = _without_none(hints[field.name])
+            if zero_is_none and kind_of_value is int and hints[field.name] is not int:
+                self._optional.add(field.name)
+            holder = _define(field.name, kind_of_value, text)
+            if holder is not None:
+                self._holders[field.name] = holder
+
+    def given(self) -> dict[str, Any]:
+        """The values of the flags on the command line, by field."""
+        values = {}
+        for name, holder in self._holders.items():
+            if holder.value is not None:
+                values[name] = holder.value
+                if name in self._optional and holder.value == 0:
+                    values[name] = None
+        return values
+
+
+_SELF_EVIDENT = (dataclasses.MISSING, None, "", False, ())
+_DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+
+
+class _Numbers(flags.ListParser):
+    """Numbers with commas between them."""
+
+    def parse(self, argument: str | list) -> list[float]:
+        return [float(entry) for entry in super().parse(argument)]
+
+
+def _define(name: str, kind: Any, text: str) -> flags.FlagHolder | None:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return flags.DEFINE_enum(name, None, list(arguments), text)
+    if kind in _DEFINE:
+        return _DEFINE[kind](name, None, text)
+    if origin is tuple and arguments == (str, ...):
+        return flags.DEFINE_multi_string(name, None, f"{text} May be repeated.")
+    if origin is Sequence or origin is tuple:
+        parser = flags.ListParser() if arguments[0] is str else _Numbers()
+        return flags.DEFINE(parser, name, None, text, serializer=flags.ListSerializer(","))
+    return None
+
+
+def _without_none(annotation: Any) -> Any:
+    """The annotation X of `X | None`, and the first of several."""
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    return next(kind for kind in typing.get_args(annotation) if kind is not type(None))
