@@ -618,10 +618,10 @@ def bundle_only(finished, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(settings=dict(temperature=-1.0)), "temperature must not be negative, but is -1"),
+        (dict(settings=dict(temperature=-1.0)), "temperature must not be negative, not -1"),
         (
             dict(settings=dict(guidance=-2.0)),
-            "guidance must not be negative, but is -2.*1 turns it off",
+            "guidance must not be negative, not -2",
         ),
         (dict(settings=dict(steps=0)), "steps must be at least 1, not 0"),
         (dict(settings=dict(head_steps="fast")), "head.*'fast'"),
