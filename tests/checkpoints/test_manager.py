@@ -363,7 +363,7 @@ def test_a_write_that_fails_is_told_with_what_is_left(tmp_path, capfd):
         assert checkpoints.all_steps() == [1]
     told = str(error.value)
     assert f"Checkpoint 2 could not be written in {tmp_path}: File too large." in told
-    assert "There, checkpoint 1 is whole" in told
+    assert "There, checkpoint 1 is intact" in told
     assert "Traceback" not in capfd.readouterr().err
     with Checkpoints(tmp_path, keep_last=1) as checkpoints:
         assert_bitwise(checkpoints.restore(1, noise(0))[0], noise(1))
@@ -394,7 +394,7 @@ def test_a_full_disk(tmp_path):
         pytest.skip("a small file system cannot be mounted here")
     try:
         with pytest.raises(
-            OSError, match=r"Checkpoint 2 .*No space left on device\. There, checkpoint 1 is whole"
+            OSError, match=r"Checkpoint 2 .*No space left on device\. There, checkpoint 1 is intact"
         ):
             with Checkpoints(tmp_path, keep_last=1) as checkpoints:
                 for step in (1, 2):
@@ -458,7 +458,7 @@ def test_damage_to_any_file_is_told_or_does_no_harm(three, tmp_path, damage):
         except ValueError as error:
             told += 1
             assert re.search(
-                rf"Checkpoint {directory}/6 is damaged \(.+\)\. Checkpoint 4 is whole", str(error)
+                rf"Checkpoint {directory}/6 is damaged \(.+\)\. Checkpoint 4 is intact", str(error)
             ), file
         shutil.rmtree(directory)
     assert told >= 6, f"only {told} of {len(files)} files are needed"
@@ -483,9 +483,9 @@ def test_an_older_one_that_is_damaged_too_is_passed_over(three, tmp_path):
     directory = tmp_path / "checkpoints"
     shutil.copytree(three, directory)
     for step, left in (
-        (6, "Checkpoint 4 is whole"),
-        (4, "Checkpoint 2 is whole"),
-        (2, r"Nor can .* \(4, 2\)"),
+        (6, "Checkpoint 4 is intact"),
+        (4, "Checkpoint 2 is intact"),
+        (2, r"older ones cannot be read either \(4, 2\)"),
     ):
         shutil.rmtree(directory / str(step) / "progress")
         with pytest.raises(ValueError, match=f"{directory}/6 is damaged.*{left}"):

@@ -32,7 +32,7 @@ def tree(leaves: dict) -> dict:
 
 
 def write(directory, together: int, step: int = 0) -> None:
-    checkpoint = StreamedCheckpoint(directory, "ema", step=step, together=together)
+    checkpoint = StreamedCheckpoint(directory, "ema", step=step, bytes_at_once=together)
     for path, array in arrays().items():
         checkpoint.put(path, array)
     checkpoint.commit({"step": step, "source": "here"})
@@ -82,7 +82,7 @@ def test_types_as_they_are_stored(tmp_path):
 def test_it_needs_memory_for_a_few_arrays_only(tmp_path):
     size, count = 2**20, 16
     tracemalloc.start()
-    checkpoint = StreamedCheckpoint(tmp_path, "ema", together=size)
+    checkpoint = StreamedCheckpoint(tmp_path, "ema", bytes_at_once=size)
     for number in range(count):
         checkpoint.put(f"layer_{number}", np.full(size // 4, number, np.float32))
     peak = tracemalloc.get_traced_memory()[1]

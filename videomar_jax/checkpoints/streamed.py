@@ -1,13 +1,10 @@
-"""A checkpoint written array by array, for those who never hold the whole of it, and the types that
-one holds.
+"""A checkpoint written array by array, and the types of the arrays in a checkpoint.
 
-`Checkpoints.save` takes a tree of all arrays. `StreamedCheckpoint` takes them one after another,
-and its memory is that
-of a few: a conversion of a model needs less than the model. On disk there is no difference;
-    `Checkpoints` reads both.
+`Checkpoints.save` takes a tree of all arrays. `StreamedCheckpoint` takes them one after another and
+needs the memory of a few: a model can be converted in less memory than it has. On disk there is no
+difference; `Checkpoints` reads both.
 """
 
-import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,41 +17,45 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1
 
 from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.io.log import log
 
-_log = logging.getLogger(__name__)
-_ITEM = "state"  # what Orbax calls the tree of a checkpoint that is saved in pieces
+_ITEM = "state"  # Orbax's name for the tree of a checkpoint that is saved in pieces
 
 
 class StreamedCheckpoint:
     """Checkpoint `step` of a new `directory`, with one part: `put` every array, then `commit`.
 
-    Arrays are collected up to `together` bytes before they are written. Until `commit` returns, the
-    directory is not to be read; after a failure, it is to be thrown away.
+    Until `commit` returns, the directory must not be read; after a failure it must be deleted.
+
+    Args:
+        part: the name of the part, such as "ema".
+        bytes_at_once: arrays are collected up to this size before they are written.
     """
 
     def __init__(
-        self, directory: str | os.PathLike, part: str, *, step: int = 0, together: int = 2**27
+        self,
+        directory: str | os.PathLike,
+        part: str,
+        *,
+        step: int = 0,
+        bytes_at_once: int = 2**27,
     ):
-        self._directory, self._part, self._step, self._together = (
-            Path(directory),
-            part,
-            step,
-            together,
-        )
+        self._directory, self._part, self._step = Path(directory), part, step
+        self._bytes_at_once = bytes_at_once
         self._pieces = self._directory.with_name(f"{self._directory.name}.pieces")
         self._waiting: dict[str, np.ndarray] = {}
 
     def put(self, path: str, array: np.ndarray) -> None:
-        """Adds the array that stands at the place "a/b/c" of the tree; it must not change
-        afterwards."""
+        """Adds the array at the place "a/b/c" of the tree; it must not change afterwards."""
         self._waiting[path] = array
-        if sum(waiting.nbytes for waiting in self._waiting.values()) >= self._together:
+        if sum(waiting.nbytes for waiting in self._waiting.values()) >= self._bytes_at_once:
             self._write()
 
     def commit(self, progress: Mapping[str, Any]) -> None:
         """Completes the checkpoint; `progress` as in `Checkpoints.save`."""
         self._write()
         v1.partial.finalize(self._pieces)
+        # Orbax has no way to save a composite from pieces: a placeholder is saved and replaced.
         with Checkpoints(self._directory) as checkpoints:
             checkpoints.save(self._step, {self._part: {"stand-in": np.zeros(1)}}, progress)
         part = self._directory / str(self._step) / self._part
@@ -69,11 +70,13 @@ class StreamedCheckpoint:
 
 
 def stored_types(directory: str | os.PathLike, step: int, part: str) -> dict[str, np.dtype]:
-    """{"a/b/c": type} of the arrays in one part of a checkpoint; nothing where there is no such
-    part or it cannot be read, of which `Checkpoints.restore` gives the reason."""
+    """{"a/b/c": dtype} of the arrays in one part of a checkpoint.
+
+    Empty if there is no such part or it cannot be read; `Checkpoints.restore` then says why.
+    """
     try:
         tree = ocp.StandardCheckpointHandler().metadata(Path(directory) / str(step) / part).tree
     except Exception as error:  # whatever the readers of several file formats raise
-        _log.debug("no types of %s in checkpoint %d of %s: %r", part, step, directory, error)
+        log.debug("no types of %s in checkpoint %d of %s: %r", part, step, directory, error)
         return {}
     return {path: np.dtype(leaf.dtype) for path, leaf in flatten_dict(tree, sep="/").items()}
