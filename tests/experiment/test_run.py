@@ -202,7 +202,7 @@ def footage(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         said = []
         patch.setattr(
-            "videomar_jax.data.videos._log.warning", lambda text, *args: said.append(text % args)
+            "videomar_jax.data.videos.log.warning", lambda text, *args: said.append(text % args)
         )
         report = start(tiny_videos(folder / "clips"), folder / "run")
     return folder / "run", report, said

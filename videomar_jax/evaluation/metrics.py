@@ -152,8 +152,8 @@ def _per_frame(
 
 
 def _frame_psnr(x: np.ndarray, y: np.ndarray) -> float:
-    mse = np.mean((x - y) ** 2)
-    return MAX_PSNR if mse == 0 else min(MAX_PSNR, 10 * np.log10(_PEAK**2 / mse))
+    mse = float(np.mean((x - y) ** 2))
+    return MAX_PSNR if mse == 0 else min(MAX_PSNR, float(10 * np.log10(_PEAK**2 / mse)))
 
 
 def _frame_ssim(x: np.ndarray, y: np.ndarray) -> float:
@@ -165,7 +165,7 @@ def _frame_ssim(x: np.ndarray, y: np.ndarray) -> float:
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
     covariance = product - mean_x * mean_y
     variances = power - mean_x**2 - mean_y**2
-    return np.mean(luminance * (2 * covariance + _C2) / (variances + _C2))
+    return float(np.mean(luminance * (2 * covariance + _C2) / (variances + _C2)))
 
 
 def _gaussian(size: int) -> np.ndarray:

@@ -107,10 +107,10 @@ def directions(
         raise UserError(f"A direction needs clips of at least 2 frames, got shape {video.shape}.")
     ends = _measure(video[:, [0, -1]], background, threshold)
     shifts = ends.centroid[:, 1] - ends.centroid[:, 0]
-    found_in_both = ends.found.all(1)
+    found_in_both = ends.found[:, 0] & ends.found[:, 1]
     return [
-        _direction(*shift, min_shift) if found else "none"
-        for shift, found in zip(shifts, found_in_both, strict=True)
+        _direction(dy, dx, min_shift) if found else "none"
+        for (dy, dx), found in zip(shifts, found_in_both, strict=True)
     ]
 
 

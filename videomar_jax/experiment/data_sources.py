@@ -30,7 +30,7 @@ from videomar_jax.evaluation.report import Case
 from videomar_jax.experiment.cases import CaseSettings, footage_cases, shape_cases
 from videomar_jax.tokenizers import load_tokenizer, to_video
 
-_Kind = TypeVar("_Kind", bound="type[DataKind]")
+_Kind = TypeVar("_Kind", bound="DataKind")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ DATA_KINDS: dict[str, DataKind] = {}
 """The kinds of data by the name in `data.kind`; filled by `register`."""
 
 
-def register(kind: _Kind) -> _Kind:
+def register(kind: type[_Kind]) -> type[_Kind]:
     """Class decorator: makes a kind of data known by the name in its facts."""
     DATA_KINDS[kind.facts.name] = kind()
     return kind

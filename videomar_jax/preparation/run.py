@@ -198,8 +198,8 @@ def identify(tokenizer: Tokenizer, text_encoder: TextEncoder | None) -> dict[str
     if text_encoder is None:
         return {"tokenizer": about_tokenizer, "text_encoder": None}
     about_text = {name: getattr(text_encoder, name) for name in ("kind", "max_tokens", "width")}
-    settings = text_encoder.settings()
-    settings.pop("folder", None)
+    settings = dict(text_encoder.settings())
+    settings.pop("folder", None)  # the same encoder may be anywhere
     return {"tokenizer": about_tokenizer, "text_encoder": {**about_text, "settings": settings}}
 
 
