@@ -125,8 +125,8 @@ def main() -> None:
         "models": reports,
     }
     print(
-        f"\n{whole['device']}, load {whole['load'][0]:.1f}; {best['flops'] / 1e9:.0f} GFLOP/s {args.dtype}, "
-        f"{best['bytes'] / 1e9:.0f} GB/s"
+        f"\n{whole['device']}, load {whole['load'][0]:.1f}; "
+        f"{best['flops'] / 1e9:.0f} GFLOP/s {args.dtype}, {best['bytes'] / 1e9:.0f} GB/s"
         + (f"; PyTorch {whole['torch'] / 1e9:.0f} GFLOP/s" if whole["torch"] else "")
     )
     write_report(whole, args.out, "decode")
@@ -317,11 +317,12 @@ def described(case: Case) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    sampling = report["sampling"]
+    sampling, config = report["sampling"], report["config"]
+    rows, columns = report["grid"]
     print(
-        f"\n{report['model']}: batch {report['batch']}, {report['grid'][0]}x{report['grid'][1]} tokens, "
-        f"{sampling['steps']} x {sampling['head_steps']} steps, {report['config']['head']} head, guidance "
-        f"{sampling['guidance']}, {report['config']['dtype']}"
+        f"\n{report['model']}: batch {report['batch']}, {rows}x{columns} tokens, "
+        f"{sampling['steps']} x {sampling['head_steps']} steps, {config['head']} head, "
+        f"guidance {sampling['guidance']}, {config['dtype']}"
     )
     for way, found in report.items():
         if isinstance(found, dict) and "frames" in found:
@@ -331,9 +332,10 @@ def show(report: dict[str, Any]) -> None:
             )
             print("  frame   sees    seconds   cache MiB   over the floor")
             for row in found["frames"]:
-                size, over = row["cache_bytes"] / 2**20, row["over_floor"]
+                size = row["cache_bytes"] / 2**20
                 print(
-                    f"  {row['frame']:5d}  {row['seen']:5d}  {row['seconds']:9.3f}  {size:10.1f}  {over:8.2f}"
+                    f"  {row['frame']:5d}  {row['seen']:5d}  {row['seconds']:9.3f}  "
+                    f"{size:10.1f}  {row['over_floor']:8.2f}"
                 )
     for name, share in report.get("shares", {}).get("shares", {}).items():
         print(f"  {share:6.1%}  {name}")

@@ -1,5 +1,4 @@
-"""Settings that make no sense are refused by name; presets are changes that every head can
-follow."""
+"""Settings that make no sense are refused by name; presets are changes that every head takes."""
 
 import dataclasses
 import json
@@ -7,8 +6,9 @@ import json
 import pytest
 
 from tests.helpers.tiny_model import annotations_off, tiny_config
+from videomar_jax.checks import UserError, field_docs
 from videomar_jax.diffusion.solver import plan_steps
-from videomar_jax.sampling.config import PRESETS, SamplingConfig, with_preset
+from videomar_jax.sampling.config import PRESETS, HeadSteps, SamplingConfig, with_preset
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 
 
@@ -17,6 +17,17 @@ from videomar_jax.sampling.schedules import head_step_names, reveal_plan
     [
         ("steps", 0),
         ("steps", -3),
+        ("steps", 4.5),
+        ("steps", True),
+        ("steps", "4"),
+        ("head_steps", 4.5),
+        ("head_steps", True),
+        ("head_steps", None),
+        ("clip_first", 1),
+        ("keep_first", "yes"),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("latent_clip", float("inf")),
         ("guidance", -0.1),
         ("guidance", float("nan")),
         ("guidance", float("inf")),
@@ -35,15 +46,19 @@ from videomar_jax.sampling.schedules import head_step_names, reveal_plan
         ("window", 0),
         ("window", -1),
         ("window", 1),
+        ("window", 4.0),
         ("guidance_interval", (0.5, 0.5)),
         ("guidance_interval", (0.8, 0.2)),
         ("guidance_interval", (-0.1, 1.0)),
         ("guidance_interval", (0.0, 1.1)),
         ("guidance_interval", (0.5,)),
+        ("guidance_interval", (0.0, float("nan"))),
+        ("guidance_interval", ("0", "1")),
+        ("guidance_interval", 0.5),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(field, value):
-    with annotations_off(), pytest.raises(ValueError, match=rf"sampling\.{field}\b"):
+    with annotations_off(), pytest.raises(UserError, match=rf"sampling\.{field}\b"):
         SamplingConfig(**{field: value})
 
 
@@ -52,18 +67,43 @@ def test_a_wrong_value_is_refused_by_name(field, value):
     ["0", "-5", "many", "10-0", "0-5", "5-", "1.5", "ddim", "ddim0", "5--3", "10-5-2", "3,0"],
 )
 def test_head_steps_that_are_no_steps(steps):
-    with pytest.raises(ValueError, match=r"sampling\.head_steps"):
+    with pytest.raises(UserError, match=r"sampling\.head_steps"):
         SamplingConfig(head_steps=steps)
 
 
-@pytest.mark.parametrize("steps", ["100", "ddim50", "25,25,50", "50-5", "5-5", " 8 ", ""])
-def test_head_steps_in_every_form(steps):
-    assert SamplingConfig(head_steps=steps).head_steps == steps.strip()
+@pytest.mark.parametrize(
+    ("text", "parsed", "most"),
+    [
+        ("100", HeadSteps("100"), 100),
+        ("ddim50", HeadSteps("ddim50"), 50),
+        ("25,25,50", HeadSteps("25,25,50"), 100),
+        ("50-5", HeadSteps("50", 5), 50),
+        ("5-9", HeadSteps("5", 9), 9),
+        (" 8 ", HeadSteps("8"), 8),
+        ("", HeadSteps(""), 1000),
+    ],
+)
+def test_head_steps_in_every_form(text, parsed, most):
+    config = SamplingConfig(head_steps=text)
+    assert config.head_steps == str(parsed) == text.strip()
+    assert config.parsed_head_steps == parsed and parsed.most(1000) == most
 
 
-def test_a_window_ofone_frame_is_the_last_one_unless_the_first_is_kept():
+def test_head_steps_may_be_a_number():
+    with annotations_off():
+        assert SamplingConfig(head_steps=25) == SamplingConfig(head_steps="25")
+
+
+def test_every_setting_is_described_at_its_field():
+    """The flags of `sample` take their help from these texts."""
+    docs = field_docs(SamplingConfig)
+    for field in dataclasses.fields(SamplingConfig):
+        assert docs.get(field.name, "").endswith("."), f"no description of {field.name}"
+
+
+def test_a_window_of_one_frame_is_the_last_one_unless_the_first_is_kept():
     assert SamplingConfig(window=1, keep_first=False).window == 1
-    with pytest.raises(ValueError, match=r"at least 2 when frame 0 is kept, not 1"):
+    with pytest.raises(UserError, match=r"at least 2 when frame 0 is kept, not 1"):
         SamplingConfig(window=1)
 
 
@@ -75,8 +115,8 @@ def test_a_config_survives_json():
     )
 
 
-def test_an_interval_between_two_steps_is_told():
-    with pytest.raises(ValueError, match="holds none of the 4 reveal steps"):
+def test_an_interval_between_two_steps_is_refused():
+    with pytest.raises(UserError, match="holds none of the 4 reveal steps"):
         reveal_plan(64, SamplingConfig(steps=4, guidance_interval=(0.9, 1.0)))
 
 
@@ -103,7 +143,7 @@ def test_presets_are_ordered_by_their_work():
 
 def test_an_unknown_preset_is_answered_with_those_there_are():
     with pytest.raises(
-        ValueError, match="no sampling preset 'best'; there are quality, balanced, fast"
+        UserError, match="no sampling preset 'best'; there are quality, balanced, fast"
     ):
         with_preset(SamplingConfig(), "best", "flow")
 

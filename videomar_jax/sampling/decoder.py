@@ -135,6 +135,7 @@ def decode_frame(
     scale = shared.scale
     cache = _commit_frame(model, shared.context, state.cache, state.last, number - 1, scale, static)
     if draws is None:
+        assert shared.keys is not None, "give either keys or draws"
         noisy = evaluations(shared.timesteps) if model.process.stochastic else 0
         draws = draw_frame(shared.keys, number, tokens, width, noisy)
     slots = None if static.all_visible else _filled(number, static)

@@ -126,7 +126,8 @@ def free_bytes(device: jax.Device | None = None) -> int | None:
 
     A CPU has what the machine has, or what is left within the limit of the container.
     """
-    device = device or jax.local_devices()[0]
+    if device is None:
+        device = jax.local_devices()[0]
     stats: dict[str, Any] = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from videomar_jax.diffusion.solver import SolverPlan, evaluations
 from videomar_jax.models.attention import TextKV, VisibleCache
@@ -35,11 +36,11 @@ from videomar_jax.types import Array, Bool, Float
 class FrameSettings(NamedTuple):
     """The values of one generated frame; none of them changes the compiled program."""
 
-    number: Array
-    """int32: the frame's place in the video."""
-    temperature: Array
+    number: Array | np.ndarray
+    """int32: the frame's number in the video."""
+    temperature: Array | np.ndarray
     """float32: scale of the noise."""
-    bound: Array
+    bound: Array | np.ndarray
     """float32: tokens are clipped to [-bound, bound]."""
 
 
@@ -168,6 +169,7 @@ def predictor(inputs: FrameInputs, guided: bool) -> Callable:
         visible = visible._replace(cache=_first_rows(visible.cache, batch))
     layers = None
     if static.speed.unstack_layers:
+        assert isinstance(context.tokens, TextKV)
         layers = model.transformer.unstacked_layers(context.tokens, visible.cache)
     # A trace wants z of every token.
     only_chosen = static.speed.skip_unused_tokens and not static.trace
@@ -224,12 +226,8 @@ def _first_rows(stack, batch: int):
 
 
 def _text_rows(context: Context, batch: int) -> Context:
-    """The context of the rows with text."""
-    tokens = context.tokens
-    if isinstance(tokens, TextKV):
-        tokens = _first_rows(tokens, batch)
-    else:
-        tokens = tokens[:batch]
+    """The context of the rows with text; its tokens are keys and values already."""
+    tokens = _first_rows(context.tokens, batch)
     mask = None if context.mask is None else context.mask[:batch]
     pooled = None if context.pooled is None else context.pooled[:batch]
     return Context(tokens, mask, pooled)
