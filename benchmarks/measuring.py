@@ -1,4 +1,4 @@
-"""What the benchmarks share: how fast the device is at its best, and where a report goes."""
+"""What the benchmarks share: the best rates of the device, and where a report is written."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 def matmul_peak(dtype: str) -> float:
-    """FLOP/s of a large product on one device, the best of several."""
+    """FLOP/s of a large matrix product on one device, the best of several."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
@@ -39,22 +39,35 @@ def _best(function: Callable[[], Any], repeats: int = 10) -> float:
     return best
 
 
+_TORCH_PRODUCT = """
+import time, torch
+a = torch.randn(2048, 2048)
+best = float("inf")
+for _ in range(10):
+    start = time.perf_counter()
+    torch.matmul(a, a)
+    best = min(best, time.perf_counter() - start)
+print(2 * 2048**3 / best)
+"""
+
+
 def torch_peak(python: str | None = None) -> float | None:
-    """FLOP/s of PyTorch's product of two 2048 x 2048 matrices on CPU, in this interpreter or in
-    `python`; None where it is not installed."""
-    code = (
-        "import time, torch\na = torch.randn(2048, 2048)\nbest = 9e9\nfor _ in range(10):\n"
-        "    t = time.perf_counter(); torch.matmul(a, a); best = min(best, time.perf_counter() - t)\n"
-        "print(2 * 2048**3 / best)"
-    )
-    done = subprocess.run(
-        [python or sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    """FLOP/s of PyTorch's product of two 2048 x 2048 matrices on CPU; None if it is not installed.
+
+    Args:
+        python: the interpreter that has PyTorch; None: this one.
+    """
+    command = [python or sys.executable, "-c", _TORCH_PRODUCT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return float(done.stdout) if done.returncode == 0 else None
 
 
 def write_report(report: dict[str, Any], out: str | None, name: str) -> None:
-    """Writes a report as JSON to `out`, or below runs/benchmarks; a file that is there stays."""
+    """Writes a report as JSON to `out`, or below runs/benchmarks.
+
+    Raises:
+        FileExistsError: the file exists; a measurement is never overwritten.
+    """
     path = Path(out or f"runs/benchmarks/{name}-{datetime.now():%Y%m%d-%H%M%S}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "x", encoding="utf-8") as file:

@@ -1,16 +1,14 @@
-"""Every next frame at once (`all`) against one next frame (`one`, truncated) at equal training
-time.
+"""All next frames at once (`all`) against one truncated next frame (`one`) at equal training time.
 
     python -m benchmarks.objective --seconds=270
 
 trains the quick start's model on moving shapes of T = 4 latent frames with both losses, from the
 same parameters and on the same clips in the same order, and scores both on the same held-out clips.
-The runs take turns of a few seconds in one process and each counts only the time of its own steps
-(compiling and data left out), so that whatever else the
-machine does hits them alike. Both losses have the same expectation: a hidden token of any frame
-    1..T-1 weighs the same.
+The runs alternate every few seconds in one process, and each counts only the time of its own steps
+(without compiling and data), so that other load on the machine affects them alike. Both losses have
+the same expectation: a hidden token of any frame 1..T-1 has the same weight.
 
-Writes the curves as JSON (--out) and, where matplotlib is installed, as a picture (--picture).
+Writes the curves as JSON (--out) and, if matplotlib is installed, as a picture (--picture).
 """
 
 import argparse
@@ -66,7 +64,7 @@ SAMPLING = SamplingConfig(steps=4, head_steps="4", guidance=1.0, latent_clip=0.0
 class World:
     """What both runs share."""
 
-    parts: TrainingInputs
+    inputs: TrainingInputs
     shape: ClipShape
     batch_size: int
     seed: int
@@ -84,12 +82,11 @@ class World:
         row = dict(
             name="shapes", batch_size=self.batch_size, steps=10**6, learning_rate=1.0, **sizes
         )
-        return training_batches(self.seed, 0, Curriculum.from_rows([row]).stages[0], self.parts, 0)
+        return training_batches(self.seed, 0, Curriculum.from_rows([row]).stages[0], self.inputs, 0)
 
 
 def make_world(size: int, batch_size: int, seed: int, held_out: int) -> World:
-    """Moving shapes of `size` pixels square, a tokenizer fitted on them, and clips that are never
-    trained on."""
+    """Moving shapes on `size` x `size` pixels, a tokenizer fitted on them, and held-out clips."""
     shape = ClipShape(num_frames=1 + (FRAMES - 1) * STRIDE, height=size, width=size)
     train = Shapes(seed=seed, length=100_000, split="train", bounce=True)
     test = Shapes(seed=seed, length=10 * held_out, split="test", bounce=False)
@@ -98,8 +95,8 @@ def make_world(size: int, batch_size: int, seed: int, held_out: int) -> World:
         clips, patch=PATCH, temporal_stride=STRIDE, channels=MODEL.latent_channels
     )
     text = HashedTextEncoder(MODEL.text_tokens, MODEL.text_width)
-    parts = TrainingInputs(source=train, tokenizer=tokenizer, text_encoder=text)
-    return World(parts, shape, batch_size, seed, fixed_clips(test, range(held_out), shape=shape))
+    inputs = TrainingInputs(source=train, tokenizer=tokenizer, text_encoder=text)
+    return World(inputs, shape, batch_size, seed, fixed_clips(test, range(held_out), shape=shape))
 
 
 class Run:
@@ -174,7 +171,7 @@ class Judge:
 
     def __init__(self, world: World, config: ModelConfig):
         self.world, self.config, self.graph = world, config, abstract_model(config)[0]
-        self.batch = to_batch(world.held_out, world.parts)
+        self.batch = to_batch(world.held_out, world.inputs)
         self.loss = jax.jit(self._loss)
         directions = [motion.direction_of(caption) for caption in world.held_out["caption"]]
         self.case = Case(
@@ -196,11 +193,11 @@ class Judge:
     def __call__(self, params: Any) -> dict[str, float]:
         losses = jax.device_get(self.loss(params, self.batch))
         model = nnx.merge(self.graph, params)
-        parts = self.world.parts
+        inputs = self.world.inputs
         sampler = VideoSampler(
             model=model,
-            tokenizer=parts.tokenizer,
-            text_encoder=parts.text_encoder,
+            tokenizer=inputs.tokenizer,
+            text_encoder=inputs.text_encoder,
             config=SAMPLING,
             batch_size=len(self.batch.latents),
         )
@@ -225,16 +222,16 @@ def main() -> None:
     for run in runs:
         run.measure(judge)
     for mark in marks:
-        for until in np.linspace(
-            mark - args.every, mark, max(round(args.every / args.turn), 1) + 1
-        )[1:]:
+        turns = max(round(args.every / args.turn), 1)
+        for until in np.linspace(mark - args.every, mark, turns + 1)[1:]:
             for run in runs:
                 run.train(until)
         for run in runs:
-            told = run.measure(judge)
+            scores = run.measure(judge)
             print(
-                f"{run.form} {run.rate:g}: {run.seconds:.0f} s, {run.step} steps, loss {told['loss']:.4f}, "
-                f"PSNR {told['psnr']:.2f}, off place {told['centroid_error']:.2f} px",
+                f"{run.form} {run.rate:g}: {run.seconds:.0f} s, {run.step} steps, "
+                f"loss {scores['loss']:.4f}, PSNR {scores['psnr']:.2f}, "
+                f"position error {scores['centroid_error']:.2f} px",
                 flush=True,
             )
     report = {
@@ -251,7 +248,7 @@ def main() -> None:
 
 
 def draw_curves(report: dict[str, Any], path: str) -> None:
-    """Held-out loss and PSNR against seconds and steps; a line for each run."""
+    """Held-out loss, PSNR and position error against seconds and steps; a line for each run."""
     try:
         import matplotlib
     except ImportError:
@@ -271,7 +268,7 @@ def draw_curves(report: dict[str, Any], path: str) -> None:
         "step": "steps",
         "loss": "held-out loss",
         "psnr": "PSNR (dB)",
-        "centroid_error": "object off its place (px)",
+        "centroid_error": "position error of the object (px)",
     }
     colours, strokes = {"one": "tab:orange", "all": "tab:blue"}, ["-", "--", ":", "-."]
     rates = sorted({run["learning_rate"] for run in report["runs"]}, reverse=True)
@@ -305,7 +302,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--seconds", type=float, default=270.0, help="training time of each run")
     add("--every", type=float, default=30.0, help="seconds of training between two scores")
-    add("--turn", type=float, default=5.0, help="seconds of training before the other run's turn")
+    add("--turn", type=float, default=5.0, help="seconds of training before the runs alternate")
     add("--rate", type=float, action="append", help="learning rate; repeat to run several")
     add("--size", type=int, default=16, help="pixels of a side")
     add("--batch", type=int, default=32, help="clips in a batch")

@@ -1,18 +1,18 @@
-"""Kills a training run again and again, and compares its end with that of an undisturbed one.
+"""Kills a training run repeatedly, and compares its end with that of an undisturbed run.
 
-    python -m benchmarks.soak --workdir=runs/soak                30 kills of a tiny run of 400 steps
+    python -m benchmarks.soak --workdir=runs/soak              # 30 kills of a tiny run of 400 steps
     python -m benchmarks.soak --workdir=runs/soak --kills=4
 
 Both runs are `python -m videomar_jax.main --config=configs/quickstart.py:tiny`, with a checkpoint
 every 5 steps. Half of the kills are SIGTERM, after which the run must save and end with exit code
 75; half are SIGKILL. Most come at a random step, some while a checkpoint is being written, some
 while the program is still starting, the last one while the report is made. After each kill the same
-command is given again. The verdict (exit code 0 or 1) is about all of this:
+command is given again. The soak passes (exit code 0, else 1) if
 
-1. every exit code was the right one, and no kill cost more than the steps since the last complete
-    checkpoint;
-2. parameters, averages and optimizer state at the end are those of the undisturbed run to the last
-    bit;
+1. every exit code was the expected one, and no kill cost more than the steps since the last
+   complete checkpoint;
+2. parameters, averages and optimizer state at the end equal those of the undisturbed run to the
+   last bit;
 3. metrics.jsonl holds each step once, with the same numbers, and the report the same scores.
 
 Prints a line for each kill and writes WORKDIR/soak.json.
@@ -42,26 +42,26 @@ ROOT = Path(__file__).parents[1]
 CLOCKED = re.compile(r"_per_second$|^data_wait$|^mfu$|^device_memory|seconds")
 """Numbers of the record that depend on the clock."""
 AIMS = ("step", "save", "step", "start", "step", "save")
-"""When kills come: at a step, during a save, before the first step."""
+"""When kills come: at a step, while a checkpoint is saved, before the first step."""
 HEADER = "| kill | signal | when | at step | exit code | complete checkpoint | steps lost |"
 
 
 class Failed(Exception):
-    """The soak shows a defect."""
+    """The soak found a defect."""
 
 
 @dataclasses.dataclass
 class Kill:
-    """One kill: what was planned, then what happened."""
+    """One kill: what was planned, and then what happened."""
 
     signal: str
     aim: str
-    target: int  # not before this step
+    target: int  # the first step at which it may come
     when: str = ""
     step: int = 0  # the last step done
     code: int = 0
-    checkpoint: int = 0  # the newest complete one afterwards
-    lost: int = 0
+    checkpoint: int = 0  # the step of the newest complete one afterwards
+    lost: int = 0  # steps that must be done again
 
     def row(self, number: int) -> str:
         """A line of the table."""
@@ -70,16 +70,16 @@ class Kill:
 
 
 class Run:
-    """A training run in a folder of its own, started and killed from outside."""
+    """A training run in its own folder, started and killed from outside."""
 
     def __init__(self, workdir: Path, every: int, overrides: list[str]):
         self.workdir, self.every, self.overrides = workdir, every, overrides
         self.log = workdir.with_suffix(".log")
         self.process: subprocess.Popen | None = None
-        self.start_seconds = 10.0  # from the command to the first step, as last seen
+        self.start_seconds = 10.0  # from the command to the first step, as last measured
 
     def start(self) -> None:
-        """Gives the command; its output goes to the log beside the workdir."""
+        """Starts the command; its output goes to the log beside the workdir."""
         command = [
             sys.executable,
             "-m",
@@ -95,7 +95,7 @@ class Run:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
 
     def end(self, seconds: float = 3600.0) -> int:
-        """The exit code of the present start."""
+        """Waits for the current start to end; returns its exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -103,7 +103,7 @@ class Run:
             raise Failed(f"the run did not end within {seconds:.0f} s; see {self.log}") from None
 
     def output(self) -> str:
-        """What the present start has printed."""
+        """What the current start has printed."""
         with open(self.log, "rb") as log:
             log.seek(self.printed)
             return log.read().decode(errors="replace")
@@ -151,20 +151,17 @@ def plan(kills: int, total: int, every: int, rng: random.Random) -> list[Kill]:
 
 
 def kill(run: Run, kill: Kill, rng: random.Random) -> None:
-    """Starts the run, kills it as planned and writes down what happened."""
+    """Starts the run, kills it as planned and records what happened."""
     before = run.checkpoint()
     run.start()
     _wait(run, kill, before, rng)
     started, saving = run.step() > before, run.is_saving()
-    kill.when = (
-        "start"
-        if not started
-        else "report"
-        if kill.aim == "report"
-        else "save"
-        if saving
-        else "step"
-    )
+    if not started:
+        kill.when = "start"
+    elif kill.aim == "report":
+        kill.when = "report"
+    else:
+        kill.when = "save" if saving else "step"
     silent = not run.output()
     run.process.send_signal(signal.Signals[kill.signal])
     kill.code = run.end()
@@ -179,15 +176,15 @@ def _wait(run: Run, kill: Kill, before: int, rng: random.Random) -> None:
     def until(condition) -> None:
         while not condition():
             if run.process.poll() is not None:
-                raise Failed(
-                    f"the run ended with exit code {run.process.returncode} before it was killed: {run.log}"
-                )
+                code = run.process.returncode
+                raise Failed(f"the run ended with exit code {code} before it was killed: {run.log}")
             time.sleep(0.01)
 
     if kill.aim == "start":
         time.sleep(rng.uniform(0.0, run.start_seconds))
         return
-    until(lambda: run.step() <= before)  # what was done beyond the checkpoint has been taken back
+    # The record of steps beyond the checkpoint has been removed.
+    until(lambda: run.step() <= before)
     if kill.target > before or kill.aim != "report":
         until(lambda: run.step() > before)
         run.start_seconds = time.monotonic() - run.started
@@ -199,7 +196,7 @@ def _wait(run: Run, kill: Kill, before: int, rng: random.Random) -> None:
 
 
 def _check_kill(run: Run, kill: Kill, before: int, silent: bool) -> None:
-    """Raises Failed where a kill did not end as promised."""
+    """Raises Failed if a kill did not end as it must."""
     allowed = {-signal.SIGKILL} if kill.signal == "SIGKILL" else {INTERRUPTED}
     if kill.signal == "SIGTERM" and silent:
         allowed.add(-signal.SIGTERM)  # Python itself was still starting
@@ -211,18 +208,19 @@ def _check_kill(run: Run, kill: Kill, before: int, silent: bool) -> None:
         )
     if kill.checkpoint < before:
         raise Failed(f"the newest checkpoint was {before}, and is {kill.checkpoint} after the kill")
-    told = re.search(r"continuing from the checkpoint of step (\d+)", run.output())
-    if told and int(told[1]) != before:
-        raise Failed(f"the run went on from step {told[1]}, though checkpoint {before} is complete")
-    most = (
-        0 if kill.code == INTERRUPTED else 2 * run.every
-    )  # one save at most is under way while the next one is due
+    found = re.search(r"continuing from the checkpoint of step (\d+)", run.output())
+    if found and int(found[1]) != before:
+        raise Failed(
+            f"the run was continued from step {found[1]}, although checkpoint {before} is complete"
+        )
+    # At most one save is being written when the next one is due.
+    most = 0 if kill.code == INTERRUPTED else 2 * run.every
     if kill.lost > most:
         raise Failed(f"{kill.signal} at step {kill.step} cost {kill.lost} steps, more than {most}")
 
 
 def differences(ours: Path, theirs: Path, total: int) -> list[str]:
-    """In what the ends of two runs of `total` steps differ, in words."""
+    """How the ends of two runs of `total` steps differ, in words; empty if they are equal."""
     return _states(ours, theirs, total) + _records(ours, theirs, total) + _reports(ours, theirs)
 
 
@@ -264,7 +262,8 @@ def _records(ours: Path, theirs: Path, total: int) -> list[str]:
         steps = [row["step"] for row in record]
         if steps != list(range(1, total + 1)):
             found.append(
-                f"{workdir / 'metrics.jsonl'} does not hold the steps 1 to {total} once each: {steps}"
+                f"{workdir / 'metrics.jsonl'} does not hold the steps 1 to {total} once each: "
+                f"{steps}"
             )
     for a, b in zip(*rows, strict=False):
         keys = [
@@ -286,8 +285,11 @@ def _reports(ours: Path, theirs: Path) -> list[str]:
 
 
 def soak(run: Run, undisturbed: Path, kills: list[Kill], total: int, rng: random.Random) -> None:
-    """Kills `run` as planned, lets it end, and compares it with the undisturbed one; raises Failed
-    at a defect."""
+    """Kills `run` as planned, lets it end, and compares it with the undisturbed one.
+
+    Raises:
+        Failed: at the first defect.
+    """
     print(HEADER, re.sub(r"[^|]+", "---", HEADER), sep="\n", flush=True)
     for number, each in enumerate(kills, 1):
         kill(run, each, rng)

@@ -1,19 +1,20 @@
 """How fast a training step is, and how much of the device's matmul peak it uses.
 
-    python -m benchmarks.train_step                                  on CPU tiny and small, on an
-    accelerator 1.4B python -m benchmarks.train_step --model=tiny --supervise=one_frame --truncate=1
-    --multiplier=1 python -m benchmarks.train_step --model=1p4b --shape=7x30x48 --batch=4
-    --dtype=bfloat16 --remat=full --supervise=all_frames
+On a CPU it measures the sizes tiny and small, on an accelerator 1.4B:
 
-A step is all that training does with a batch: forward, backward, optimizer, averaged weights,
-    norms. FLOPs are those of
-matrix products (`models.flops`) without what rematerialisation computes again, so that their share
-of the peak is the model's (MFU); the peak is the best rate of a large product of the same type,
-measured before and
-after. A clip of the truncated layout has every length from 2 to T equally often: its times are
-    means over the lengths.
-On CPU the clips that the input pipeline makes in a second are measured too. Prints one table and
-writes it as JSON.
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --model=tiny --supervise=one_frame --truncate=1 --multiplier=1
+    python -m benchmarks.train_step --model=1p4b --shape=7x30x48 --batch=4 --dtype=bfloat16 \\
+        --remat=full --supervise=all_frames
+
+A step is all that training does with a batch: forward, backward, optimizer, averaged parameters,
+norms. FLOPs are those of matrix products (`models.flops`) without what rematerialisation computes
+again, so their share of the peak is the model's (MFU). The peak is the best rate of a large product
+of the same type, measured before and after. Truncated clips have every length from 2 to T equally
+often: their times are means over the lengths. On a CPU the clips that the input pipeline makes in a
+second are measured too.
+
+Prints one table and writes it as JSON.
 """
 
 import argparse
@@ -72,7 +73,7 @@ class Case:
     config: ModelConfig
 
     def flops(self) -> float:
-        """Of a step, nothing computed twice."""
+        """FLOPs of a step, without what is computed again."""
         frames, rows, columns = self.shape
         return train_step_flops(
             dataclasses.replace(self.config, remat="none"),
@@ -85,7 +86,7 @@ class Case:
         )
 
     def lengths(self) -> list[int]:
-        """Latent frames that a step may see; each equally often."""
+        """The numbers of latent frames that a step may have, each equally often."""
         frames = self.shape[0]
         return list(range(2, frames + 1)) if self.loss.truncate and frames > 1 else [frames]
 
@@ -120,7 +121,7 @@ def main() -> None:
 
 
 def cases(args: argparse.Namespace) -> Iterator[Case]:
-    """What the flags ask for; where they leave a choice, every sensible value of it."""
+    """The cases that the flags select; every sensible value of what they leave open."""
     for name in args.model:
         config = dataclasses.replace(
             MODELS[name], dtype=args.dtype, remat=args.remat, unroll=args.unroll
@@ -145,7 +146,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 
 
 class Trainer:
-    """A state and its update, on all devices."""
+    """A train state and its update, on all devices."""
 
     def __init__(self, case: Case, mesh_config: MeshConfig):
         self.case, self.mesh = case, make_mesh(mesh_config)
@@ -168,7 +169,7 @@ class Trainer:
         self.key = jax.random.key(1)
 
     def batch(self, frames: int) -> Batch:
-        """Random clips of so many latent frames."""
+        """Random clips of `frames` latent frames."""
         config, (_, rows, columns) = self.case.config, self.case.shape
         size = config.patch_size
         keys = jax.random.split(jax.random.key(2))
@@ -183,8 +184,8 @@ class Trainer:
         return jax.device_put(batch, batch_shardings(batch, self.mesh))
 
     def times(self, batch: Batch, steps: int) -> tuple[float, int, list[float]]:
-        """Seconds to compile, bytes of a device while a step runs as the compiler planned it,
-        seconds of the steps."""
+        """(seconds to compile, bytes that the compiler planned for a device, seconds of each
+        step)."""
         start = time.perf_counter()
         compiled = self.update.lower(self.state, batch, self.key).compile()
         compile_seconds, seconds = time.perf_counter() - start, []
@@ -199,8 +200,10 @@ class Trainer:
 
 
 def measure(case: Case, steps: int, mesh: MeshConfig) -> dict[str, Any]:
-    """The numbers of one line: a step is the mean over the lengths of the median over `steps`
-    steps."""
+    """The numbers of one line.
+
+    The time of a step is the median over `steps` steps, and its mean over the lengths.
+    """
     trainer = Trainer(case, mesh)
     runs = [trainer.times(trainer.batch(length), steps) for length in case.lengths()]
     median = statistics.fmean(statistics.median(seconds) for _, _, seconds in runs)
@@ -236,15 +239,17 @@ def _planned_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def matmul_peaks(dtype: str) -> dict[str, float]:
-    """FLOP/s of a large product on all devices, by library; PyTorch's on CPU, where it is
-    installed."""
+    """FLOP/s of a large product on all devices, by library; PyTorch's on CPU if it is installed."""
     torch = torch_peak() if jax.default_backend() == "cpu" else None
-    return {"jax": matmul_peak(dtype) * jax.device_count()} | ({"torch": torch} if torch else {})
+    peaks = {"jax": matmul_peak(dtype) * jax.device_count()}
+    if torch:
+        peaks["torch"] = torch
+    return peaks
 
 
 def input_rate(model: str, batches: int) -> dict[str, Any]:
-    """Clips in a second that the quick start's pipeline draws, encodes and gives out for the
-    model's latent shape."""
+    """Clips per second that the quick start's pipeline draws and encodes for the model's latent
+    shape."""
     text = SHAPES[model][0]
     frames, rows, columns = (int(size) for size in text.split("x"))
     stride, patch, batch = 2, 4, BATCHES[text]
@@ -255,11 +260,11 @@ def input_rate(model: str, batches: int) -> dict[str, Any]:
         for i in range(40)
     ]
     tokenizer = PCATokenizer.fit(iter(clips), patch=patch, temporal_stride=stride, channels=16)
-    parts = TrainingInputs(
+    inputs = TrainingInputs(
         source=source, tokenizer=tokenizer, text_encoder=HashedTextEncoder(32, 64), threads=2
     )
     row = dict(name="input", batch_size=batch, steps=20 * batches + 1, learning_rate=1.0, **sizes)
-    stream = training_batches(0, 0, Curriculum.from_rows([row]).stages[0], parts, 0)
+    stream = training_batches(0, 0, Curriculum.from_rows([row]).stages[0], inputs, 0)
     jax.block_until_ready(next(stream))
     start = time.perf_counter()
     for _ in range(20 * batches):
@@ -274,18 +279,19 @@ def describe(row: dict[str, Any], peak: float) -> str:
     form = row["supervise"] + (", truncated" if row["truncate"] else "")
     shape = "x".join(map(str, row["shape"]))
     return (
-        f"{row['model']:6s} {shape:10s} {row['batch']:5d} {form:22s} {row['multiplier']:5d} {row['remat']:6s}"
-        f"{row['step_seconds']:9.3f} {row['best_step_seconds']:9.3f} {row['seconds_per_supervised_frame']:9.4f}"
-        f"{row['tokens_per_second']:10.0f} {row['flops'] / 1e9:9.0f} {row['flops_per_second'] / 1e9:9.0f}"
+        f"{row['model']:6s} {shape:10s} {row['batch']:5d} {form:22s} {row['multiplier']:5d} "
+        f"{row['remat']:6s}{row['step_seconds']:9.3f} {row['best_step_seconds']:9.3f} "
+        f"{row['seconds_per_supervised_frame']:9.4f}{row['tokens_per_second']:10.0f} "
+        f"{row['flops'] / 1e9:9.0f} {row['flops_per_second'] / 1e9:9.0f}"
         f"{100 * row['flops_per_second'] / peak:7.0f} %{row['compile_seconds']:9.1f}"
         f"{row['planned_bytes'] / 2**30:8.2f}"
     )
 
 
 HEADER = (
-    f"{'model':6s} {'T x H x W':10s} {'batch':>5s} {'supervise':22s} {'draws':>5s} {'remat':6s}{'step s':>9s} "
-    f"{'best':>9s} {'s/frame':>9s}{'tokens/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s}{'of peak':>9s}"
-    f"{'compile':>9s}{'GiB':>8s}"
+    f"{'model':6s} {'T x H x W':10s} {'batch':>5s} {'supervise':22s} {'draws':>5s} {'remat':6s}"
+    f"{'step s':>9s} {'best':>9s} {'s/frame':>9s}{'tokens/s':>10s} {'GFLOP':>9s} {'GFLOP/s':>9s}"
+    f"{'of peak':>9s}{'compile':>9s}{'GiB':>8s}"
 )
 
 
@@ -322,11 +328,16 @@ def _arguments() -> argparse.Namespace:
         choices=(0, 1),
         help="cut clips after their one supervised frame",
     )
-    add("--multiplier", action="append", type=int, help="draws of the head for each token")
+    add(
+        "--multiplier",
+        action="append",
+        type=int,
+        help="(time, noise) draws of the head for each token",
+    )
     add("--dtype", choices=("float32", "bfloat16"), help="float32 on CPU, else bfloat16")
     add("--remat", choices=("none", "full", "dots"), help="none on CPU, else full")
-    add("--unroll", type=int, help="layers in a turn of the layer loop; all on CPU, else 1")
-    add("--fsdp", type=int, default=1, help="devices that share the parameters")
+    add("--unroll", type=int, help="layers unrolled in the loop over layers; all on CPU, else 1")
+    add("--fsdp", type=int, default=1, help="devices that the parameters are spread over")
     add("--steps", type=int, default=5, help="timed steps of each length")
     add("--out", help="JSON file to write")
     return parser.parse_args()

@@ -3,9 +3,10 @@
 #
 #   launch/local.sh --config=configs/stage1.py --config.data.path=CLIPS --workdir=runs/stage1
 #
-# All arguments go on to `python -m videomar_jax.main`. When the processes were asked to stop and have saved (exit code
-# 75), they are started again, at most RETRIES times. When one ends with another code, the rest is killed, and this
-# script ends with that code. Ctrl-C or SIGTERM to the script stops the run: it saves, and the same command goes on.
+# All arguments are passed to `python -m videomar_jax.main`. When the processes were asked to stop and have saved (exit
+# code 75), they are started again, at most RETRIES times. When one ends with another code, the others are killed, and
+# this script ends with that code. Ctrl-C or SIGTERM to the script stops the run: it saves, and the same command
+# continues it.
 set -euo pipefail
 
 # What to edit, or to set in the environment.
@@ -30,7 +31,7 @@ share=$((${#devices[@]} / PROCESSES))
 pids=()
 stopped=0
 
-signal_all() { # to the processes that are left and their children
+signal_all() { # signals the remaining processes and their children
   local pid
   for pid in "${pids[@]}"; do
     kill "-$1" -- "-$pid" 2>/dev/null || kill "-$1" "$pid" 2>/dev/null || true
@@ -59,7 +60,7 @@ start_all() {
         CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${mine[*]}")
         export CUDA_VISIBLE_DEVICES
       fi
-      # In a session of its own, so that Ctrl-C reaches this script alone.
+      # In its own session, so that Ctrl-C reaches this script alone.
       exec setsid "$PYTHON" -m videomar_jax.main "$@" \
         --coordinator="localhost:$port" --num_processes="$PROCESSES" --process_id="$i"
     ) &
@@ -67,14 +68,14 @@ start_all() {
   done
 }
 
-wait_all() { # sets code to that of the first process that ends with another than 0
+wait_all() { # sets code to the exit code of the first process that fails, else 0
   local i ended deadline=0
   code=0
   while ((${#pids[@]})); do
     for i in "${!pids[@]}"; do
       kill -0 "${pids[i]}" 2>/dev/null && continue
       ended=0
-      { wait "${pids[i]}" || ended=$?; } 2>/dev/null # bash would tell of every kill
+      { wait "${pids[i]}" || ended=$?; } 2>/dev/null # bash would report every kill
       unset "pids[i]"
       if ((ended && !code)); then
         code=$ended
@@ -97,7 +98,7 @@ for ((try = 1; ; try++)); do
   if ((code != 75 || stopped)); then
     exit "$code"
   elif ((try > RETRIES)); then
-    echo "launch: stopped and saved, now after $try attempts; the same command goes on" >&2
+    echo "launch: stopped and saved, now after $try attempts; the same command continues" >&2
     exit "$code"
   fi
   echo "launch: stopped and saved; starting again ($try of $RETRIES)" >&2

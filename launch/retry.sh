@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs a command, and again while it ends with exit code 75: asked to stop, state saved. Any other code ends this too.
+# Runs a command, and repeats it while it ends with exit code 75 (asked to stop, state saved). Any other code ends this
+# script with it.
 #
 #   launch/retry.sh python -m videomar_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 #
-# Ctrl-C, SIGTERM or a lost terminal stop the command for good: it is told once (SIGTERM), saves and ends, and is not
-# started again. A second one kills it.
+# Ctrl-C, SIGTERM or a lost terminal stop the command for good: it receives SIGTERM, saves and ends, and is not started
+# again. A second signal kills it.
 set -euo pipefail
 
 # What to edit, or to set in the environment.
@@ -38,7 +39,7 @@ trap stop INT TERM HUP
 trap kill_all EXIT
 
 for ((try = 1; ; try++)); do
-  setsid "$@" & # in a session of its own, so that Ctrl-C reaches this script alone
+  setsid "$@" & # in its own session, so that Ctrl-C reaches this script alone
   child=$!
   if ((stopped)); then # while it was being started
     kill -TERM "$child" 2>/dev/null || true
@@ -52,7 +53,7 @@ for ((try = 1; ; try++)); do
   if ((code != 75 || stopped)); then
     exit "$code"
   elif ((try > RETRIES)); then
-    echo "launch: stopped and saved, now after $try attempts; the same command goes on" >&2
+    echo "launch: stopped and saved, now after $try attempts; the same command continues" >&2
     exit "$code"
   fi
   echo "launch: stopped and saved; starting again ($try of $RETRIES)" >&2

@@ -3,9 +3,9 @@
 #
 #   sbatch launch/slurm.sh --config=configs/stage1.py --config.data.path=/shared/clips --workdir=/shared/runs/stage1
 #
-# All arguments go on to `python -m videomar_jax.main`; the workdir must be a folder that all nodes see. The processes
+# All arguments are passed to `python -m videomar_jax.main`; the workdir must be a folder that all nodes see. The processes
 # find each other by SLURM's variables. Before the time limit, and when the job is preempted, they save and end with
-# exit code 75; the job then queues again and goes on, at most RETRIES times. Any other code ends the job with it.
+# exit code 75; the job is then queued again and continues, at most RETRIES times. Any other code ends the job with it.
 
 # What to edit: the job ...
 #SBATCH --job-name=videomar
@@ -26,7 +26,7 @@ RETRIES=${RETRIES:-100}
 PYTHON=${PYTHON:-python}
 
 cd "${SLURM_SUBMIT_DIR:-.}"                           # the repository
-export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take it over by itself
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not inherit it by itself
 cancelled=0
 trap 'cancelled=1' TERM # scancel signals this script too, the approaching end only the tasks
 
@@ -38,7 +38,7 @@ restarts=${SLURM_RESTART_COUNT:-0}
 if ((code != 75 || cancelled)); then
   exit "$code"
 elif ((restarts >= RETRIES)); then
-  echo "launch: stopped and saved after $restarts restarts; submit the same command again to go on" >&2
+  echo "launch: stopped and saved after $restarts restarts; submit the same command again to continue" >&2
   exit "$code"
 fi
 echo "launch: stopped and saved; queueing again ($((restarts + 1)) of $RETRIES)" >&2

@@ -39,7 +39,9 @@ process=${{process:-${{SLURM_PROCID:-0}}}}
 attempt=$(ls "$TRIED" | grep -c "^call_.*_$process\\$")
 call="$TRIED/call_${{attempt}}_$process"
 echo "$$" >"$TRIED/pid_$process"
-printf '%s\\n' "$@" >"$call.part"; echo "devices=${{CUDA_VISIBLE_DEVICES:-}}" >>"$call.part"; mv "$call.part" "$call"
+printf '%s\\n' "$@" >"$call.part"
+echo "devices=${{CUDA_VISIBLE_DEVICES:-}}" >>"$call.part"
+mv "$call.part" "$call"
 what=$(sed -n "$((attempt + 1))p" "$TRIED/plan" | cut -d' ' -f$((process + 1)))
 case $what in
   hang) exec sleep 100 ;;
@@ -268,7 +270,11 @@ export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2 
 pids=()
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & pids+=($!); done
 highest=0
-for pid in "${pids[@]}"; do code=0; wait "$pid" || code=$?; ((code > highest)) && highest=$code; done
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  ((code > highest)) && highest=$code
+done
 exit "$highest"
 """
 
@@ -361,7 +367,9 @@ def test_slurm_tasks_find_each_other(slurm):
 
 GCLOUD = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >"$TRIED/gcloud"
-for argument in "$@"; do [[ $argument == --command=* ]] && exec bash -c "${argument#--command=}"; done
+for argument in "$@"; do
+  [[ $argument == --command=* ]] && exec bash -c "${argument#--command=}"
+done
 """
 
 

@@ -180,7 +180,8 @@ def test_the_line_tells_place_row_loss_speed_and_time_left():
     assert progress.describe(1, 1.25) == "step 1/20000 (0.0%) | short clips | loss 1.2500"
     drive(progress, clock, [2.0] * 9, first=2, tokens=31_250, row="short clips")
     assert progress.describe(10, 0.41267) == (
-        "step 10/20000 (0.1%) | short clips | loss 0.4127 | 0.50 steps/s | 15.6k tokens/s | 11:06:20 left"
+        "step 10/20000 (0.1%) | short clips | loss 0.4127 | 0.50 steps/s | 15.6k tokens/s | "
+        "11:06:20 left"
     )
 
 

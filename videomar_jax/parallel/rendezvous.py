@@ -26,7 +26,7 @@ _PAUSE = 0.2
 _LATE = 3.0
 """Seconds for which a fault is still reported to processes that come after it was found."""
 _MARGIN = 1.0
-"""Seconds by which process 0 gives up before the others, so that they are told who is missing."""
+"""Seconds by which process 0 gives up before the others, so that they learn who is missing."""
 _CALLER_TIMEOUT = 5.0
 """Seconds for a process that has connected to say who it is."""
 _Callers = dict[int, str]
