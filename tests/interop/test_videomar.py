@@ -1,4 +1,4 @@
-"""VideoMAR's weights: import, what is inferred, export, and files that are not quite such
+"""VideoMAR's weights: import, inferred sizes, export, and files that are almost but not quite such
 weights."""
 
 import dataclasses
@@ -112,8 +112,8 @@ def test_layers_land_in_their_place_and_kernels_are_turned(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("weights", ["ema", "model"])
 def test_training_checkpoints(prefix, weights, tmp_path):
-    """A dictionary of both sets and the optimizer's tensors; the asked-for set is read, the rest is
-    named."""
+    """A dictionary with both sets of weights and the optimizer's tensors: one set is read, the rest
+    is reported."""
     sets = {"model": random_state_dict(seed=1), "model_ema": random_state_dict(seed=2)}
     tensors = {
         f"{top}.{prefix}{name}": x for top, state in sets.items() for name, x in state.items()
@@ -328,7 +328,7 @@ def test_reading_takes_little_more_memory_than_the_file(suffix, tmp_path):
 
 
 def test_flipped_headers_of_checkpoints(tmp_path):
-    """Names, shapes and metadata go wrong in ways that only the family's own checks can see."""
+    """Names, shapes and metadata that only the checks of this model can find wrong."""
     path = tmp_path / "x.safetensors"
     write_checkpoint(random_params(TINY), TINY, path)
     good, shapes = path.read_bytes(), parameter_shapes(TINY)

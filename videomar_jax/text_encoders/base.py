@@ -53,8 +53,11 @@ TEXT_ENCODERS = Registry(
 class TextEncoder(Protocol):
     """Captions to padded features and a mask."""
 
-    max_tokens: int
-    width: int
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
 
     def encode(
         self, captions: Sequence[str]

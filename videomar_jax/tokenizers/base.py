@@ -58,9 +58,14 @@ TOKENIZERS = Registry(
 class Tokenizer(Protocol):
     """Video to latents and back; both directions are jittable and causal in time."""
 
-    temporal_stride: int
-    spatial_stride: int
-    channels: int
+    @property
+    def temporal_stride(self) -> int: ...
+
+    @property
+    def spatial_stride(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
 
     def encode(self, pixels: Pixels) -> Latents: ...
 

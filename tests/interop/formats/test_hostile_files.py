@@ -36,7 +36,7 @@ _FORBIDDEN = {
 
 @pytest.fixture(autouse=True, scope="module")
 def alarm():
-    """Notes every attempt to start something while a file is read (audit hooks cannot be removed,
+    """Records every attempt to start something while a file is read (audit hooks cannot be removed,
     only silenced)."""
     armed = [True]
     sys.addaudithook(
@@ -47,7 +47,7 @@ def alarm():
 
 
 def outcome(path) -> str:
-    """ "read" or "refused"; any other exception fails the test."""
+    """Either "read" or "refused"; any other exception fails the test."""
     ALARMS.clear()
     try:
         with open_tensors(path) as file:
@@ -175,7 +175,7 @@ def test_flipped_and_cut_files(kind, tmp_path):
 
 
 def test_every_flip_in_a_storage_is_noticed(tmp_path):
-    """Zip members carry checksums; so do the parts of a storage that no tensor shows."""
+    """Checksums cover whole zip members, also the bytes of a storage that no tensor uses."""
     path = write(tmp_path / "net.pth")
     good = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:

@@ -1,5 +1,5 @@
-"""Reading and writing files of weights: every kind gives the same arrays, lazily; files appear
-whole or not at all."""
+"""Reading and writing files of weights: every format gives the same arrays, lazily, and a file
+appears complete or not at all."""
 
 import json
 import pickle
@@ -118,8 +118,8 @@ def test_torchscript_archives_of_the_tokenizer(golden):
 
 
 def test_the_written_pickle_is_one(tmp_path):
-    """Python's own unpickler, with stand-ins for PyTorch's functions, sees the same dictionary in
-    the file."""
+    """Python's own unpickler, with substitutes for PyTorch's functions, reads the same dictionary
+    from the file."""
 
     class Reader(pickle.Unpickler):
         def find_class(self, module, name):
@@ -154,7 +154,7 @@ def test_the_written_pickle_is_one(tmp_path):
 
 
 def test_views_of_one_storage(tmp_path):
-    """Tensors that share a storage, with offsets and strides, each read as the part they are."""
+    """Tensors that share a storage, with offsets and strides."""
     big = np.arange(24, dtype=np.float32)
     spec = TensorSpec((24,), big.dtype)
     whole = _tensor("0", "whole", spec)

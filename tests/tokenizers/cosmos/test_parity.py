@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers.cosmos_recordings import recorded_arrays, recorded_config
+from videomar_jax.interop.formats.files import open_tensors
 from videomar_jax.tokenizers.cosmos import layers
 from videomar_jax.tokenizers.cosmos.config import Step
 from videomar_jax.tokenizers.cosmos.model import patches
@@ -32,30 +33,29 @@ encode, decode = jax.jit(CosmosTokenizer.encode), jax.jit(CosmosTokenizer.decode
 DOWN = {"conv1.conv3d": "spatial", "conv2.conv3d": "temporal", "conv3.conv3d": "point"}
 UP = {"conv1.conv3d": "temporal", "conv2.conv3d": "spatial", "conv3.conv3d": "point"}
 ATTENTION = {"norm.norm": "norm"} | {f"{part}.conv3d": part for part in ("q", "k", "v", "proj_out")}
-BLOCK = (
-    {f"norm{i}.norm": f"norm{i}" for i in (1, 2)}
-    | {"nin_shortcut.conv3d": "nin_shortcut"}
-    | {
-        f"conv{i}.{j}.conv3d": f"conv{i}.{half}"
-        for i in (1, 2)
-        for j, half in ((0, "spatial"), (1, "temporal"))
-    }
-)
+BLOCK = {
+    "norm1.norm": "norm1",
+    "norm2.norm": "norm2",
+    "nin_shortcut.conv3d": "nin_shortcut",
+    "conv1.0.conv3d": "conv1.spatial",
+    "conv1.1.conv3d": "conv1.temporal",
+    "conv2.0.conv3d": "conv2.spatial",
+    "conv2.1.conv3d": "conv2.temporal",
+}
 
 
 def unit_layer(name):
-    """(layer, foreign name of each part) of a recorded unit."""
+    """(layer, foreign name of each of its modules) of a recorded unit."""
     if name.startswith(("down", "up")):
-        step = Step(space=name.split("_")[1][1] == "1", time=name.split("_")[1][3] == "1")
-        make, parts = (
-            (layers.Downsample, DOWN) if name.startswith("down") else (layers.Upsample, UP)
-        )
-        return make(6, step), parts
+        code = name.split("_")[1]  # such as "s1t0"
+        step = Step(space=code[1] == "1", time=code[3] == "1")
+        if name.startswith("down"):
+            return layers.Downsample(6, step), DOWN
+        return layers.Upsample(6, step), UP
+    if name == "attn_spatial":
+        return layers.SpatialAttention(6), ATTENTION
     if name.startswith("attn"):
-        spatial = name == "attn_spatial"
-        return (
-            layers.SpatialAttention(6) if spatial else layers.TemporalAttention(6, stride=1)
-        ), ATTENTION
+        return layers.TemporalAttention(6, stride=1), ATTENTION
     if name.startswith("res"):
         return layers.ResidualBlock(6, 9 if name == "res_change" else 6), BLOCK
     if name.startswith("norm"):
@@ -65,13 +65,14 @@ def unit_layer(name):
 
 
 def fill(layer, parts, arrays):
-    """Transposes by hand, in the words of the layout: [outputs, inputs, time, rows, columns]."""
+    """Puts recorded weights [outputs, inputs, time, rows, columns] into a layer, without the
+    importer's rules."""
     for key, value in arrays.items():
         owner, leaf = key.rsplit(".", 1)
         target = layer
         for attribute in filter(None, parts[owner].split(".")):
             target = getattr(target, attribute)
-        if target is None:  # recorded, but no part of the computation
+        if target is None:  # recorded, but not used in the computation
             assert isinstance(layer, (layers.Downsample, layers.Upsample))
             continue
         if leaf == "bias":
@@ -89,11 +90,7 @@ def test_single_layers_match_the_recordings(golden):
     assert len(units) >= 11
     for unit in units:
         layer, parts = unit_layer(unit)
-        fill(
-            layer,
-            parts,
-            {k.removeprefix(f"{unit}.w."): raw for k, raw in raw_weights(golden, unit).items()},
-        )
+        fill(layer, parts, raw_weights(golden, unit))
         x, want = arrays[f"{unit}.x"], arrays[f"{unit}.y"]
         takes_past = isinstance(
             layer,
@@ -114,10 +111,11 @@ def test_single_layers_match_the_recordings(golden):
 
 
 def raw_weights(golden, unit):
-    from videomar_jax.interop.formats.files import open_tensors
-
+    """The weights of a unit by their foreign names, in the recorded layout."""
+    prefix = f"{unit}.w."
     with open_tensors(golden("cosmos/units.safetensors")) as file:
-        return {name: file[name] for name in file if name.startswith(f"{unit}.w.")}
+        names = [name for name in file if name.startswith(prefix)]
+        return {name.removeprefix(prefix): file[name] for name in names}
 
 
 # Whole networks
@@ -136,8 +134,8 @@ TRACED = (
 
 
 def traced(monkeypatch, tokenizer, pixels, latents):
-    """Output of every module by our path, of an encode of `pixels` and a decode of `latents`; one
-    jit."""
+    """The output of every module, by our path, in an encode of `pixels` and a decode of `latents`,
+    compiled as one program."""
     outputs = {}
     for cls in TRACED:
 
@@ -166,18 +164,17 @@ def traced(monkeypatch, tokenizer, pixels, latents):
 
 
 def our_path(recorded):
-    """ "05.enc.down.0.downsample" as we call it."""
-    parts = recorded.split(".")[1:] if recorded[0].isdigit() else recorded.split(".")
-    parts = [
-        {"enc": "encoder", "dec": "decoder", "downsample": "resample", "upsample": "resample"}.get(
-            p, p
-        )
-        for p in parts
-    ]
-    halved = parts[-2:-1] and (parts[-2] in ("conv_in", "attn_1") or parts[-3:-2] == ["attn"])
-    return ".".join(
-        [*parts[:-1], {"0": "spatial", "1": "temporal"}[parts[-1]]] if halved else parts
-    )
+    """Our path of a recorded module, such as "05.enc.down.0.downsample"."""
+    parts = recorded.split(".")
+    if recorded[0].isdigit():
+        parts = parts[1:]
+    ours = {"enc": "encoder", "dec": "decoder", "downsample": "resample", "upsample": "resample"}
+    parts = [ours.get(part, part) for part in parts]
+    # The spatial and the temporal half of a pair are numbered 0 and 1.
+    is_half = parts[-2:-1] and (parts[-2] in ("conv_in", "attn_1") or parts[-3:-2] == ["attn"])
+    if is_half:
+        parts[-1] = {"0": "spatial", "1": "temporal"}[parts[-1]]
+    return ".".join(parts)
 
 
 @pytest.mark.parametrize("model", [*MODELS, "image"])
@@ -225,8 +222,6 @@ def test_later_frames_change_nothing_before_them(golden):
 def test_windows_match_the_recorded_command(golden):
     weights = golden("cosmos/cv8x8x8.weights.safetensors")
     tokenizer = load_cosmos(weights, config=recorded_config(weights))
-    from videomar_jax.interop.formats.files import open_tensors
-
     with open_tensors(golden("cosmos/cv8x8x8.wrapper.safetensors")) as file:
         video, want, window = file["a.video_u8"], file["a.recon_u8"], int(file["a.window"][0])
     got = reconstruct_windows(tokenizer, video, window=window)

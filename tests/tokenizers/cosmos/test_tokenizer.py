@@ -95,7 +95,7 @@ def test_keeps_the_protocol_and_its_shapes(small, clip):
 
 
 def test_scale_multiplies_latents_and_nothing_else(small, clip, monkeypatch):
-    """Around a network that takes one pixel of each block, and gives back what it is given."""
+    """With a fake network that encodes to one pixel of each block and decodes to its input."""
     last = lambda x: np.arange(0, x.shape[1], small.temporal_stride)  # noqa: E731
     network = SimpleNamespace(
         encode=lambda pixels, past: pixels[:, last(pixels), ::4, ::4],
@@ -187,9 +187,8 @@ def test_memory_does_not_grow_with_the_clip():
         return decode.lower(tokenizer, latents).compile().memory_analysis().temp_size_in_bytes
 
     assert needed(121, 2) <= 1.5 * needed(25, 2)
-    assert needed(121, None) > 2.5 * needed(
-        25, None
-    )  # the measure does see a clip that is held whole
+    # The measurement would notice a clip that is kept in memory as a whole.
+    assert needed(121, None) > 2.5 * needed(25, None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -88,8 +88,7 @@ def tokenizer():
 
 
 def write(path, tokenizer, *, diffusers=False, change=lambda tensors: None):
-    """A file of this tokenizer under foreign names, after `change` has had its way with the
-    tensors."""
+    """A file of this tokenizer under foreign names; `change` may alter the tensors first."""
     slots = expected(cosmos_rules(TINY, diffusers=diffusers), parameter_shapes(TINY))
     leaves = {
         "/".join(str(k.key) for k in path): leaf
@@ -135,7 +134,7 @@ def test_unused_branches_and_constants_are_left_aside(tokenizer, tmp_path):
     assert not is_unused("decoder.up.0.upsample.conv1.conv3d.bias", TINY)
 
 
-def test_all_faults_are_told_together(tokenizer, tmp_path):
+def test_all_faults_are_reported_together(tokenizer, tmp_path):
     def damage(tensors):
         del tensors["quant_conv.conv3d.bias"]
         tensors["encoder.surprise.weight"] = np.ones(3, np.float32)

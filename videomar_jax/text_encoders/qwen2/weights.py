@@ -3,7 +3,7 @@
 Every tensor of the files must match one rule or be ignored on purpose (the vision tower, the head
 over the vocabulary, rotary tables), and every parameter must be filled by one tensor of its shape
 for each layer. All faults are reported together, before any weight is read. The language model may
-stand under any of `PREFIXES`: as saved from Qwen2Model, from Qwen2ForCausalLM, or as the text part
+be under any of `PREFIXES`: as saved from Qwen2Model, from Qwen2ForCausalLM, or as the text part
 of Qwen2-VL.
 
 Parameters keep the type of the file. Each is allocated once, stacked over the layers, in its final
@@ -57,7 +57,7 @@ RULES: tuple[Rule, ...] = (
     Rule(f"{_LAYER}.mlp.up_proj.weight", "layers/up/kernel", TRANSPOSE),
     Rule(f"{_LAYER}.mlp.down_proj.weight", "layers/down/kernel", TRANSPOSE),
 )
-"""Every parameter of a decoder; the keys stand behind one of `PREFIXES`."""
+"""Every parameter of a decoder; in a file, one of `PREFIXES` precedes the keys."""
 
 IGNORED = re.compile(
     r"(model\.)?visual\..*|(language_model\.)?lm_head\.weight|.*\brotary_emb\.inv_freq"
