@@ -67,15 +67,15 @@ class Bench:
             start = time.perf_counter()
             made = sampler(clips["video"][:, :1], clips["caption"], shape.num_frames)
             seconds = time.perf_counter() - start
-        told = motion.movement(
+        motions = motion.movement(
             made, clips["video"], [motion.direction_of(caption) for caption in clips["caption"]]
         )
         psnr = float(metrics.psnr(made[:, 1:], clips["video"][:, 1:]).mean())
         row = [
-            told["direction_accuracy"],
+            motions["direction_accuracy"],
             psnr,
-            told["centroid_error_last"],
-            told["object_present"],
+            motions["centroid_error_last"],
+            motions["object_present"],
         ]
         return [*row, 1000 * seconds / self.clips if timed else None], made
 
