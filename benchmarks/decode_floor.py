@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measuring import copy_peak, matmul_peak
-from videomar_jax.diffusion.solver import plan_steps
+from videomar_jax.diffusion.plans import plan_steps
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.memory import cache_bytes

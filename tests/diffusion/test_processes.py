@@ -17,9 +17,9 @@ from videomar_jax.diffusion.ddpm import (
     cosine_betas,
     ddpm_tables,
     discretised_nll,
-    kept_steps,
 )
 from videomar_jax.diffusion.flow import Flow
+from videomar_jax.diffusion.respacing import kept_steps
 from videomar_jax.models.config import ModelConfig
 
 # ---------------------------------------------------------------- tables and respacing

@@ -9,13 +9,8 @@ from videomar_jax.checks import UserError
 from videomar_jax.diffusion.base import Timesteps
 from videomar_jax.diffusion.ddpm import DDPM
 from videomar_jax.diffusion.flow import Flow
-from videomar_jax.diffusion.solver import (
-    evaluations,
-    init_state,
-    plan_steps,
-    solver_step,
-    with_length,
-)
+from videomar_jax.diffusion.plans import evaluations, plan_steps, with_length
+from videomar_jax.diffusion.solver import init_state, solver_step
 
 ONE = jnp.float32(1)
 

@@ -10,7 +10,6 @@ import pytest
 
 from tests.helpers.tiny_model import tiny_config, tiny_model, tiny_text
 from videomar_jax.models import attention
-from videomar_jax.models.attention import KVCache
 from videomar_jax.models.kernels import attend
 from videomar_jax.models.patchify import positions
 from videomar_jax.models.rope import rotary_embedding, rotate
@@ -50,8 +49,8 @@ def test_frame_causal_sees_its_own_and_earlier_frames(heads):
     check(attention.frame_causal, *(x[:, :FRAMES] for x in heads), np.tri(FRAMES))
 
 
-def test_whole_clip_sees_everything(heads):
-    check(attention.whole_clip, *(x[:, :FRAMES] for x in heads), np.ones((FRAMES, FRAMES)))
+def test_attend_frames_without_a_pattern_sees_everything(heads):
+    check(attention.attend_frames, *(x[:, :FRAMES] for x in heads), np.ones((FRAMES, FRAMES)))
 
 
 TEACHER = {
@@ -66,19 +65,6 @@ def test_masked_copies_see_clean_earlier_frames_and_themselves(heads, clean):
     sees = TEACHER[clean]
     attention_fn = functools.partial(attention.teacher_forcing, clean=clean)
     check(attention_fn, *(x[:, : len(sees)] for x in heads), sees)
-
-
-@pytest.mark.parametrize("visible", [(False, False), (True, False), (True, True), (False, True)])
-def test_cached_sees_visible_frames_and_itself(heads, visible):
-    q, k, v = heads
-    attention_fn = functools.partial(
-        attention.cached, cache=KVCache(k[:, :2], v[:, :2]), visible=jnp.array(visible)
-    )
-    allowed = np.repeat([*visible, True], COUNT)[None, None].repeat(COUNT, axis=1)
-    expected = reference(flat(q[:, 2:3]), flat(k[:, :3]), flat(v[:, :3]), allowed)
-    np.testing.assert_allclose(
-        flat(jax.jit(attention_fn)(q[:, 2:3], k[:, 2:3], v[:, 2:3])), expected, atol=2e-6
-    )
 
 
 def test_masked_keys_count_for_nothing(heads):

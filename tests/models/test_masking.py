@@ -79,7 +79,3 @@ def test_hide_last_hides_the_last_of_the_order():
 def test_frames_before_the_current_one_are_clean_and_later_ones_hidden():
     counts = masking.one_frame_counts(jnp.array([1, 3, 2]), jnp.array([5, 6, 1]), 4, 6)
     np.testing.assert_array_equal(counts, [[0, 5, 6, 6], [0, 0, 0, 6], [0, 0, 1, 6]])
-
-
-def test_count():
-    assert masking.count(jnp.array([[True, False], [True, True]])) == 3

@@ -11,7 +11,6 @@ from flax import nnx
 
 from tests.helpers.tiny_model import GRID, tiny_config, tiny_model, tiny_text, tiny_tokens
 from videomar_jax.models import attention
-from videomar_jax.models.attention import VisibleCache
 from videomar_jax.models.transformer import Transformer, table_init
 from videomar_jax.models.videomar import VideoMAR
 
@@ -103,45 +102,6 @@ def test_how_layers_are_run_changes_neither_values_nor_gradients(plain, changes)
     np.testing.assert_allclose(z, plain[0], atol=2e-5)
     for own, expected in zip(gradient, plain[1], strict=True):
         np.testing.assert_allclose(own, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
-
-
-def test_keys_and_values_are_those_of_every_layer():
-    model, (tokens, mask) = tiny_model(), tiny_tokens()
-    context, rotary = model.context(*tiny_text()), model.rotary(3, GRID)
-    x = model.embed(tokens, mask, context)
-    kv = jax.jit(lambda t: t.keys_values(x, context, rotary, attention.frame_causal))(
-        model.transformer
-    )
-    for i in range(model.config.depth):
-        block = jax.tree.map(lambda p, i=i: p[i], model.transformer.blocks)
-        text = block.cross_attention.keys_values(context.tokens)
-        x, own = block(x, text, context.mask, rotary, attention.frame_causal)
-        np.testing.assert_allclose(kv.keys[i], own.keys, atol=2e-5)
-        np.testing.assert_allclose(kv.values[i], own.values, atol=2e-5)
-
-
-@pytest.mark.parametrize("unstacked", [False, True])
-def test_token_indices_leave_out_the_other_tokens_in_the_last_layer(unstacked):
-    """The surplus index S, one behind the last token, stands for any token."""
-    model, (tokens, mask) = tiny_model(), tiny_tokens(1)
-    context = model.with_keys_values(model.context(*tiny_text()))
-    cache = jax.tree.map(lambda x: x + 0.5, model.empty_cache(2, 1, 6))
-    indices = jnp.array([[4, 0, 6], [1, 5, 2]])
-
-    @jax.jit
-    def both(model):
-        past, rotary = VisibleCache(cache), model.frame_rotary(1, GRID)
-        arguments = (tokens[:, 0], mask[:, 0], rotary, context, past)
-        layers = None
-        if unstacked:
-            layers = model.transformer.unstacked_layers(context.tokens, cache)
-        some = model.predict_frame(*arguments, token_indices=indices, layers=layers)
-        return some, model.predict_frame(*arguments)
-
-    some, every = both(model)
-    assert some.shape == (2, 3, 32)
-    for b, r in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2)):
-        np.testing.assert_allclose(some[b, r], every[b, int(indices[b, r])], atol=2e-5)
 
 
 def test_layers_differ():

@@ -1,4 +1,4 @@
-"""The whole model: causality by gradient, and the three ways to run it give the same z."""
+"""The whole model: causality by gradient, teacher forcing, and what text does."""
 
 import functools
 
@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_model import GRID, tiny_model, tiny_text, tiny_tokens
-from videomar_jax.models.attention import KVCache, VisibleCache
-from videomar_jax.models.videomar import History, VideoMAR
+from videomar_jax.models.videomar import VideoMAR
 
 EXACT = dict(atol=3e-5, rtol=0)
 """Float32 over two layers, for values about 1."""
@@ -89,27 +88,7 @@ def test_hidden_tokens_are_the_mask_token():
     )
 
 
-# ---- cached and teacher-forced
-
-
-@jax.jit
-def frame_step(model: VideoMAR, tokens, mask, number, context, cache):
-    """z of a partly hidden frame, and the cache with the finished frame in it."""
-    past = VisibleCache(cache, jnp.arange(cache.keys.shape[2]) < number)
-    z = model.predict_frame(tokens, mask, model.frame_rotary(number, GRID), context, past)
-    return z, model.commit_frame(tokens, number, context, cache, GRID)
-
-
-def cached_pass(model: VideoMAR, tokens, mask, prepared=True):
-    """Frame after frame over a cache whose unused places hold rubbish."""
-    context = model.context(*tiny_text())
-    context = model.with_keys_values(context) if prepared else context
-    batch, frames, count = mask.shape
-    cache, out = KVCache(*(x + 50.0 for x in model.empty_cache(batch, frames, count))), []
-    for t in range(frames):
-        z, cache = frame_step(model, tokens[:, t], mask[:, t], jnp.asarray(t), context, cache)
-        out.append(z)
-    return jnp.stack(out, axis=1)
+# ---- teacher-forced
 
 
 @jax.jit
@@ -125,35 +104,6 @@ def frame_by_frame(model: VideoMAR, tokens, mask):
 
 
 VARIANTS = [{}, {"pooled_text": True}, {"text_mask": False}]
-
-
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_cached_equals_uncached(changes):
-    model, (tokens, mask) = tiny_model(**changes), tiny_tokens()
-    np.testing.assert_allclose(
-        cached_pass(model, tokens, mask), frame_by_frame(model, tokens, mask), **EXACT
-    )
-
-
-def test_text_keys_and_values_computed_once_equal_those_computed_in_every_pass():
-    model, (tokens, mask) = tiny_model(), tiny_tokens()
-    expected = cached_pass(model, tokens, mask, prepared=False)
-    np.testing.assert_allclose(cached_pass(model, tokens, mask), expected, **EXACT)
-
-
-def test_frames_that_all_restart_at_zero_look_alike_to_their_successors():
-    """With absolute places the order of the cached frames matters; with every frame at place 0 it
-    does not."""
-    tokens, mask = tiny_tokens()
-    swapped, clear = tokens[:, jnp.array([1, 0, 2])], jnp.zeros_like(mask)
-    for origin, matters in (("absolute", True), ("restart", False)):
-        model = tiny_model(
-            depth=1, rope_frame_origin=origin
-        )  # one layer: keys of a frame know no earlier frame
-        difference = np.abs(cached_pass(model, tokens, clear) - cached_pass(model, swapped, clear))[
-            :, 2
-        ]
-        assert (difference.max() > 1e-3) == matters, origin
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
@@ -241,37 +191,3 @@ def test_text_of_another_size_is_refused():
         tiny_model().context(text[..., :7], mask)
     with pytest.raises(ValueError, match=r"\(4, 8\).*takes \(5, 8\)"):
         tiny_model().context(text[:, :4], mask[:, :4])
-
-
-# ---- levels of noise in the history
-
-
-@pytest.mark.parametrize("level", [None, (0.3, 0.7)])
-def test_a_finished_frame_carries_its_level_cached_or_not(level):
-    """The last frame's z over a cache of noisy frames is that of one pass in which these are the
-    history."""
-    model, (tokens, mask) = tiny_model(history_levels=True), tiny_tokens()
-    mask = mask & (jnp.arange(3) == 2)[None, :, None]
-    noise_level = None if level is None else jnp.array(level)
-
-    @jax.jit
-    def both(model):
-        context, cache = model.context(*tiny_text()), model.empty_cache(2, 3, 6)
-        for t in range(2):
-            number = jnp.asarray(t)
-            cache = model.commit_frame(
-                tokens[:, t], number, context, cache, GRID, noise_level=noise_level
-            )
-        history = History(
-            jnp.zeros(2) if noise_level is None else noise_level, jnp.arange(3)[None] < 2
-        )
-        whole = model(tokens, mask, context, GRID, history=history)
-        without = model(tokens, mask, context, GRID)
-        past = VisibleCache(cache, jnp.arange(3) < 2)
-        rotary = model.frame_rotary(2, GRID)
-        cached = model.predict_frame(tokens[:, 2], mask[:, 2], rotary, context, past)
-        return cached, whole[:, 2], without[:, 2]
-
-    cached, whole, without = both(model)
-    np.testing.assert_allclose(cached, whole, **EXACT)
-    assert np.abs(whole - without).max() > 1e-2

@@ -12,7 +12,14 @@ from tests.helpers.videomar_recordings import GRID, channels_last, check, frames
 from videomar_jax.interop.formats.rules import flat
 from videomar_jax.interop.videomar import parameter_shapes, read_checkpoint
 from videomar_jax.models import attention, masking
-from videomar_jax.models.attention import VisibleCache
+from videomar_jax.models.incremental import (
+    VisibleCache,
+    commit_frame,
+    empty_cache,
+    frame_rotary,
+    predict_frame,
+    with_keys_values,
+)
 from videomar_jax.models.patchify import patchify, positions, unpatchify
 from videomar_jax.models.rope import rotary_embedding, rotate
 
@@ -56,7 +63,10 @@ def test_self_attention(case, model):
     for name, value in zip("qkv", block.queries_keys_values(x, rotary), strict=True):
         theirs = g[f"out/{name}"]
         check("self_attn", name, value.reshape(theirs.shape), theirs, 2e-5 if name == "v" else 5e-5)
-    for name, pattern in {"causal": attention.frame_causal, "full": attention.whole_clip}.items():
+    for name, pattern in {
+        "causal": attention.frame_causal,
+        "full": attention.attend_frames,
+    }.items():
         check(
             "self_attn",
             name,
@@ -156,11 +166,12 @@ def test_kv_cache(case, model):
     tokens, mask = patchify(channels_last(g["in/latents"])), frames(g["in/mask"], 4) > 0
     context = model.context(jnp.asarray(g["in/text"]), jnp.asarray(g["in/text_mask"]))
     check("kv_cache", "z_full", model(tokens, mask, context, GRID)[:, k], g["out/z_full"], 5e-5)
-    cache = model.empty_cache(len(tokens), k, tokens.shape[2])
+    context = with_keys_values(model, context)
+    cache = empty_cache(model, len(tokens), k, tokens.shape[2])
     for number in range(k):
-        cache = model.commit_frame(tokens[:, number], jnp.asarray(number), context, cache, GRID)
-    past = VisibleCache(cache, jnp.arange(k) < k)
-    z = model.predict_frame(tokens[:, k], mask[:, k], model.frame_rotary(k, GRID), context, past)
+        cache = commit_frame(model, tokens[:, number], jnp.asarray(number), context, cache, GRID)
+    rotary = frame_rotary(model, k, GRID)
+    z = predict_frame(model, tokens[:, k], mask[:, k], rotary, context, VisibleCache(cache))
     check("kv_cache", "z_cached", z, g["out/z_cached"], 2e-5)
     for name, kept in {"k": cache.keys, "v": cache.values}.items():
         for which, index in {"0": 0, "_last": -1}.items():

@@ -8,7 +8,8 @@ from flax import nnx
 
 from tests.helpers.videomar_recordings import check, official
 from videomar_jax.diffusion.base import guide
-from videomar_jax.diffusion.ddpm import DDPM, cosine_betas, ddpm_tables, kept_steps
+from videomar_jax.diffusion.ddpm import DDPM, cosine_betas, ddpm_tables
+from videomar_jax.diffusion.respacing import kept_steps
 from videomar_jax.models.diffusion_head import time_features
 from videomar_jax.sampling.reference import draw_tokens
 from videomar_jax.training.draws import LossDraws

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.tiny_model import annotations_off, tiny_config
 from videomar_jax.checks import UserError, field_docs
-from videomar_jax.diffusion.solver import plan_steps
+from videomar_jax.diffusion.plans import plan_steps
 from videomar_jax.sampling.config import PRESETS, HeadSteps, SamplingConfig, with_preset
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 

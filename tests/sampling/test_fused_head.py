@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_model import tiny_model
-from videomar_jax.diffusion.solver import plan_steps
+from videomar_jax.diffusion.plans import plan_steps
 from videomar_jax.sampling.fused_head import cut_chunks, denoise, draw_tokens_fused, fuse_head
 from videomar_jax.sampling.reference import draw_tokens
 from videomar_jax.sampling.speed import chunk_size

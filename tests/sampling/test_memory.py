@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.tiny_model import GRID, annotations_off, tiny_model, tiny_text
 from videomar_jax.checks import UserError
+from videomar_jax.models import incremental
 from videomar_jax.models.config import PRESETS
 from videomar_jax.sampling import generate as generate_module
 from videomar_jax.sampling import memory
@@ -29,7 +30,9 @@ CONFIG = SamplingConfig(steps=3, head_steps="4", guidance=2.0)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_size_of_the_cache_is_exact(guided, dtype):
     model = tiny_model(dtype=dtype)
-    cache = jax.eval_shape(lambda: model.empty_cache(3 * (1 + guided), 5, GRID[0] * GRID[1]))
+    cache = jax.eval_shape(
+        lambda: incremental.empty_cache(model, 3 * (1 + guided), 5, GRID[0] * GRID[1])
+    )
     real = sum(part.size * part.dtype.itemsize for part in cache)
     assert cache_bytes(model.config, batch=3, frames=5, grid=GRID, guided=guided) == real
 

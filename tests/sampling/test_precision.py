@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.helpers.tiny_model import tiny_model
 from tests.helpers.tiny_video import generated
+from videomar_jax.models import incremental
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.precision import for_sampling
 
@@ -63,7 +64,7 @@ def test_the_head_computes_in_float32_beside_a_bfloat16_transformer():
             model.config.dtype == "bfloat16"
             and model.transformer.blocks.self_attention.qkv.dtype == "bfloat16"
         )
-        assert model.empty_cache(1, 1, 1).keys.dtype == jnp.bfloat16
+        assert incremental.empty_cache(model, 1, 1, 1).keys.dtype == jnp.bfloat16
         np.testing.assert_array_equal(model.head(x, t, z), wanted)
     alike = for_sampling(
         tiny_model(), dataclasses.replace(CONFIG, dtype="bfloat16", head_dtype="bfloat16")

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from tests.helpers.tiny_model import tiny_model, tiny_text
 from tests.helpers.tiny_video import generated, given_latents, sample_keys
 from videomar_jax.interop.videomar import read_checkpoint
+from videomar_jax.models import incremental
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling import reveal
 from videomar_jax.sampling.config import SamplingConfig
@@ -49,9 +50,9 @@ def plain():
 def test_speed_options_are_in_use(monkeypatch):
     """An option that does nothing would keep the video as it is, too."""
     calls = []
-    original = VideoMAR.predict_frame
+    original = incremental.predict_frame
 
-    def spied(self, *args, **options):
+    def spied(model, *args, **options):
         past = args[4]
         calls.append(
             dict(
@@ -61,9 +62,9 @@ def test_speed_options_are_in_use(monkeypatch):
                 masked=past.slots is not None,
             )
         )
-        return original(self, *args, **options)
+        return original(model, *args, **options)
 
-    monkeypatch.setattr(VideoMAR, "predict_frame", spied)
+    monkeypatch.setattr(incremental, "predict_frame", spied)
     buckets = []
     fused = reveal.draw_tokens_fused
 
@@ -131,13 +132,13 @@ def test_chunks_that_do_not_divide_the_steps(plain, monkeypatch):
 
 def test_rows_without_text_are_not_computed_where_guidance_is_off(monkeypatch):
     rows = []
-    original = VideoMAR.predict_frame
+    original = incremental.predict_frame
 
-    def spied(self, tokens, *args, **options):
+    def spied(model, tokens, *args, **options):
         rows.append(len(tokens))
-        return original(self, tokens, *args, **options)
+        return original(model, tokens, *args, **options)
 
-    monkeypatch.setattr(VideoMAR, "predict_frame", spied)
+    monkeypatch.setattr(incremental, "predict_frame", spied)
     model = tiny_model(head_depth=1)
     config = dataclasses.replace(CONFIG, head_steps="3")
     for interval, wanted in (((0.0, 0.5), {2 * BATCH, BATCH}), ((0.0, 1.0), {2 * BATCH})):

@@ -15,6 +15,7 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.draws import Batch, draw, truncated_frames
 from videomar_jax.training.loss import loss_normaliser, next_frame_loss
+from videomar_jax.training.step import split_draws
 
 COUNT, CLIPS, FRAMES = GRID[0] * GRID[1], 4, 3
 SHAPE = (CLIPS, FRAMES, COUNT)
@@ -95,7 +96,7 @@ def test_losses_and_metrics_of_parts_add_up_to_those_of_the_batch(config):
     """So their gradients do as well. In `one` the parts hide different numbers of tokens."""
     model, batch = small(), make_batch()
     draws = dataclasses.replace(make_draws(model, config), current=jnp.array([1, 2, 1, 2]))
-    normaliser, parts = loss_normaliser(draws, SHAPE, config), draws.split(2)
+    normaliser, parts = loss_normaliser(draws, SHAPE, config), split_draws(draws, 2)
     halves = [
         metrics_of(
             model,
@@ -131,7 +132,7 @@ def test_the_counts_are_those_of_the_masks():
 @pytest.mark.parametrize("parts", [3, 0, 8])
 def test_a_batch_that_does_not_divide_is_refused(parts):
     with pytest.raises(ValueError, match=rf"4 clips .* {parts} equal parts"):
-        make_draws(small(), ONE).split(parts)
+        split_draws(make_draws(small(), ONE), parts)
 
 
 # ---- told apart

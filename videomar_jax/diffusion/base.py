@@ -15,6 +15,8 @@ Everything here is float32 whatever the dtype of the network: early steps multip
 
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import jax.numpy as jnp
+
 from videomar_jax.types import Array, Bool, Float, Key
 
 TokenValues = Float[Array, "... P"]
@@ -23,7 +25,7 @@ TokenValues = Float[Array, "... P"]
 class Timesteps(NamedTuple):
     """The N evaluations of the network that lead from noise to data, in the order they are made.
 
-    Arrays have N as their leading axis (or one axis more in front, see `solver.SolverPlan`); inside
+    Arrays have N as their leading axis (or one axis more in front, see `plans.SolverPlan`); inside
     a scan they are the values of one evaluation. None: not used.
     """
 
@@ -35,6 +37,7 @@ class Timesteps(NamedTuple):
     embedding: Array | None = None  # the network's embedding of `time`, computed beforehand
 
 
+# A protocol and no base class: a process is whatever has these methods.
 @runtime_checkable
 class Process(Protocol):
     """A diffusion process: a frozen dataclass of its settings. All methods work on any rows."""
@@ -102,5 +105,10 @@ def register(process: _Class) -> _Class:
 
 
 def guide(cond: Array, null: Array | None, guidance: Array) -> Array:
-    """Equation (1); without an output for no text, `cond` as it is."""
-    return cond if null is None else null + guidance * (cond - null)
+    """Equation (1) in float32; without an output for no text, `cond` as it is."""
+    cond = cond.astype(jnp.float32)
+    if null is None:
+        return cond
+    # The difference is small against its terms, and the scale multiplies its rounding errors.
+    null = null.astype(jnp.float32)
+    return null + guidance * (cond - null)

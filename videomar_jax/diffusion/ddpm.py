@@ -38,8 +38,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.checks import UserError
 from videomar_jax.diffusion.base import Timesteps, TokenValues, guide, register
+from videomar_jax.diffusion.respacing import kept_steps
 from videomar_jax.types import Array, Float, Key
 
 
@@ -64,6 +64,7 @@ class Tables(NamedTuple):
 
 def cosine_betas(steps: int = 1000) -> np.ndarray:
     """beta_t of the cosine schedule, float64 [steps]."""
+    # Float64: near t = 999 alpha_bar is 2e-9, a product of a thousand factors.
     s = np.arange(steps + 1, dtype=np.float64) / steps
     alpha_bar = np.cos((s + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
@@ -96,61 +97,6 @@ def ddpm_tables(kept: list[int], base_betas: np.ndarray) -> Tables:
     )
 
 
-def kept_steps(respacing: str | int, steps: int = 1000) -> list[int]:
-    """The steps that a respacing keeps of `steps`, ascending.
-
-    "N" or "N1,N2,...": as many equal sections as numbers, the steps spread evenly over each
-    section, both ends included. "ddimN": every s-th step, with a whole stride s that gives exactly
-    N. "": all of them.
-
-    Raises:
-        UserError: the respacing cannot be met, or keeps fewer than two steps.
-    """
-    text = str(respacing).strip()
-    if not text:
-        return list(range(steps))
-    counts = text.removeprefix("ddim").split(",")
-    strided = text.startswith("ddim")
-    if not all(count.isdecimal() for count in counts) or (strided and len(counts) > 1):
-        raise UserError(
-            f"Head steps {text!r} are not understood: use a number, numbers with commas, or "
-            "'ddimN'."
-        )
-    if strided:
-        return _strided_steps(int(counts[0]), steps)
-    kept: set[int] = set()
-    start = 0
-    for i, count in enumerate(map(int, counts)):
-        # The first sections take what does not divide.
-        size = steps // len(counts) + (i < steps % len(counts))
-        if not 1 <= count <= size:
-            raise UserError(
-                f"Head steps {text!r} ask for {count} of the {size} steps of section {i + 1}."
-            )
-        stride = (size - 1) / (count - 1) if count > 1 else 1.0
-        # A running sum, rounded half to even: the published steps depend on its rounding errors.
-        place = 0.0
-        for _ in range(count):
-            kept.add(start + round(place))
-            place += stride
-        start += size
-    if len(kept) < 2:
-        raise UserError(
-            f"Head steps {text!r} keep a single step; the learned variance needs at least two."
-        )
-    return sorted(kept)
-
-
-def _strided_steps(wanted: int, steps: int) -> list[int]:
-    for stride in range(1, steps if wanted > 1 else 1):
-        kept = range(0, steps, stride)
-        if len(kept) == wanted:
-            return list(kept)
-    raise UserError(
-        f"No whole stride over {steps} steps keeps exactly {wanted}; try plain '{wanted}'."
-    )
-
-
 def log_clamped(x: Array) -> Array:
     """ln x with x at least 1e-12."""
     return jnp.log(jnp.maximum(x, 1e-12))
@@ -165,6 +111,7 @@ def discretised_nll(x: Array, mean: Array, logvar: Array) -> Array:
     def normal_cdf(q):
         return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (q + 0.044715 * q**3)))
 
+    # The bins are those of 8-bit images, for which this loss was made; MAR kept them for latents.
     scale = jnp.exp(-logvar / 2)
     up = normal_cdf(scale * (x - mean + 1 / 255))
     low = normal_cdf(scale * (x - mean - 1 / 255))
@@ -196,6 +143,7 @@ class DDPM:
 
     def tables(self, respacing: str | int = "") -> Tables:
         """The tables of the kept steps, float64 cast to float32."""
+        # NumPy at trace time: the tables are constants of the compiled program.
         tables = ddpm_tables(kept_steps(respacing, self.steps), cosine_betas(self.steps))
 
         def cast(table):
@@ -225,17 +173,20 @@ class DDPM:
         at = self._tables_at(t)
         e, v = jnp.split(output.astype(jnp.float32), 2, axis=-1)
         mse = jnp.mean((eps - e) ** 2, axis=-1)
+        # Detached: the noise learns from its squared error alone (Nichol & Dhariwal, section 3.1).
         mean, logvar, _ = self.posterior(jax.lax.stop_gradient(e), v, x_t, at)
         true_mean = at.posterior_mean_coef1 * x_0 + at.posterior_mean_coef2 * x_t
         true_logvar = at.posterior_log_variance_clipped
         ratio = jnp.exp(true_logvar - logvar) + (true_mean - mean) ** 2 * jnp.exp(-logvar)
         kl = 0.5 * (-1 + logvar - true_logvar + ratio)
+        # The last step leads to the data itself: there is no posterior to compare with.
         vb = jnp.where(t[..., None] == 0, discretised_nll(x_0, mean, logvar), kl)
         return mse, jnp.mean(vb, axis=-1) / np.log(2)
 
     @staticmethod
     def posterior(e: Array, v: Array, x_t: Array, at: Tables) -> tuple[Array, Array, Array]:
         """Mean (2) and log-variance (4) of x_{t-1}, and x_0 of (3)."""
+        # Not clipped: latents have no hard range.
         x_0 = at.sqrt_recip_alphas_cumprod * x_t - at.sqrt_recipm1_alphas_cumprod * e
         f = (v + 1) / 2
         logvar = f * at.log_betas + (1 - f) * at.posterior_log_variance_clipped
@@ -263,7 +214,8 @@ class DDPM:
         """Equation (6)."""
         e, v = jnp.split(cond.astype(jnp.float32), 2, axis=-1)
         if null is not None:
-            e = guide(e, jnp.split(null.astype(jnp.float32), 2, axis=-1)[0], guidance)
+            # Only the noise is guided: v stays inside its bounds as it is.
+            e = guide(e, jnp.split(null, 2, axis=-1)[0], guidance)
         at = now.coefficients
         mean, logvar, _ = self.posterior(e, v, x, at)
         return mean + at.noisy * temperature * jnp.exp(logvar / 2) * noise

@@ -30,6 +30,7 @@ class Flow:
 
     kind: ClassVar[str] = "flow"
     stochastic: ClassVar[bool] = False
+    # The time features of the head are made for DDPM's 1000 steps; t stands for the step 1000 t.
     steps: ClassVar[int] = 1000
 
     time_distribution: Literal["uniform", "logit_normal"] = "uniform"
@@ -40,6 +41,7 @@ class Flow:
 
     def draw_times(self, key: Key, shape: tuple[int, ...]) -> Array:
         """Uniform in [0, 1), or the sigmoid of a standard normal (Esser et al. 2024)."""
+        # The logit-normal law has more draws in the middle, where the velocity is hardest to tell.
         if self.time_distribution == "logit_normal":
             return jax.nn.sigmoid(jax.random.normal(key, shape))
         return jax.random.uniform(key, shape)
@@ -65,6 +67,7 @@ class Flow:
                 f"The flow head takes a whole number of steps, at least 1, not {steps!r}."
             )
         count = int(steps)
+        # In float64, so that N steps end at 1/N to float32's last digit.
         time = np.arange(count, 0, -1) / count
         return Timesteps(
             time=jnp.asarray(time, jnp.float32), size=jnp.full(count, 1 / count, jnp.float32)
@@ -85,5 +88,4 @@ class Flow:
         temperature: Array,
     ) -> TokenValues:
         """Equation (3) with the guided velocity."""
-        null = None if null is None else null.astype(jnp.float32)
-        return x + now.size * guide(cond.astype(jnp.float32), null, guidance)
+        return x + now.size * guide(cond, null, guidance)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from videomar_jax.checks import UserError, known_keys, one_of
 from videomar_jax.data.sources import ClipShape, ClipSource
-from videomar_jax.diffusion.solver import plan_steps
+from videomar_jax.diffusion.plans import plan_steps
 from videomar_jax.experiment.build import (
     check_places,
     clips_to_fit,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from videomar_jax.checks import UserError, at_least, known_keys
-from videomar_jax.diffusion.solver import plan_steps
+from videomar_jax.diffusion.plans import plan_steps
 from videomar_jax.inference.images import Given, given_frames
 from videomar_jax.inference.requests import SEEDS, check_seed, one_prompt_each
 from videomar_jax.inference.stream import FrameStream, VideoSampler

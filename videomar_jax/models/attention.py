@@ -38,14 +38,6 @@ class KVCache(NamedTuple):
     values: Float[Array, "... B T S n d"]
 
 
-class VisibleCache(NamedTuple):
-    """A cache, and which of its L slots hold a frame that the current frame sees."""
-
-    cache: KVCache
-    slots: Bool[Array, "L"] | None = None
-    """None: all of them, which spares the mask."""
-
-
 class TextKV(NamedTuple):
     """Keys and values of the text; layers are stacked in front."""
 
@@ -61,19 +53,25 @@ def join_frames(x: Heads) -> Float[Array, "B N n d"]:
     return rearrange(x, "b t s n d -> b (t s) n d")
 
 
+def attend_frames(
+    q: Float[Array, "B Tq Q n d"], k: Heads, v: Heads, **options
+) -> Float[Array, "B Tq Q n d"]:
+    """All tokens of the frames of `q` see all those of the frames of `k` and `v`.
+
+    For a whole clip this is attention without causality, the paper's ablation. Options as in
+    `attend`.
+    """
+    return attend(join_frames(q), join_frames(k), join_frames(v), **options).reshape(q.shape)
+
+
 def frame_causal(q: Heads, k: Heads, v: Heads, *, kernel: str = "auto") -> Heads:
     """Frame t sees all tokens of frames 0..t: causal in time, bidirectional in space."""
+    # One dense call a frame skips the half of all products that a mask would throw away.
     out = []
     for t in range(q.shape[1]):
-        keys, values = (join_frames(x[:, : t + 1]) for x in (k, v))
-        out.append(attend(q[:, t], keys, values, kernel=kernel))
-    return jnp.stack(out, axis=1)
-
-
-def whole_clip(q: Heads, k: Heads, v: Heads, *, kernel: str = "auto") -> Heads:
-    """Every token sees every token, later frames included (the paper's ablation)."""
-    q_all, k_all, v_all = (join_frames(x) for x in (q, k, v))
-    return attend(q_all, k_all, v_all, kernel=kernel).reshape(q.shape)
+        seen = slice(0, t + 1)
+        out.append(attend_frames(q[:, t : t + 1], k[:, seen], v[:, seen], kernel=kernel))
+    return jnp.concatenate(out, axis=1)
 
 
 def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: str = "auto") -> Heads:
@@ -82,38 +80,15 @@ def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: str = "
 
     The copies are those of the frames 1, 2, ...; with no clean frame there is one, of frame 0.
     """
-    first = min(clean, 1)
     out = []
     if clean:
         out.append(frame_causal(q[:, :clean], k[:, :clean], v[:, :clean], kernel=kernel))
-    for i in range(q.shape[1] - clean):
-        own = slice(clean + i, clean + i + 1)
-        keys, values = (
-            join_frames(jnp.concatenate([x[:, : first + i], x[:, own]], axis=1)) for x in (k, v)
-        )
-        out.append(attend(q[:, clean + i], keys, values, kernel=kernel)[:, None])
+    for i in range(clean, q.shape[1]):
+        own, before = slice(i, i + 1), i - clean + min(clean, 1)
+        # What frame t would see in a clip whose frames before it are clean.
+        keys, values = (jnp.concatenate([x[:, :before], x[:, own]], axis=1) for x in (k, v))
+        out.append(attend_frames(q[:, own], keys, values, kernel=kernel))
     return jnp.concatenate(out, axis=1)
-
-
-def cached(
-    q: Float[Array, "B 1 Q n d"],
-    k: Heads,
-    v: Heads,
-    *,
-    cache: KVCache,
-    visible: Bool[Array, "L"] | None,
-    kernel: str = "auto",
-) -> Float[Array, "B 1 Q n d"]:
-    """Queries of one frame see the `visible` frames of the cache (None: all) and their own."""
-    keys, values = (
-        join_frames(jnp.concatenate([past.astype(new.dtype), new], axis=1))
-        for past, new in zip(cache, (k, v), strict=True)
-    )
-    mask = None
-    if visible is not None:
-        own = jnp.ones(k.shape[1] * k.shape[2], bool)
-        mask = jnp.concatenate([jnp.repeat(visible, k.shape[2]), own])[None]
-    return attend(join_frames(q), keys, values, key_mask=mask, kernel=kernel).reshape(q.shape)
 
 
 # Layers
@@ -172,6 +147,7 @@ class CrossAttention(nnx.Module):
         """What attention needs of the text; it stays the same while a video is generated."""
         kv = rearrange(self.kv(context), "b k (n c) -> b k n c", n=self.config.num_heads)
         k, v = jnp.split(kv, 2, axis=-1)
+        # No rotation: text tokens have no place in the video.
         return TextKV(self.k_norm(k).astype(v.dtype), v)
 
     def __call__(

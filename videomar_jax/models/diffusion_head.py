@@ -10,6 +10,7 @@ Each residual block (2) has a (shift, scale, gate) = linear(y) of its own, the o
 (shift, scale) = linear(y). Tokens do not see each other here: all tokens of all samples are rows.
 """
 
+import functools
 import math
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.layers import Linear, layer_norm, linear
+from videomar_jax.models.layers import layer_norm, linear
 from videomar_jax.types import Array, Float
 
 TIME_FEATURES = 256
@@ -43,11 +44,8 @@ def time_features(t: Array, steps: int = 1000) -> Float[Array, "... 256"]:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
-def dense(
-    inputs: int, outputs: int, config: ModelConfig, rngs: nnx.Rngs, std: float | None = None
-) -> Linear:
-    """The head's linear layers have a bias."""
-    return linear(inputs, outputs, config, rngs, use_bias=True, std=std)
+# Unlike those of the transformer, the head's linear layers have a bias (as published).
+dense = functools.partial(linear, use_bias=True)
 
 
 def modulation_std(config: ModelConfig) -> float:
@@ -63,7 +61,7 @@ class ResidualBlock(nnx.Module):
         self.norm = layer_norm(width, 1e-6, rngs)
         self.linear1 = dense(width, width, config, rngs)
         self.linear2 = dense(width, width, config, rngs)
-        self.modulation = dense(width, 3 * width, config, rngs, modulation_std(config))
+        self.modulation = dense(width, 3 * width, config, rngs, std=modulation_std(config))
 
     def __call__(self, u: Array, y: Array) -> Array:
         shift, scale, gate = jnp.split(self.modulation(y), 3, axis=-1)
@@ -76,20 +74,23 @@ class DiffusionHead(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         width = config.head_width
+        # The range of whole times that `time_features` has a table for.
         self.steps = config.process.steps
         self.unroll = min(config.unroll, config.head_depth)
-        self.time1 = dense(TIME_FEATURES, width, config, rngs, 0.02)
-        self.time2 = dense(width, width, config, rngs, 0.02)
+        self.time1 = dense(TIME_FEATURES, width, config, rngs, std=0.02)
+        self.time2 = dense(width, width, config, rngs, std=0.02)
         self.cond_embed = dense(config.width, width, config, rngs)
         self.input_proj = dense(config.token_dim, width, config, rngs)
+        # Stacked, and applied with a scan, as in the transformer.
         self.blocks = jax.vmap(lambda keys: ResidualBlock(config, rngs=keys))(
             rngs.split(config.head_depth)
         )
         self.final_norm = layer_norm(width, 1e-6, rngs, affine=False)
-        self.final_modulation = dense(width, 2 * width, config, rngs, modulation_std(config))
+        self.final_modulation = dense(width, 2 * width, config, rngs, std=modulation_std(config))
         # As published the output starts at zero: the first loss is that of answering "no noise".
         outputs = config.process.output_channels(config.token_dim)
-        self.final = dense(width, outputs, config, rngs, 0.0 if config.head_zero_init else 0.02)
+        final_std = 0.0 if config.head_zero_init else 0.02
+        self.final = dense(width, outputs, config, rngs, std=final_std)
 
     def condition(self, z: Float[Array, "... D"]) -> Float[Array, "... W"]:
         """cond_embed(z), which stays the same over the sampling steps."""

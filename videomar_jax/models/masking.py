@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
-from videomar_jax.types import Array, Bool, Float, Int, Key, Orders, TokenMask
+from videomar_jax.types import Array, Float, Int, Key, Orders, TokenMask
 
 RATE_STD = 0.25
 """Standard deviation of the mask rate before it is cut (MAR)."""
@@ -43,6 +43,7 @@ def ranks(orders: Int[Array, "*frames S"]) -> Int[Array, "*frames S"]:
 
 def hide_last(orders: Orders, num_masked: Int[Array, "B T"]) -> TokenMask:
     """True at the last `num_masked` tokens of each frame's order."""
+    # Comparing ranks needs no gather or scatter, and counts may differ from frame to frame.
     num_tokens = orders.shape[-1]
     return ranks(orders) >= num_tokens - num_masked[..., None]
 
@@ -54,8 +55,3 @@ def one_frame_counts(
     frame = jnp.arange(frames)[None, :]
     counts = jnp.where(frame == current[:, None], in_current[:, None], 0)
     return jnp.where(frame > current[:, None], tokens, counts)
-
-
-def count(mask: Bool[Array, "..."]) -> Float[Array, ""]:
-    """The number of hidden tokens."""
-    return jnp.sum(mask, dtype=jnp.float32)

@@ -85,6 +85,7 @@ def rotate(
     start = 0
     for width in channels:
         u, w = jnp.split(x[..., start : start + width].astype(jnp.float32), 2, axis=-1)
+        # The slices of the angles are half as wide as those of the channels.
         cos, sin = (table[..., start // 2 : (start + width) // 2] for table in rotary)
         out += [u * cos - w * sin, w * cos + u * sin]
         start += width

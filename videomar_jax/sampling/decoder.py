@@ -17,11 +17,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from videomar_jax.diffusion.solver import SolverPlan, evaluations
-from videomar_jax.models.attention import KVCache, VisibleCache
+from videomar_jax.diffusion.plans import SolverPlan, evaluations
+from videomar_jax.models import incremental
+from videomar_jax.models.attention import KVCache
+from videomar_jax.models.incremental import VisibleCache
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
-from videomar_jax.models.videomar import Context, VideoMAR, write_slot
+from videomar_jax.models.videomar import Context, VideoMAR
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.draws import FrameDraws, draw_frame
 from videomar_jax.sampling.fused_head import FusedHead, fuse_head
@@ -99,8 +101,8 @@ def start_decoding(
         text, text_mask = jnp.tile(text, (2, 1, 1)), jnp.tile(text_mask, (2, 1))
     rows = len(text)
     without_text = jnp.arange(rows) >= batch
-    context = model.with_keys_values(model.context(text, text_mask, without_text))
-    cache = model.empty_cache(rows, static.cache_length, tokens)
+    context = incremental.with_keys_values(model, model.context(text, text_mask, without_text))
+    cache = incremental.empty_cache(model, rows, static.cache_length, tokens)
     cache, last = constrain(static.placement, cache, given[:, -1])
 
     # The last given frame is left to the first `decode_frame`, as every last frame is.
@@ -186,6 +188,7 @@ def _commit_frame(
     # With guidance the frame is committed twice, seen with and without text.
     tokens = jnp.tile(tokens, (cache.keys.shape[1] // len(tokens), 1, 1))
     past = VisibleCache(_view(model, cache, number, scale, static), _filled(number, static))
-    rotary = model.frame_rotary(number, static.grid, scale)
-    new = model.clean_frame_kv(tokens, rotary, context, past)
-    return write_slot(cache, new, slot_of(number, static.cache_length, static.keep_first))
+    rotary = incremental.frame_rotary(model, number, static.grid, scale)
+    new = incremental.clean_frame_kv(model, tokens, rotary, context, past)
+    slot = slot_of(number, static.cache_length, static.keep_first)
+    return incremental.write_slot(cache, new, slot)

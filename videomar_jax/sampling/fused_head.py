@@ -15,13 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.diffusion.base import Process, Timesteps
-from videomar_jax.diffusion.solver import (
-    SolverPlan,
-    evaluations,
-    init_state,
-    solver_step,
-    with_length,
-)
+from videomar_jax.diffusion.plans import SolverPlan, evaluations, with_length
+from videomar_jax.diffusion.solver import init_state, solver_step
 from videomar_jax.models.diffusion_head import DiffusionHead
 from videomar_jax.models.layers import Linear
 from videomar_jax.sampling.speed import ceil_div

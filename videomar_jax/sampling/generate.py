@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomar_jax.checks import UserError
-from videomar_jax.diffusion.solver import SolverPlan, plan_steps
+from videomar_jax.diffusion.plans import SolverPlan, plan_steps
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling.config import SamplingConfig

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.diffusion.base import Timesteps
-from videomar_jax.diffusion.solver import init_state, plan_steps, solver_step
+from videomar_jax.diffusion.solver import init_state, solver_step, solver_timesteps
 from videomar_jax.models.attention import join_frames
 from videomar_jax.models.kernels import attend
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
-from videomar_jax.models.videomar import Context, History, VideoMAR
+from videomar_jax.models.videomar import Context, VideoMAR
 from videomar_jax.sampling import schedules
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.draws import draw_frame
@@ -60,8 +60,7 @@ def reference(
 
     plan = schedules.reveal_plan(num_tokens, config)
     names = schedules.head_step_names(config, len(plan.count))
-    steps = {name: plan_steps(model.process, [name], config.head_solver).steps for name in names}
-    steps = jax.tree.map(lambda table: table[0], steps)
+    steps = {name: solver_timesteps(model.process, name, config.head_solver) for name in names}
     # Noise for each evaluation of the head, where its process adds noise on the way.
     noisy = max(len(each.time) for each in steps.values()) if model.process.stochastic else 0
 
@@ -109,7 +108,7 @@ def draw_tokens(
     Args:
         z: B rows with text, and with guidance B rows without behind them.
         noise, step_noise: standard normal; the second only for a process that adds noise.
-        steps: one row [N] of a `SolverPlan`.
+        steps: those of the N evaluations (`solver_timesteps`).
     """
     process = model.process
     # The part of the head that depends on z alone is the same in all evaluations.
@@ -143,8 +142,7 @@ def _predict(
     """z of frame `number`, from one pass over all frames."""
     frames = jnp.arange(tokens.shape[1])
     # Earlier frames are clean: this matters to a model that was trained with noise in them.
-    history = History(jnp.zeros(len(tokens)), (frames < number)[None])
-    x = model.embed(tokens, hidden, context, history)
+    x = model.embed(tokens, hidden, context, earlier=(frames < number)[None])
     if model.config.rope_frame_origin != "absolute":
         frames = jnp.zeros_like(frames)
     attention_fn = functools.partial(_attention, model=model, config=config, scale=scale)

@@ -1,7 +1,7 @@
 """One frame, many tokens at a time: the compiled reveal steps (paper, section 3.3).
 
     for each reveal step:                                       one scan
-        z = model.predict_frame(tokens, mask, cache)            with text, and without for guidance
+        z = predict_frame(model, tokens, mask, cache)           with text, and without for guidance
         draw the tokens that this step reveals, given z         the head's diffusion
 
 `sampling.reference` says the same without what is done here for speed. All shapes are static: a
@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.diffusion.solver import SolverPlan, evaluations
-from videomar_jax.models.attention import TextKV, VisibleCache
+from videomar_jax.diffusion.plans import SolverPlan, evaluations
+from videomar_jax.models import incremental
+from videomar_jax.models.attention import TextKV
+from videomar_jax.models.incremental import VisibleCache
 from videomar_jax.models.masking import ranks
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.transformer import take_tokens
@@ -170,7 +172,7 @@ def predictor(inputs: FrameInputs, guided: bool) -> Callable:
     layers = None
     if static.speed.unstack_layers:
         assert isinstance(context.tokens, TextKV)
-        layers = model.transformer.unstacked_layers(context.tokens, visible.cache)
+        layers = incremental.unstacked_layers(model, context.tokens, visible.cache)
     # A trace wants z of every token.
     only_chosen = static.speed.skip_unused_tokens and not static.trace
 
@@ -178,10 +180,11 @@ def predictor(inputs: FrameInputs, guided: bool) -> Callable:
         tokens = jnp.tile(tokens, (copies, 1, 1))
         hidden = jnp.tile(hidden, (copies, 1))
         chosen = jnp.tile(chosen, (copies, 1))
-        z = model.predict_frame(
+        z = incremental.predict_frame(
+            model,
             tokens,
             hidden,
-            model.frame_rotary(settings.number, static.grid, shared.scale),
+            incremental.frame_rotary(model, settings.number, static.grid, shared.scale),
             context,
             visible,
             token_indices=chosen if only_chosen else None,

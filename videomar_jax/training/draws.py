@@ -1,8 +1,8 @@
 """What the loss takes in: a batch, and every random choice of one step.
 
 All choices of a step are drawn at once, for the whole batch, from one key. So a recorded run can be
-replayed by handing in its draws, and a batch can be worked on in parts: `LossDraws.split` cuts the
-draws as the clips are cut.
+replayed by handing in its draws, and a batch can be worked on in parts with the draws it has as a
+whole.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from videomar_jax.models import masking
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.config import LossConfig
-from videomar_jax.types import Array, Key
+from videomar_jax.types import Key
 
 
 @jax.tree_util.register_dataclass
@@ -57,30 +57,6 @@ class LossDraws:
     history_noise: Any = None
     """float [B, T - 1, S, P]: that noise."""
 
-    def split(self, parts: int) -> "LossDraws":
-        """The draws of `parts` equal parts of the batch, stacked on a new leading axis.
-
-        Part i takes the clips i, i + parts, i + 2 parts, ...: a batch whose clips are cut into
-        blocks over devices keeps every clip where it is.
-
-        Raises:
-            ValueError: the number of clips is not a multiple of `parts`.
-        """
-        clips = len(self.current)
-        if parts < 1 or clips % parts:
-            raise ValueError(f"A batch of {clips} clips cannot be split into {parts} equal parts.")
-
-        def cut(x: Array, axis: int) -> Array:
-            x = x.reshape(*x.shape[:axis], clips // parts, parts, *x.shape[axis + 1 :])
-            return jnp.moveaxis(x, axis + 1, 0)
-
-        pieces = {}
-        for field in dataclasses.fields(self):
-            x = getattr(self, field.name)
-            axis = 1 if field.name in ("times", "noise") else 0
-            pieces[field.name] = None if x is None else cut(x, axis)
-        return LossDraws(**pieces)
-
 
 def supervised_frames(frames: int, config: LossConfig) -> int:
     """R, the frames of a clip of `frames` latent frames that carry loss in one step."""
@@ -95,6 +71,7 @@ def truncated_frames(seed: int, step: int, frames: int) -> int:
     """
     if frames < 2:
         return frames
+    # NumPy, not JAX: the host needs the number before it reads the clips.
     sequence = np.random.SeedSequence((seed, step), spawn_key=(2,))
     return int(np.random.default_rng(sequence).integers(2, frames + 1))
 
@@ -107,6 +84,7 @@ def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossCon
     batch, frames, tokens = shape
     keys = jax.random.split(key, 6)
     rows = (config.draws_per_token, batch, supervised_frames(frames, config), tokens)
+    # A rate for each frame; the published code draws one a batch, by the same law.
     rate = masking.mask_rate(jax.random.uniform(keys[2], (batch, frames)), config.mask_rate_min)
     # An image is its own current frame.
     current = jnp.full(batch, frames - 1, jnp.int32)

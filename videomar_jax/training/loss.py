@@ -33,13 +33,11 @@ import jax.numpy as jnp
 
 from videomar_jax.models import masking
 from videomar_jax.models.patchify import patchify
-from videomar_jax.models.videomar import Context, Grid, History, VideoMAR
+from videomar_jax.models.videomar import Context, Grid, VideoMAR
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.draws import Batch, LossDraws, supervised_frames
+from videomar_jax.training.loss_bins import losses_apart
 from videomar_jax.types import Array, Bool, Float, Int, Tokens
-
-NOISE_BINS = 5
-"""Equal bins of the noise level by which losses are reported."""
 
 
 class LossNormaliser(NamedTuple):
@@ -68,14 +66,15 @@ def loss_normaliser(
     metrics and gradients of the parts add up to those of the whole.
     """
     clips, frames, tokens = shape
-    if config.supervise == "all_frames":
-        supervised = jnp.sum(draws.num_masked[:, min(frames - 1, 1) :], dtype=jnp.float32)
-        hidden = supervised
+    one_frame = config.supervise == "one_frame"
+    if one_frame:
+        counts = _at(draws.num_masked, draws.current)
     else:
-        supervised = jnp.sum(_at(draws.num_masked, draws.current), dtype=jnp.float32)
-        hidden = supervised
-        if config.normaliser == "all_masked":
-            hidden = supervised + tokens * jnp.sum(frames - 1 - draws.current, dtype=jnp.float32)
+        counts = draws.num_masked[:, min(frames - 1, 1) :]
+    supervised = hidden = jnp.sum(counts, dtype=jnp.float32)
+    if one_frame and config.normaliser == "all_masked":
+        # The later frames, all of whose tokens are hidden.
+        hidden = supervised + tokens * jnp.sum(frames - 1 - draws.current, dtype=jnp.float32)
     return LossNormaliser(hidden, supervised, clips * supervised_frames(frames, config) * tokens)
 
 
@@ -108,21 +107,19 @@ def next_frame_loss(
     # would still reach the gradient, as 0 * NaN.
     inside = hidden[..., None]
     z, target = jnp.where(inside, z, 0.0), jnp.where(inside, target, 0.0)
+    # All S tokens went through the head, and only the hidden ones count.
     losses = jnp.where(hidden, diffusion_losses(model, z, target, draws), 0.0)  # [m, B, R, S]
     loss = jnp.sum(losses) / (config.draws_per_token * normaliser.hidden)
     metrics = {
         "diffusion_loss": loss,
-        "masked_fraction": masking.count(hidden) / normaliser.rows,
+        "masked_fraction": jnp.sum(hidden, dtype=jnp.float32) / normaliser.rows,
     }
     if config.regression_weight:
         error = jnp.mean((model.regression(z).astype(jnp.float32) - target) ** 2, axis=-1)
         metrics["regression_loss"] = jnp.sum(error * hidden) / normaliser.supervised
         loss = loss + config.regression_weight * metrics["regression_loss"]
-    counted = jnp.broadcast_to(hidden, losses.shape)
     noise_level = model.process.noise_level(draws.times)
-    bins = jnp.minimum((noise_level * NOISE_BINS).astype(jnp.int32), NOISE_BINS - 1)
-    metrics["by_frame"] = _binned(losses.sum((0, 3)), counted.sum((0, 3)), number, tokens.shape[1])
-    metrics["by_noise"] = _binned(losses, counted, bins, NOISE_BINS)
+    metrics |= losses_apart(losses, hidden, number, tokens.shape[1], noise_level)
     return loss, metrics | {"loss": loss}
 
 
@@ -145,13 +142,14 @@ def _one_frame(
     draws: LossDraws,
     config: LossConfig,
 ) -> SupervisedFrames:
-    clips, frames, count = tokens.shape[:3]
+    frames, count = tokens.shape[1:3]
     in_current = _at(draws.num_masked, draws.current)[:, 0]
     counts = masking.one_frame_counts(draws.current, in_current, frames, count)
     mask = masking.hide_last(draws.orders, counts)
+    # Frame k itself is seen as it is: noise on it would be noise on its visible tokens.
     earlier = jnp.arange(frames) < draws.current[:, None]
     seen = jnp.where(earlier[..., None, None], _with_history_noise(tokens, draws), tokens)
-    z = model(seen, mask, context, grid, history=History(_history_level(draws, clips), earlier))
+    z = model(seen, mask, context, grid, earlier=earlier, noise_level=draws.history_level)
 
     def at_current(x):
         # A truncated clip ends with its current frame; a slice is cheaper than a gather.
@@ -173,9 +171,8 @@ def _all_frames(
     clips, frames = tokens.shape[:2]
     supervised = slice(min(frames - 1, 1), None)
     hidden = masking.hide_last(draws.orders[:, supervised], draws.num_masked[:, supervised])
-    earlier = _with_history_noise(tokens, draws)[:, :-1]
-    level = _history_level(draws, clips)
-    z = model.teacher_forced(tokens, hidden, context, grid, earlier=earlier, noise_level=level)
+    history, level = _with_history_noise(tokens, draws)[:, :-1], draws.history_level
+    z = model.teacher_forced(tokens, hidden, context, grid, history=history, noise_level=level)
     numbers = jnp.arange(frames)[supervised]
     numbers = jnp.broadcast_to(numbers, (clips, len(numbers)))
     return SupervisedFrames(z, tokens[:, supervised], hidden, numbers)
@@ -190,23 +187,6 @@ def _with_history_noise(tokens: Tokens, draws: LossDraws) -> Tokens:
     return jnp.concatenate([noisy, tokens[:, -1:]], axis=1)
 
 
-def _history_level(draws: LossDraws, clips: int) -> Float[Array, "B"]:
-    return jnp.zeros(clips) if draws.history_level is None else draws.history_level
-
-
 def _at(x: Array, frame: Int[Array, "B"]) -> Array:
     """Frame `frame` of every clip, [B, 1, ...]."""
     return jnp.take_along_axis(x, frame.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
-
-
-def _binned(
-    values: Array, counts: Array, index: Int[Array, "..."], bins: int
-) -> dict[str, Float[Array, "bins"]]:
-    """Sums of values and counts over the entries whose index is 0, 1, ..., bins - 1."""
-    # A product with one-hot rows: a scatter-add would be slower, and in another order of sums.
-    member = (index[..., None] == jnp.arange(bins)).astype(jnp.float32)
-    axes = tuple(range(index.ndim))
-    return {
-        "sum": jnp.sum(values[..., None] * member, axes),
-        "count": jnp.sum(counts[..., None] * member, axes),
-    }

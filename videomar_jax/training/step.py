@@ -5,6 +5,7 @@ one after the other, whose gradients are added. The loss of each part is divided
 the whole batch, so the update is that of the whole batch, whatever n is.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -97,16 +98,37 @@ def sum_over_parts(function: Callable, batch: Batch, draws: LossDraws, parts: in
     if parts == 1:
         return function(batch, draws)
 
-    def cut(x: Array) -> Array:
-        # Part i takes the clips i, i + parts, ... (as `LossDraws.split`), so that each device keeps
-        # the clips that it has.
-        return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
-
     def add(total, piece):
         return jax.tree.map(jnp.add, total, function(*piece)), None
 
-    pieces = (jax.tree.map(cut, batch), draws.split(parts))
+    pieces = (jax.tree.map(lambda x: _cut(x, parts), batch), split_draws(draws, parts))
     first = jax.tree.map(lambda x: x[0], pieces)
     shapes = jax.eval_shape(function, *first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, pieces)[0]
+
+
+def split_draws(draws: LossDraws, parts: int) -> LossDraws:
+    """The draws of `parts` equal parts of the batch, stacked on a new leading axis.
+
+    Part i takes the clips i, i + parts, i + 2 parts, ...
+
+    Raises:
+        ValueError: the number of clips is not a multiple of `parts`.
+    """
+    clips = len(draws.current)
+    if parts < 1 or clips % parts:
+        raise ValueError(f"A batch of {clips} clips cannot be split into {parts} equal parts.")
+    pieces = {}
+    for field in dataclasses.fields(draws):
+        x = getattr(draws, field.name)
+        axis = 1 if field.name in ("times", "noise") else 0
+        pieces[field.name] = None if x is None else _cut(x, parts, axis)
+    return LossDraws(**pieces)
+
+
+def _cut(x: Array, parts: int, axis: int = 0) -> Array:
+    # A batch whose clips are cut into blocks over devices keeps every clip where it is: part i is
+    # every `parts`-th clip, not a block of them.
+    x = x.reshape(*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis + 1, 0)
