@@ -9,18 +9,18 @@ import pytest
 
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
+from videomar_jax.training import logging
 from videomar_jax.training.logging import Progress, RunLog
 from videomar_jax.training.metrics import Meters, StageClock, StepReport, peak_flops
 from videomar_jax.training.preemption import any_process_stopped, stop_signals
 
 
 @pytest.fixture
-def meters(tmp_path):
+def meters(tmp_path, monkeypatch):
+    monkeypatch.setattr(logging, "SETTLING_UPDATES", 1)
     log = RunLog(tmp_path, tensorboard=False)
     ticks = iter(range(1000))
-    progress = Progress(
-        100, every_seconds=1e9, settle=1, live=False, clock=lambda: float(next(ticks))
-    )
+    progress = Progress(100, every_seconds=1e9, live=False, clock=lambda: float(next(ticks)))
     return Meters(log, progress, every=2, rate=lambda step: 0.5)
 
 

@@ -144,7 +144,9 @@ class Checkpoints:
                 f"checkpoints first."
             )
         self._saving = step
-        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
+        items: dict[str, Any] = {}
+        for name, tree in state.items():
+            items[name] = ocp.args.StandardSave(tree)
         items[_PROGRESS] = ocp.args.JsonSave(dict(progress))
         metrics = None if score is None else {"score": float(score)}
         with self._writing():
@@ -193,7 +195,7 @@ class Checkpoints:
             there = sorted(set(parts) - {_PROGRESS, _METRICS})
             raise CheckpointMismatch(f"Checkpoint {folder} has no part {absent}; it holds {there}.")
         handler = ocp.StandardCheckpointHandler()
-        items = {}
+        items: dict[str, Any] = {}
         for name, tree in like.items():
             stored = handler.metadata(folder / name).tree
             check_compatible(str(folder), name, leaves(stored), leaves(tree))

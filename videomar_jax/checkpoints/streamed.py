@@ -79,4 +79,5 @@ def stored_types(directory: str | os.PathLike, step: int, part: str) -> dict[str
     except Exception as error:  # whatever the readers of several file formats raise
         log.debug("no types of %s in checkpoint %d of %s: %r", part, step, directory, error)
         return {}
-    return {path: np.dtype(leaf.dtype) for path, leaf in flatten_dict(tree, sep="/").items()}
+    arrays: Mapping[str, Any] = flatten_dict(tree, sep="/")
+    return {path: np.dtype(array.dtype) for path, array in arrays.items()}

@@ -6,6 +6,7 @@ clips at a time.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -178,16 +179,19 @@ def ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
     An exception of `items` is raised by the `next` that would have returned the item. `close()`
     waits for the item that is being made.
     """
-    end = object()
+
+    def take_next() -> list[_T]:
+        return list(itertools.islice(items, 1))  # empty at the end
+
     with ThreadPoolExecutor(1, thread_name_prefix="lookahead") as thread:
-        coming = thread.submit(next, items, end)
+        coming = thread.submit(take_next)
         try:
             while True:
-                item = coming.result()
-                if item is end:
+                taken = coming.result()
+                if not taken:
                     return
-                coming = thread.submit(next, items, end)
-                yield item
+                coming = thread.submit(take_next)
+                yield taken[0]
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
             items.close()

@@ -26,6 +26,10 @@ from videomar_jax.io.files import replacing
 from videomar_jax.io.log import log
 from videomar_jax.types import UInt8
 
+SETTLING_UPDATES = 2
+"""Updates that the speed leaves out after a start and after a change of stage, because a new shape
+is compiled in them."""
+
 
 class RunLog:
     """The written record of a run. Use it as a context manager, or call `close()`.
@@ -123,7 +127,6 @@ class Progress:
         start_step: the step that the run starts or continues at.
         every_seconds: the least time between two lines of the log.
         window: the number of updates that the speed is measured over.
-        settle: the number of updates left out after a start and after a change of stage.
         live: whether to keep a moving line on stderr too; None: if stderr is a terminal.
         is_writer: True on process 0 only; False makes every method silent.
         clock: seconds that never run backwards.
@@ -136,7 +139,6 @@ class Progress:
         start_step: int = 0,
         every_seconds: float = 30.0,
         window: int = 50,
-        settle: int = 2,
         live: bool | None = None,
         is_writer: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -145,9 +147,9 @@ class Progress:
             raise ValueError(
                 f"start_step={start_step} must lie between 0 and total_steps={total_steps}."
             )
-        if window < 1 or settle < 1:
-            raise ValueError(f"window={window} and settle={settle} must be at least 1.")
-        self._total, self._every, self._settle = total_steps, every_seconds, settle
+        if window < 1:
+            raise ValueError(f"window={window} must be at least 1.")
+        self._total, self._every = total_steps, every_seconds
         self._clock, self._is_writer = clock, is_writer
         self._samples: deque[_Sample] = deque(maxlen=window + 1)
         self._stage = ""
@@ -174,7 +176,7 @@ class Progress:
         self._stage_updates += 1
         now = self._clock()
         # The last update that is left out is the one where the measurement starts.
-        if self._stage_updates >= self._settle:
+        if self._stage_updates >= SETTLING_UPDATES:
             self._samples.append(_Sample(now, step, self._tokens))
         if not self._is_writer:
             return

@@ -80,11 +80,12 @@ class Profiler:
 
     def stop(self, step: int, state: TrainState) -> None:
         """Ends the recording, if there is one, after the work on `state` is done."""
-        if self._recording:
-            # Dispatch is asynchronous: without waiting, the trace would end before its steps do.
-            jax.block_until_ready(state)
-            self.close()
-            log.info("profile of the steps %d to %d: %s", self._profile.start, step, self._folder)
+        if self._profile is None or not self._recording:
+            return
+        # Dispatch is asynchronous: without waiting, the trace would end before its steps do.
+        jax.block_until_ready(state)
+        self.close()
+        log.info("profile from step %d to %d: %s", self._profile.start, step, self._folder)
 
     def close(self) -> None:
         """Ends the recording at once, if there is one."""

@@ -49,22 +49,25 @@ class Validation:
             # Truncation would judge the last frame alone; without it every frame is judged, by a
             # loss that is otherwise the same.
             config = dataclasses.replace(config, truncate=False, normaliser="supervised")
+        if inputs.held_out is None:
+            raise ValueError("The inputs have no held-out clips to validate on.")
         self._graph, self._config, self._mesh = graph, config, mesh
-        count = max(min(clips, len(inputs.held_out)) // batch_size, 1)
-        self._batches = [self._read(inputs, shape, i, batch_size) for i in range(count)]
+        self._inputs, self._held_out = inputs, inputs.held_out
+        count = max(min(clips, len(self._held_out)) // batch_size, 1)
+        self._batches = [self._read(shape, number, batch_size) for number in range(count)]
         self._loss: Callable = jax.jit(self._loss_of)
 
-    def _read(self, inputs: TrainingInputs, shape: ClipShape, number: int, size: int) -> Batch:
+    def _read(self, shape: ClipShape, number: int, size: int) -> Batch:
         """Batch `number` of `size` clips as global arrays; reads this process's share of it."""
         share, shares = process_share(self._mesh)
         rows = size // shares
         first = number * size + share * rows
-        indices = [i % len(inputs.held_out) for i in range(first, first + rows)]
+        indices = [i % len(self._held_out) for i in range(first, first + rows)]
         at_once = encoded_at_once(shape, rows)
         pieces = []
         for start in range(0, rows, at_once):
-            clips = fixed_clips(inputs.held_out, indices[start : start + at_once], shape=shape)
-            pieces.append(jax.tree.map(np.asarray, to_batch(clips, inputs)))
+            clips = fixed_clips(self._held_out, indices[start : start + at_once], shape=shape)
+            pieces.append(jax.tree.map(np.asarray, to_batch(clips, self._inputs)))
         batch = jax.tree.map(lambda *arrays: np.concatenate(arrays), *pieces)
         return place(batch, batch_shardings(batch, self._mesh), first_row=share * rows, rows=size)
 
