@@ -7,10 +7,12 @@ published behaviour.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from videomar_jax.checks import Count, Natural, Positive, UserError, check_fields, known_keys
-from videomar_jax.diffusion.base import PROCESSES, Process
+
+if TYPE_CHECKING:
+    import videomar_jax.diffusion.base
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,8 +126,11 @@ class ModelConfig:
         return self.rope_split or (self.head_dim // 2, self.head_dim // 4, self.head_dim // 4)
 
     @property
-    def process(self) -> Process:
+    def process(self) -> "videomar_jax.diffusion.base.Process":
         """The diffusion process of the head."""
+        # Imported late: settings are read, and a wrong one is answered, without loading JAX.
+        from videomar_jax.diffusion import PROCESSES
+
         options = {"flow": {"time_distribution": self.flow_time}}
         return PROCESSES[self.head](**options.get(self.head, {}))
 
