@@ -1,74 +1,25 @@
-"""Prepare clips: python -m videomar_jax.prepare --videos=DIR --tokenizer=… --text_encoder=…
---output=DIR"""
+"""Encode a folder of videos once, for training. The same command continues where it was stopped.
+
+python -m videomar_jax.prepare --videos=DIR --tokenizer=… --text_encoder=… --output=DIR
+
+Without --text_encoder captions are kept as text, and training encodes them.
+"""
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from videomar_jax.commands import app
+from videomar_jax.commands.field_flags import FieldFlags
+from videomar_jax.io.paths import user_path
+from videomar_jax.preparation.options import PrepareOptions
+from videomar_jax.pretrained.options import ComponentOptions
 
-_VIDEOS = flags.DEFINE_string("videos", None, "Folder of videos.")
-_CAPTIONS = flags.DEFINE_string(
-    "captions", None, "A .csv or .jsonl of captions; default: one among the videos."
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the clips; the same command goes on where it was stopped."
-)
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "cosmos:PLACE (file, folder, repo id; RELEASE@PLACE) or pca:DIR."
-)
-_TEXT = flags.DEFINE_string(
-    "text_encoder", "none", "qwen2:PLACE, hashed:TOKENSxWIDTH, or none: captions only."
-)
-_FRAMES = flags.DEFINE_list(
-    "num_frames", ["49"], "Frames of a clip; of several, each video takes the most it holds."
-)
-_SIZES = flags.DEFINE_list(
-    "sizes", ["480x768"], "Pixel rows x columns; of several, each video takes the nearest."
-)
-_FPS = flags.DEFINE_float("fps", 12.0, "Frames per second that videos are resampled to.")
-_WINDOWS = flags.DEFINE_integer(
-    "windows_per_clip", 0, "Most clips of one video; 0: all that it holds, end to end."
-)
-_HOLDOUT = flags.DEFINE_float("holdout", 0.05, 'Share of the clips set apart as the split "test".')
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "float16", ["float16", "bfloat16"], "Of latents and text features on disk."
-)
-_PER_SHARD = flags.DEFINE_integer(
-    "clips_per_shard", 256, "Clips in one file: what a kill loses at most."
-)
-_INDEX = flags.DEFINE_integer(
-    "process_index", None, "Which of the processes this is; default: as SLURM or MPI say."
-)
-_COUNT = flags.DEFINE_integer(
-    "process_count", None, "How many processes share the work, and --output."
-)
-_BATCH = flags.DEFINE_integer(
-    "batch_size", None, "Clips encoded at a time on all devices; default: one on each."
-)
-_THREADS = flags.DEFINE_integer(
-    "threads", os.cpu_count() or 4, "Threads that decode videos.", lower_bound=1
-)
-_SCALE = flags.DEFINE_float("latent_scale", 0.5, "Factor on Cosmos latents.")
-_COMPUTE = flags.DEFINE_enum(
-    "compute_dtype", "float32", ["float32", "bfloat16"], "In which Cosmos and Qwen2 compute."
-)
-_SYSTEM = flags.DEFINE_string(
-    "system_text_file", None, "Text that stands in front of every caption (Qwen2)."
-)
-_SIDE = flags.DEFINE_enum(
-    "padding_side", "right", ["right", "left"], "Where captions are padded (Qwen2)."
-)
-_TOKENS = flags.DEFINE_integer(
-    "text_tokens", 300, "Tokens a caption is padded or cut to (Qwen2).", lower_bound=1
-)
-_BEAM = flags.DEFINE_bool("beam", False, "Run as an Apache Beam pipeline.")
-_BEAM_OPTIONS = flags.DEFINE_multi_string(
-    "beam_options", [], "Pipeline option, such as --runner=FlinkRunner."
-)
-flags.mark_flags_as_required(["videos", "tokenizer", "output"])
+_VIDEOS = flags.DEFINE_string("videos", None, "Folder of videos.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the prepared clips.", required=True)
+_COMPONENTS = FieldFlags(ComponentOptions)
+_OPTIONS = FieldFlags(PrepareOptions)
 
 
 def main(_: Sequence[str]) -> None:
@@ -76,38 +27,33 @@ def main(_: Sequence[str]) -> None:
     from videomar_jax.data.windows import parse_cutting
     from videomar_jax.preparation.beam import prepare_with_beam
     from videomar_jax.preparation.run import Settings, Task, check_folders, find_process, prepare
-    from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
+    from videomar_jax.pretrained.open import open_components
 
-    index, count = find_process(_INDEX.value, _COUNT.value, os.environ)
-    cutting = parse_cutting(_FRAMES.value, _SIZES.value, _FPS.value, _WINDOWS.value)
+    options = PrepareOptions(**_OPTIONS.given())
+    index, count = find_process(options.process_index, options.process_count, os.environ)
+    words = options.num_frames, options.sizes
+    cutting = parse_cutting(*words, options.fps, options.windows_per_clip)
     settings = Settings(
         cutting=cutting,
-        dtype=_DTYPE.value,
-        clips_per_shard=_PER_SHARD.value,
-        holdout=_HOLDOUT.value,
+        dtype=options.dtype,
+        clips_per_shard=options.clips_per_shard,
+        holdout=options.holdout,
     )
-    check_folders(Path(_VIDEOS.value), Path(_OUTPUT.value))
-    text_options = {
-        "tokens": _TOKENS.value,
-        "padding_side": _SIDE.value,
-        "system_text_file": _SYSTEM.value,
-    }
-    text = (
-        None
-        if _TEXT.value == "none"
-        else open_text_encoder(_TEXT.value, dtype=_COMPUTE.value, **text_options)
-    )
+    videos, output = user_path(_VIDEOS.value, "--videos"), user_path(_OUTPUT.value, "--output")
+    check_folders(videos, output)
+    components = ComponentOptions(**_COMPONENTS.given())
+    tokenizer, text_encoder = open_components(components, options.compute_dtype)
     task = Task(
-        videos=Path(_VIDEOS.value),
-        captions=Path(_CAPTIONS.value) if _CAPTIONS.value else None,
-        output=Path(_OUTPUT.value),
+        videos=videos,
+        captions=user_path(options.captions, "--captions") if options.captions else None,
+        output=output,
         settings=settings,
-        text_encoder=text,
-        batch_size=_BATCH.value,
-        tokenizer=open_tokenizer(_TOKENIZER.value, scale=_SCALE.value, dtype=_COMPUTE.value),
-        threads=_THREADS.value,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        batch_size=options.batch_size,
+        threads=options.threads,
     )
-    prepare_with_beam(task, _BEAM_OPTIONS.value) if _BEAM.value else prepare(task, index, count)
+    prepare_with_beam(task, options.beam_options) if options.beam else prepare(task, index, count)
 
 
 if __name__ == "__main__":

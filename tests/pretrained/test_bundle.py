@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers.tiny_run import STEPS, saved_parts, tiny
+from videomar_jax.checks import UserError
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.models.params import abstract_model
 from videomar_jax.pretrained.bundle import load_bundle, load_pretrained, run_folder, save_bundle
@@ -96,7 +97,7 @@ def test_what_is_not_there(finished, tmp_path):
     shutil.copytree(finished / "model", tmp_path / "model")
     with pytest.raises(FileNotFoundError, match="holds no complete checkpoint yet"):
         load_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="weights is 'best'; it may be 'ema' or 'params'"):
+    with pytest.raises(ValueError, match="weights is 'best'; it may be one of 'ema', 'params'"):
         load_pretrained(finished, weights="best")
 
 
@@ -130,3 +131,17 @@ def test_the_checkpoint_of_another_model_size(finished, tmp_path):
     file.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"ema/.* has shape .*another model size"):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(latent_channels=4), "takes 4 latent channels, the tokenizer gives 16"),
+        (dict(text_tokens=9), "text of 9 tokens x 64 values, the text encoder gives 8 x 64"),
+        (dict(text_width=32), "text of 8 tokens x 32 values, the text encoder gives 8 x 64"),
+    ],
+)
+def test_parts_that_do_not_fit_make_no_bundle(finished, change, words):
+    bundle = load_bundle(finished)
+    with pytest.raises(UserError, match=words):
+        dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, **change))

@@ -30,6 +30,7 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained.bundle import load_params, load_pretrained
 from videomar_jax.pretrained.convert import export_official, import_official
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
+from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 from videomar_jax.tokenizers.cosmos.rules import cosmos_rules, parameter_shapes
 from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
@@ -98,7 +99,7 @@ class Official:
     @property
     def plain(self) -> dict:
         """For conversions of which only the parameters matter: no language model."""
-        return {"text_encoder": f"hashed:10x{self.config.text_width}", "text_options": {}}
+        return {"text_encoder": f"hashed:10x{self.config.text_width}"}
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +123,21 @@ def official(tmp_path_factory) -> Official:
 
 
 def convert(official: Official, output: Path, **changes) -> Path:
-    options = {
+    """`changes` are fields of the options, and `file` for another file of weights."""
+    names = {field.name for field in dataclasses.fields(ComponentOptions)}
+    values = {
+        "file": official.weights,
         "tokenizer": official.tokenizer,
         "text_encoder": official.text_encoder,
-        "shape": (5, 16, 24),
-        "text_options": {"tokens": 10},
+        "text_tokens": 10,
+        "num_frames": 5,
+        "height": 16,
+        "width": 24,
     } | changes
-    import_official(options.pop("weights", official.weights), output, **options)
+    file = values.pop("file")
+    components = ComponentOptions(**{key: values[key] for key in names & set(values)})
+    options = ImportOptions(**{key: values[key] for key in set(values) - names})
+    import_official(file, output, components, options)
     return output
 
 
@@ -206,7 +215,7 @@ def test_converted_parameters_and_parts_are_the_published_ones(official, convert
 
 def test_export_gives_the_published_tensors_back_bit_by_bit(official, converted, tmp_path):
     write_checkpoint(official.params, official.config, tmp_path / "before.safetensors")
-    export_official(converted, tmp_path / "after.safetensors")
+    export_official(converted, tmp_path / "after.safetensors", ExportOptions())
     before, after = (
         load_file(tmp_path / "before.safetensors"),
         load_file(tmp_path / "after.safetensors"),
@@ -243,10 +252,7 @@ def test_the_command_exports_as_it_is_told(converted, tmp_path):
     done = command(
         "convert", "--checkpoint=x.pth", f"--output={tmp_path / 'model'}", "--drop_regression"
     )
-    assert (
-        done.returncode == 2
-        and "--drop_regression and --container go with --export alone" in done.stderr
-    )
+    assert done.returncode == 2 and "--drop_regression belongs to --export=FILE" in done.stderr
 
 
 def test_the_digest_of_a_model_stays_where_its_text_encoder_moves_to(official, converted, tmp_path):
@@ -277,9 +283,9 @@ def half(official, tmp_path_factory) -> tuple[Path, Path, dict]:
     model = convert(
         official,
         folder / "model",
-        weights=folder / "half.safetensors",
+        file=folder / "half.safetensors",
         **official.plain,
-        config_overrides={"dtype": "bfloat16"},
+        dtype="bfloat16",
     )
     return folder / "half.safetensors", model, params
 
@@ -294,7 +300,7 @@ def types(tree) -> dict[str, str]:
 def test_a_file_in_bfloat16_stays_so_on_disk_and_comes_back_bit_by_bit(half, tmp_path):
     file, model, params = half
     assert set(stored_types(model / "checkpoints", 0, "ema").values()) == {np.dtype(jnp.bfloat16)}
-    export_official(model, tmp_path / "back.safetensors")
+    export_official(model, tmp_path / "back.safetensors", ExportOptions())
     with open_tensors(file) as before, open_tensors(tmp_path / "back.safetensors") as after:
         assert {name: after[name].tobytes() for name in after} == {
             name: before[name].tobytes() for name in before
@@ -346,7 +352,7 @@ def test_other_types(official, tmp_path, stored, asked, written):
     params = jax.tree.map(lambda leaf: leaf.astype(stored), official.params)
     file = tmp_path / "x.safetensors"
     write_checkpoint(params, official.config, file)
-    model = convert(official, tmp_path / "model", weights=file, **official.plain, param_dtype=asked)
+    model = convert(official, tmp_path / "model", file=file, **official.plain, param_dtype=asked)
     loaded = load_params(model, dtype=None)[1]
     assert set(types(loaded).values()) == {written}
     assert_same(loaded, jax.tree.map(lambda leaf: leaf.astype(written), params))
@@ -382,16 +388,16 @@ def test_training_begins_with_converted_parameters(official, half, tmp_path):
 
 def test_nothing_is_left_behind_by_a_conversion_that_fails(official, tmp_path):
     with pytest.raises(ValueError, match="text of 10 tokens"):
-        convert(official, tmp_path / "model", text_options={"tokens": 11})
+        convert(official, tmp_path / "model", text_tokens=11)
     with pytest.raises(ValueError, match="does not hold VideoMAR's weights"):
-        convert(official, tmp_path / "model", weights=official.tokenizer.removeprefix("cosmos:"))
+        convert(official, tmp_path / "model", file=official.tokenizer.removeprefix("cosmos:"))
     cut = tmp_path.parent / "cut.pth"
     data = bytearray(official.weights.read_bytes())
     place = data.index(official.params["null_context"].tobytes()[:64])
     data[place] ^= 1
     cut.write_bytes(data)
     with pytest.raises(ValueError, match="checksum"):
-        convert(official, tmp_path / "model", weights=cut, **official.plain)
+        convert(official, tmp_path / "model", file=cut, **official.plain)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("keep")

@@ -7,6 +7,7 @@ our own fault and keeps its traceback, as does everything with `--traceback`.
 
 import inspect
 import os
+import re
 import shutil
 import signal
 import sys
@@ -111,7 +112,7 @@ def _flag_lines(flag: flags.Flag) -> list[str]:
     kind = flag.flag_type()
     values = {"int": "N", "float": "X", "comma separated list of strings": "A,B"}
     # absl puts the choices in front of the description, and a note on repeating behind it.
-    text = flag.help.partition(";     repeat this option")[0]
+    text = re.sub(r";\s+repeat this option.*", "", flag.help)
     if flag.boolean:
         name = f"--[no]{flag.name}"
     elif kind == "string enum":

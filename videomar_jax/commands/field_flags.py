@@ -27,6 +27,7 @@ class FieldFlags:
         *,
         show_defaults: bool = True,
         zero_is_none: bool = False,
+        flag_values: flags.FlagValues = flags.FLAGS,
     ):
         """Defines the flags.
 
@@ -35,6 +36,7 @@ class FieldFlags:
             names: the fields that get a flag; None: all.
             show_defaults: write a field's default into its help.
             zero_is_none: 0 stands for None where a whole number may be None.
+            flag_values: where the flags are defined; that of the process unless in tests.
         """
         docs, hints = field_docs(kind), typing.get_type_hints(kind)
         self._optional: set[str] = set()
@@ -44,11 +46,14 @@ class FieldFlags:
                 continue
             text = docs.get(field.name, "")
             if show_defaults and field.default not in _SELF_EVIDENT:
-                text = f"{text} (default: {field.default})"
+                default = field.default
+                written = ",".join(map(str, default)) if isinstance(default, tuple) else default
+                text = f"{text} (default: {written})"
             kind_of_value = _without_none(hints[field.name])
             if zero_is_none and kind_of_value is int and hints[field.name] is not int:
                 self._optional.add(field.name)
-            holder = _define(field.name, kind_of_value, text)
+                text = f"{text} Here 0 stands for None."
+            holder = _define(field.name, kind_of_value, text, flag_values)
             if holder is not None:
                 self._holders[field.name] = holder
 
@@ -79,17 +84,22 @@ class _Numbers(flags.ListParser):
         return [float(entry) for entry in super().parse(argument)]
 
 
-def _define(name: str, kind: Any, text: str) -> flags.FlagHolder | None:
+def _define(
+    name: str, kind: Any, text: str, flag_values: flags.FlagValues
+) -> flags.FlagHolder | None:
+    """Defines the flag for a field of this type; None if no flag can hold it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    where = {"flag_values": flag_values}
     if origin is Literal:
-        return flags.DEFINE_enum(name, None, list(arguments), text)
+        return flags.DEFINE_enum(name, None, list(arguments), text, **where)
     if kind in _DEFINE:
-        return _DEFINE[kind](name, None, text)
+        return _DEFINE[kind](name, None, text, **where)
     if origin is tuple and arguments == (str, ...):
-        return flags.DEFINE_multi_string(name, None, f"{text} May be repeated.")
+        return flags.DEFINE_multi_string(name, None, f"{text} May be repeated.", **where)
     if origin is Sequence or origin is tuple:
         parser = flags.ListParser() if arguments[0] is str else _Numbers()
-        return flags.DEFINE(parser, name, None, text, serializer=flags.ListSerializer(","))
+        serializer = flags.ListSerializer(",")
+        return flags.DEFINE(parser, name, None, text, serializer=serializer, **where)
     return None
 
 

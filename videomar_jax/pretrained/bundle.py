@@ -1,11 +1,11 @@
 """A trained model as a folder: what it needs besides its parameters, and how all of it is read.
 
-    DIR/model/model.json     the model's config, how it samples by default, and the clips it was
-    trained on
-    DIR/model/tokenizer/     the tokenizer           DIR/model/text_encoder/   the text encoder
-    DIR/checkpoints/STEP/    parameters and their average (`training.checkpoint`)
+    DIR/model/model.json       config of the model, sampling settings, sizes of the trained clips
+    DIR/model/tokenizer/       the tokenizer
+    DIR/model/text_encoder/    the text encoder
+    DIR/checkpoints/STEP/      parameters and their average (`checkpoints.manager`)
 
-DIR is a run's workdir or a converted checkpoint; `load_pretrained` takes it, or one of its
+DIR is a run's workdir or a converted model. `load_pretrained` takes it, or one of its
 checkpoints/STEP.
 """
 
@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.streamed import stored_types
-from videomar_jax.checks import UserError
+from videomar_jax.checks import UserError, one_of
 from videomar_jax.io.files import atomic_write
 from videomar_jax.io.migration import current
 from videomar_jax.models.config import ModelConfig
@@ -42,18 +42,23 @@ from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
 class ModelBundle:
     """What belongs to a model besides its parameters.
 
-    num_frames, height and width are the pixel sizes of the last stage it was trained on, fps its
-    frame rate.
+    Raises:
+        UserError: the parts do not fit together.
     """
 
     config: ModelConfig
     tokenizer: Tokenizer
     text_encoder: TextEncoder
     sampling: SamplingConfig
+    """How the model samples unless something else is asked for."""
     num_frames: int
+    """Pixel frames of the clips in the last stage of training."""
     height: int
+    """Their pixel rows."""
     width: int
+    """Their pixel columns."""
     fps: float
+    """Their frames per second."""
 
     def __post_init__(self):
         check_fit(self.config, self.tokenizer, self.text_encoder)
@@ -87,11 +92,12 @@ class Pretrained:
     step: int
 
 
-_PLAIN = ("num_frames", "height", "width", "fps")
+_SIZES = ("num_frames", "height", "width", "fps")
+"""Fields of a bundle that stand in model.json as they are."""
 
 
 def save_bundle(bundle: ModelBundle, directory: str | os.PathLike) -> None:
-    """Writes DIR/model; model.json comes last, so that where it stands the folder is complete."""
+    """Writes DIR/model; model.json comes last, so that the folder is complete where it exists."""
     folder = Path(directory) / "model"
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(bundle.tokenizer, folder / "tokenizer")
@@ -100,27 +106,21 @@ def save_bundle(bundle: ModelBundle, directory: str | os.PathLike) -> None:
 
 
 def save_settings(bundle: ModelBundle, directory: str | os.PathLike) -> None:
-    """Writes DIR/model/model.json alone, in one move: the tokenizer and the text encoder stay as
-    they are."""
-    folder = Path(directory) / "model"
-    plain = {name: getattr(bundle, name) for name in _PLAIN}
-    text = json.dumps(
-        {
-            "model": bundle.config.to_dict(),
-            "sampling": dataclasses.asdict(bundle.sampling),
-            **plain,
-        },
-        indent=2,
-    )
-    atomic_write(folder / "model.json", text + "\n")
+    """Writes DIR/model/model.json alone; the tokenizer and the text encoder stay as they are."""
+    values = {
+        "model": bundle.config.to_dict(),
+        "sampling": dataclasses.asdict(bundle.sampling),
+        **{name: getattr(bundle, name) for name in _SIZES},
+    }
+    atomic_write(Path(directory) / "model" / "model.json", json.dumps(values, indent=2) + "\n")
 
 
 def load_bundle(directory: str | os.PathLike) -> ModelBundle:
-    """Reads DIR/model.
+    """Reads DIR/model, also of earlier versions.
 
     Raises:
-        FileNotFoundError: there is no model in this folder, or a part that it refers to is gone.
-        ValueError: its files are broken.
+        FileNotFoundError: there is no model in this folder, or a file that it refers to is gone.
+        UserError: its files are broken, or its parts do not fit together.
     """
     folder = Path(directory) / "model"
     return ModelBundle(
@@ -136,21 +136,21 @@ def load_config(directory: str | os.PathLike) -> ModelConfig:
 
 
 def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
+    """The fields of a bundle that model.json holds."""
     file = Path(directory) / "model" / "model.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{directory} holds no model ({file} is missing): give the workdir of a training run or a converted "
-            f"checkpoint."
+            f"{directory} holds no model ({file} is missing): give the workdir of a training run "
+            f"or a converted checkpoint."
         )
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        plain = {name: values[name] for name in _PLAIN}
-        return plain | {
-            "config": ModelConfig.from_dict(values["model"]),
-            "sampling": SamplingConfig(**current("sampling", values["sampling"])),
-        }
+        fields: dict[str, Any] = {name: values[name] for name in _SIZES}
+        fields["config"] = ModelConfig.from_dict(values["model"])
+        fields["sampling"] = SamplingConfig(**current("sampling", values["sampling"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is broken: {error!r}.") from error
+        raise UserError(f"{file} is broken: {error!r}.") from error
+    return fields
 
 
 def load_pretrained(
@@ -160,54 +160,50 @@ def load_pretrained(
     bundle: ModelBundle | None = None,
     mesh: MeshConfig | None = None,
 ) -> Pretrained:
-    """Reads a model from a run's folder (its newest checkpoint) or from one of its
-    checkpoints/STEP.
+    """Reads a model from a run's folder (its newest checkpoint) or from one of its checkpoints.
 
     Its parameters have the types of `for_running`: a bfloat16 checkpoint takes half the memory of a
-        float32 one.
+    float32 one.
 
     Args:
+        path: a workdir, WORKDIR/checkpoints/STEP, or a converted model.
         weights: "ema", the averaged parameters, or "params", those of the last step.
-        bundle: what `load_bundle` gave for this folder, where it is loaded already.
-        mesh: the devices over which parameters are spread, none of which then holds all of those
-            that are cut.
+        bundle: what `load_bundle` returned for this folder, where it is loaded already.
+        mesh: the devices that the parameters are spread over; none then holds all of those that are
+            cut.
     Raises:
-        FileNotFoundError, ValueError: what is missing or does not fit, and where.
+        FileNotFoundError, UserError: what is missing or does not fit, and where.
     """
     if mesh is not None:
-        make_mesh(mesh)  # what is wrong with it is told first
+        make_mesh(mesh)  # a mesh that does not fit the devices is refused before anything is read
     folder, params, step = load_params(path, weights, dtype=None)
-    bundle = load_bundle(folder) if bundle is None else bundle
+    if bundle is None:
+        bundle = load_bundle(folder)
     graph, _ = abstract_model(bundle.config)
-    return Pretrained(
-        model=nnx.merge(graph, for_running(params, bundle.config.dtype, mesh)),
-        bundle=bundle,
-        step=step,
-    )
+    model = nnx.merge(graph, for_running(params, bundle.config.dtype, mesh))
+    return Pretrained(model=model, bundle=bundle, step=step)
 
 
 def for_running(params: Params, dtype: str, mesh: MeshConfig | None = None) -> Params:
-    """Parameters as a model that computes in `dtype` wants them: kernels of linear layers, which it
-    casts to `dtype` at every use, stay in 16 bits where they are of that type; all else takes part
-    in float32 arithmetic and is float32.
+    """Parameters in the types that a model which computes in `dtype` needs.
 
-    What the model computes is the same as with float32 throughout. `params` is used up, so that
-    there need not be memory for both. With a mesh each parameter goes from the host to where it
-    belongs.
+    Kernels of linear layers are cast to `dtype` at every use, so they stay in 16 bits where they
+    are stored so. Everything else takes part in float32 arithmetic and is float32. The model
+    computes the same as with float32 throughout.
+
+    `params` is emptied, so that there need not be memory for both. With a mesh each parameter goes
+    from the host directly to its devices.
     """
-    spread = (
-        {}
-        if mesh is None
-        else flatten_dict(param_shardings(params, make_mesh(mesh), mesh), sep="/")
-    )
+    shardings = {}
+    if mesh is not None:
+        shardings = flatten_dict(param_shardings(params, make_mesh(mesh), mesh), sep="/")
 
     def running(path: str, leaf: Any) -> jax.Array:
-        wanted = jnp.promote_types(leaf.dtype, dtype) if path.endswith("/kernel") else jnp.float32
-        return (
-            jax.device_put(np.asarray(leaf).astype(wanted), spread[path])
-            if spread
-            else jnp.asarray(leaf, wanted)
-        )
+        kernel = path.endswith("/kernel")
+        wanted = jnp.promote_types(leaf.dtype, dtype) if kernel else jnp.float32
+        if not shardings:
+            return jnp.asarray(leaf, wanted)
+        return jax.device_put(np.asarray(leaf).astype(wanted), shardings[path])
 
     return _each(params, running)
 
@@ -215,13 +211,17 @@ def for_running(params: Params, dtype: str, mesh: MeshConfig | None = None) -> P
 def load_params(
     path: str | os.PathLike, weights: str = "ema", *, dtype: str | None = "float32"
 ) -> tuple[Path, Params, int]:
-    """(folder of the model, its parameters as NumPy arrays, the checkpoint's step).
+    """Reads the parameters of a checkpoint as NumPy arrays.
 
-    Args, Raises: as `load_pretrained`.
+    Args:
+        path, weights: as in `load_pretrained`.
         dtype: type of the parameters; None keeps the stored ones.
+    Returns:
+        The folder of the model, its parameters, and the step of the checkpoint.
+    Raises:
+        FileNotFoundError, UserError: as `load_pretrained`.
     """
-    if weights not in ("ema", "params"):
-        raise ValueError(f"weights is {weights!r}; it may be 'ema' or 'params'.")
+    one_of("weights", weights, ("ema", "params"))
     folder, step = _split(path)
     shapes = flatten_dict(abstract_model(load_config(folder))[1], sep="/")
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -229,20 +229,18 @@ def load_params(
         if step is None:
             raise FileNotFoundError(f"{folder / 'checkpoints'} holds no complete checkpoint yet.")
         types = stored_types(folder / "checkpoints", step, weights)
-        like = {
-            path: np.empty(leaf.shape, types.get(path, leaf.dtype)) for path, leaf in shapes.items()
-        }
+        like = {}
+        for name, leaf in shapes.items():
+            like[name] = np.empty(leaf.shape, types.get(name, leaf.dtype))
         state, _ = checkpoints.restore(step, {weights: unflatten_dict(like, sep="/")})
     params = state.pop(weights)
-    return (
-        folder,
-        params if dtype is None else _each(params, lambda _, leaf: np.asarray(leaf, dtype)),
-        step,
-    )
+    if dtype is not None:
+        params = _each(params, lambda _, leaf: np.asarray(leaf, dtype))
+    return folder, params, step
 
 
 def _each(params: Params, change: Callable[[str, Any], Any]) -> Params:
-    """`change(path, parameter)` of all of them; the old ones go one by one."""
+    """`change(path, parameter)` of all parameters; each old one is released before the next."""
     leaves = flatten_dict(params, sep="/")
     params.clear()
     for path in leaves:
@@ -251,7 +249,7 @@ def _each(params: Params, change: Callable[[str, Any], Any]) -> Params:
 
 
 def run_folder(path: str | os.PathLike) -> Path:
-    """The run's folder, given it or one of its checkpoints/STEP."""
+    """The folder of a run, from itself or from one of its checkpoints/STEP."""
     return _split(path)[0]
 
 

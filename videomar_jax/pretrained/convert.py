@@ -1,140 +1,120 @@
-"""Published VideoMAR weights to a folder that `sample` and `main` take, and a trained model back to
-published names.
+"""From published VideoMAR weights to a folder that `sample` and `main` take, and back.
 
-Both ways tensors pass through one parameter at a time, in the type in which they are stored: memory
-    stays near the size
-of the file or below it, and export after import gives the file's tensors back bit by bit.
+Both ways one tensor is in memory at a time, in the type in which it is stored. An export after an
+import gives the tensors of the file back bit by bit.
 """
 
-import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from videomar_jax.checkpoints.streamed import StreamedCheckpoint
+from videomar_jax.checks import UserError
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
+from videomar_jax.io.log import log
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
-from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
+from videomar_jax.pretrained.open import open_components
+from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
 from videomar_jax.sampling.config import SamplingConfig
 
-_log = logging.getLogger(__name__)
+FPS = 12.0
+"""Frames per second that the published models were trained at."""
+
+_RUNNABLE = ("float32", "bfloat16", "float16")
 
 
 def import_official(
-    file: str | os.PathLike,
-    output: Path,
-    *,
-    tokenizer: str,
-    text_encoder: str,
-    weights: str = "ema",
-    scale: float = 0.5,
-    tokenizer_dtype: str = "float32",
-    text_options: Mapping[str, Any] | None = None,
-    config_overrides: Mapping[str, Any] | None = None,
-    shape: tuple[int, int, int] = (49, 480, 768),
-    fps: float = 12.0,
-    param_dtype: str | None = None,
+    file: str | os.PathLike, output: Path, components: ComponentOptions, options: ImportOptions
 ) -> None:
-    """Writes `output` (model/ and checkpoints/0) from an official checkpoint; says what it read,
-    inferred and wrote.
+    """Writes OUTPUT/model and OUTPUT/checkpoints/0 from published weights; logs what it found.
 
     Args:
-        tokenizer, text_encoder: as `parts.open_tokenizer` and `open_text_encoder` take them.
-        weights: "ema" or "model", where the file holds both.
-        shape: pixel frames, rows and columns that `sample` makes unless told otherwise.
-        param_dtype: type in which parameters are written; None keeps the file's (float64 and 8 bits
-            become float32).
+        file: .safetensors or .pth with the published names.
+        output: a new folder. After an error nothing is left in it.
     Raises:
-        ValueError, OSError: nothing is left in `output` then.
+        FileExistsError: `output` is not empty.
+        UserError, OSError: a file is missing or broken, or the parts do not fit together.
     """
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(
             f"{output} is not empty; choose a new folder for the converted model."
         )
     start = time.monotonic()
-    report = inspect_checkpoint(file, weights=weights, config_overrides=config_overrides)
-    _log.info("reading %s", report)
-    opened = open_tokenizer(tokenizer, scale=scale, dtype=tokenizer_dtype)
-    encoder = open_text_encoder(text_encoder, **(text_options or {}))
-    frames, height, width = shape
+    weights = "ema" if options.weights == "ema" else "model"
+    overrides = {"dtype": options.dtype}
+    report = inspect_checkpoint(file, weights=weights, config_overrides=overrides)
+    log.info("reading %s", report)
+    tokenizer, text_encoder = open_components(components)
+    if text_encoder is None:
+        raise UserError("Name the text encoder: --text_encoder=qwen2:PLACE.")
     bundle = ModelBundle(
         config=report.config,
-        tokenizer=opened,
-        text_encoder=encoder,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
         sampling=SamplingConfig(),
-        num_frames=frames,
-        height=height,
-        width=width,
-        fps=fps,
+        num_frames=options.num_frames,
+        height=options.height,
+        width=options.width,
+        fps=FPS,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         save_bundle(bundle, part)
-        del opened, encoder, bundle  # a language model may be larger than ours
+        # A language model may be larger than ours: release it before the weights are read.
+        del tokenizer, text_encoder, bundle
         checkpoint = StreamedCheckpoint(part / "checkpoints", "ema")
         read_checkpoint(
             file,
             weights=weights,
-            config_overrides=config_overrides,
-            dtype=param_dtype,
-            place=lambda path, array: checkpoint.put(path, _kept(array)),
+            config_overrides=overrides,
+            dtype=options.param_dtype,
+            place=lambda path, array: checkpoint.put(path, _runnable(array)),
         )
         checkpoint.commit({"step": 0, "seconds": {}, "source": str(file)})
-        part.chmod(0o755)
+        part.chmod(0o755)  # temporary folders are readable by their owner alone
         os.replace(part, output)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    size = sum(f.stat().st_size for f in output.rglob("*") if f.is_file())
-    _log.info("wrote %s (%.2f GB) in %.0f s", output, size / 1e9, time.monotonic() - start)
+    size = sum(entry.stat().st_size for entry in output.rglob("*") if entry.is_file())
+    log.info("wrote %s (%.2f GB) in %.0f s", output, size / 1e9, time.monotonic() - start)
 
 
-def _kept(array: np.ndarray) -> np.ndarray:
-    """The array in a type that models run in."""
-    return (
-        array
-        if array.dtype.name in ("float32", "bfloat16", "float16")
-        else array.astype(np.float32)
-    )
+def _runnable(array: np.ndarray) -> np.ndarray:
+    """The array in a type that models run in: float64 and 8 bits become float32."""
+    return array if array.dtype.name in _RUNNABLE else array.astype(np.float32)
 
 
 def export_official(
     checkpoint: str | os.PathLike,
     file: Path,
+    options: ExportOptions,
     *,
     weights: str = "ema",
-    container: str = "bare",
-    drop_regression: bool = False,
-    overwrite: bool = False,
 ) -> None:
-    """Writes the model of a run (or one of its checkpoints) under the published names; the ending
-    chooses the format.
+    """Writes the model of a run under the published names, in the types of the checkpoint.
 
-    Tensors have the type in which the checkpoint holds them.
-
+    Args:
+        checkpoint: a run's workdir or one of its checkpoints.
+        file: its ending, .safetensors or .pth, chooses the format.
+        weights: "ema", the averaged parameters, or "params", those of the last step.
     Raises:
-        ValueError, OSError: the model has parts that the published one lacks, or `file` exists.
+        FileExistsError: `file` exists.
+        UserError, OSError: the model has parts that the published one lacks, or there is none.
     """
     folder, params, step = load_params(checkpoint, weights, dtype=None)
     write_checkpoint(
         params,
         load_bundle(folder).config,
         file,
-        container=container,
-        drop_regression=drop_regression,
-        overwrite=overwrite,
+        container=options.container,
+        drop_regression=options.drop_regression,
+        overwrite=options.overwrite,
     )
-    _log.info(
-        "wrote the %s weights of step %d to %s (%.2f GB)",
-        weights,
-        step,
-        file,
-        file.stat().st_size / 1e9,
-    )
+    size = file.stat().st_size / 1e9
+    log.info("wrote the %s weights of step %d to %s (%.2f GB)", weights, step, file, size)

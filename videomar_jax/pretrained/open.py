@@ -10,6 +10,8 @@ PLACE is a file, a folder or a Hugging Face repository id (owner/name), which is
 `TOKENIZERS` and `TEXT_ENCODERS`; how a kind reads its place is said at its class method `open`.
 """
 
+from videomar_jax.checks import UserError
+from videomar_jax.pretrained.options import ComponentOptions
 from videomar_jax.text_encoders import TEXT_ENCODERS, TextEncoder
 from videomar_jax.tokenizers import TOKENIZERS, Tokenizer
 
@@ -44,3 +46,28 @@ def open_text_encoder(
         system_text_file=system_text_file,
         dtype=dtype,
     )
+
+
+def open_components(
+    options: ComponentOptions, dtype: str = "float32"
+) -> tuple[Tokenizer, TextEncoder | None]:
+    """The tokenizer and the text encoder that the options name; no encoder where none is named.
+
+    Args:
+        dtype: in which networks of these compute.
+    Raises:
+        UserError, FileNotFoundError: as `open_tokenizer`.
+    """
+    if not options.tokenizer:
+        raise UserError("Name the tokenizer: --tokenizer=cosmos:PLACE or --tokenizer=pca:DIR.")
+    tokenizer = open_tokenizer(options.tokenizer, scale=options.latent_scale, dtype=dtype)
+    if options.text_encoder in (None, "none"):
+        return tokenizer, None
+    text_encoder = open_text_encoder(
+        options.text_encoder,
+        tokens=options.text_tokens,
+        padding_side=options.padding_side,
+        system_text_file=options.system_text_file,
+        dtype=dtype,
+    )
+    return tokenizer, text_encoder
