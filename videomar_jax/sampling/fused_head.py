@@ -66,7 +66,7 @@ def fuse_head(head: DiffusionHead) -> FusedHead:
         bias = jnp.concatenate([linear.bias[...] for linear in linears])
         return Dense(kernel.astype(dtype), bias.astype(dtype))
 
-    depth = head.blocks.norm.scale.shape[0]
+    depth = head.blocks.linear1.kernel.shape[0]
     blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], head.blocks) for i in range(depth)]
     layers = []
     for block in blocks:

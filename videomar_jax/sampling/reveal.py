@@ -12,11 +12,10 @@ values run the same program. Noise is indexed by token position; each position i
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from videomar_jax.diffusion.plans import SolverPlan, evaluations
 from videomar_jax.models import incremental
@@ -38,11 +37,11 @@ from videomar_jax.types import Array, Bool, Float
 class FrameSettings(NamedTuple):
     """The values of one generated frame; none of them changes the compiled program."""
 
-    number: Array | np.ndarray
+    number: Any
     """int32: the frame's number in the video."""
-    temperature: Array | np.ndarray
+    temperature: Any
     """float32: scale of the noise."""
-    bound: Array | np.ndarray
+    bound: Any
     """float32: tokens are clipped to [-bound, bound]."""
 
 
