@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 
-from videomar_jax.types import Array, Bool, Float, Key
+from videomar_jax.types import Array, Float, Key
 
 TokenValues = Float[Array, "... P"]
 
@@ -30,11 +30,11 @@ class Timesteps(NamedTuple):
     """
 
     time: Array  # t, as the network takes it
-    size: Array | None = None  # h, the step length of a process that follows a velocity
+    size: Any = None  # h, the step length of a process that follows a velocity
     coefficients: Any = None  # whatever else the `step` of the process reads
-    back: Array | None = None  # Heun: weight of the velocity before this one
-    active: Bool[Array, "..."] | None = None  # False at padding, which changes nothing
-    embedding: Array | None = None  # the network's embedding of `time`, computed beforehand
+    back: Any = None  # Heun: weight of the velocity before this one
+    active: Any = None  # False at padding, which changes nothing
+    embedding: Any = None  # the network's embedding of `time`, computed beforehand
 
 
 # A protocol and no base class: a process is whatever has these methods.

@@ -32,7 +32,7 @@ where e is guided and v is that of the output with text.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,24 +42,27 @@ from videomar_jax.diffusion.base import Timesteps, TokenValues, guide, register
 from videomar_jax.diffusion.respacing import kept_steps
 from videomar_jax.types import Array, Float, Key
 
+Table = Any
+"""A float64 NumPy array where it is computed, a float32 JAX array where it is used."""
+
 
 class Tables(NamedTuple):
     """The schedule by kept step, under the names of the published code."""
 
-    timestep_map: Array  # the step of the full schedule, which the network is given
-    betas: Array
-    log_betas: Array
-    alphas_cumprod: Array  # alpha_bar_t
-    alphas_cumprod_prev: Array  # alpha_bar_{t-1}
-    sqrt_alphas_cumprod: Array
-    sqrt_one_minus_alphas_cumprod: Array
-    sqrt_recip_alphas_cumprod: Array
-    sqrt_recipm1_alphas_cumprod: Array
-    posterior_variance: Array  # var_t
-    posterior_log_variance_clipped: Array
-    posterior_mean_coef1: Array  # c1_t
-    posterior_mean_coef2: Array  # c2_t
-    noisy: Array  # False at t = 0, where sampling adds no noise
+    timestep_map: Table  # the step of the full schedule, which the network is given
+    betas: Table
+    log_betas: Table
+    alphas_cumprod: Table  # alpha_bar_t
+    alphas_cumprod_prev: Table  # alpha_bar_{t-1}
+    sqrt_alphas_cumprod: Table
+    sqrt_one_minus_alphas_cumprod: Table
+    sqrt_recip_alphas_cumprod: Table
+    sqrt_recipm1_alphas_cumprod: Table
+    posterior_variance: Table  # var_t
+    posterior_log_variance_clipped: Table
+    posterior_mean_coef1: Table  # c1_t
+    posterior_mean_coef2: Table  # c2_t
+    noisy: Table  # False at t = 0, where sampling adds no noise
 
 
 def cosine_betas(steps: int = 1000) -> np.ndarray:

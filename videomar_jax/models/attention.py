@@ -20,7 +20,7 @@ from einops import rearrange
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.kernels import attend
+from videomar_jax.models.kernels import Kernel, attend
 from videomar_jax.models.layers import linear
 from videomar_jax.models.rope import Rotary, rotate
 from videomar_jax.types import Array, Bool, Float
@@ -64,7 +64,7 @@ def attend_frames(
     return attend(join_frames(q), join_frames(k), join_frames(v), **options).reshape(q.shape)
 
 
-def frame_causal(q: Heads, k: Heads, v: Heads, *, kernel: str = "auto") -> Heads:
+def frame_causal(q: Heads, k: Heads, v: Heads, *, kernel: Kernel = "auto") -> Heads:
     """Frame t sees all tokens of frames 0..t: causal in time, bidirectional in space."""
     # One dense call a frame skips the half of all products that a mask would throw away.
     out = []
@@ -74,7 +74,7 @@ def frame_causal(q: Heads, k: Heads, v: Heads, *, kernel: str = "auto") -> Heads
     return jnp.concatenate(out, axis=1)
 
 
-def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: str = "auto") -> Heads:
+def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: Kernel = "auto") -> Heads:
     """The first `clean` frames are causal; behind them, each masked copy of a frame sees the clean
     frames before that frame, and itself.
 

@@ -121,9 +121,11 @@ class ModelConfig:
         return self.latent_channels * self.patch_size**2
 
     @property
-    def rope_channels(self) -> tuple[int, int, int]:
+    def rope_channels(self) -> tuple[int, ...]:
         """Channels of a head that encode the frame, the row and the column."""
-        return self.rope_split or (self.head_dim // 2, self.head_dim // 4, self.head_dim // 4)
+        if self.rope_split is not None:
+            return tuple(self.rope_split)
+        return (self.head_dim // 2, self.head_dim // 4, self.head_dim // 4)
 
     @property
     def process(self) -> "videomar_jax.diffusion.base.Process":

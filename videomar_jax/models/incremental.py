@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.models.attention import AttentionFn, Heads, KVCache, TextKV, attend_frames
+from videomar_jax.models.kernels import Kernel
 from videomar_jax.models.partitioning import constrain
 from videomar_jax.models.rope import PositionScale, Rotary
 from videomar_jax.models.transformer import Block, Context, TokenIndices, take_tokens
@@ -107,7 +108,7 @@ def cached(
     *,
     cache: KVCache,
     slots: Bool[Array, "L"] | None,
-    kernel: str = "auto",
+    kernel: Kernel = "auto",
 ) -> Float[Array, "B 1 Q n d"]:
     """Queries of one frame see the frames in these slots of the cache (None: all) and their own."""
     keys = jnp.concatenate([cache.keys.astype(k.dtype), k], axis=1)

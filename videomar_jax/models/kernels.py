@@ -5,10 +5,14 @@
 "auto"    cudnn where it runs, xla elsewhere
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from videomar_jax.types import Array, Bool, Float
+
+Kernel = Literal["auto", "xla", "cudnn"]
 
 
 def attend(
@@ -17,7 +21,7 @@ def attend(
     v: Float[Array, "B N n d"],
     *,
     key_mask: Bool[Array, "#B N"] | None = None,
-    kernel: str = "auto",
+    kernel: Kernel = "auto",
 ) -> Float[Array, "B Q n d"]:
     """Every query attends to every key that is not masked; scores are q.k / sqrt(d).
 

@@ -55,7 +55,7 @@ class Rotary(NamedTuple):
 
 def rotary_embedding(
     positions: Positions,
-    channels: tuple[int, int, int],
+    channels: tuple[int, ...],
     base: float = 10000.0,
     scale: PositionScale | None = None,
 ) -> Rotary:
@@ -78,7 +78,7 @@ def rotary_embedding(
 
 
 def rotate(
-    x: Float[Array, "B T S n d"], rotary: Rotary, channels: tuple[int, int, int]
+    x: Float[Array, "B T S n d"], rotary: Rotary, channels: tuple[int, ...]
 ) -> Float[Array, "B T S n d"]:
     """Turns queries or keys by (1); computed in float32, returned in the type of `x`."""
     out = []

@@ -13,6 +13,7 @@ residual stream and all statistics are float32; products run in the compute dtyp
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +50,8 @@ REMAT_POLICIES = {
 class Context:
     """The text as the transformer sees it."""
 
-    tokens: Float[Array, "B K D"] | TextKV
-    """Projected features; in generation their keys and values for every layer instead."""
+    tokens: Any
+    """Projected features [B, K, D]; in generation their keys and values for every layer instead."""
     mask: Bool[Array, "B K"] | None
     """False at padding; None: everything is seen."""
     pooled: Float[Array, "B D"] | None = None

@@ -58,7 +58,7 @@ class SupervisedFrames(NamedTuple):
 
 
 def loss_normaliser(
-    draws: LossDraws, shape: tuple[int, int, int], config: LossConfig
+    draws: LossDraws, shape: tuple[int, ...], config: LossConfig
 ) -> LossNormaliser:
     """The counts of a batch of `shape` (B, T, S).
 
