@@ -1,15 +1,16 @@
 """The docs name what exists: files, settings, flags, and the same core in the same order."""
 
 import ast
-import dataclasses
+import functools
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.paths import CORE, ROOT
 from tests.helpers.tiny_run import load_config
-from videomar_jax.sampling.config import SamplingConfig
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -95,15 +96,15 @@ COMMAND = re.compile(r"-m (videomar_jax|benchmarks)\.(\w+)( .*)?$", re.MULTILINE
 FLAG = re.compile(r"(?<=\s)--(?:no-)?([a-z_]+)(?=[=\s]|$)")
 
 
+@functools.cache
 def flags_of(package: str, module: str) -> set[str]:
-    """Every name that a command defines as a flag, or that could be one: all its short strings."""
-    folder = ROOT / package
-    files = [folder / f"{module}.py"]
+    """Every flag in the help of a command; of a benchmark every short string of its source."""
     if package == "videomar_jax":
-        files += (folder / "commands").glob("*.py")
-    source = "".join(file.read_text(encoding="utf-8") for file in files)
-    fields = {field.name for field in dataclasses.fields(SamplingConfig)}
-    return fields | set(re.findall(r"[\"'](?:--)?(?:no-)?([a-z_]+)[\"']", source)) | {"config"}
+        call = [sys.executable, "-m", f"{package}.{module}", "--help"]
+        done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=True)
+        return set(re.findall(r"^  --(?:\[no\])?([a-z_]+)", done.stdout, re.MULTILINE))
+    source = (ROOT / package / f"{module}.py").read_text(encoding="utf-8")
+    return set(re.findall(r"[\"'](?:--)?(?:no-)?([a-z_]+)[\"']", source))
 
 
 @BEING_REWRITTEN

@@ -1,8 +1,9 @@
-"""Bad input is a clear error that names the thing and the way out, before training starts and
-before anything is
-written: the corrected command may use the same workdir. See also test_experiment (values),
-    test_sample_command
-(sampling) and test_resume (checkpoints)."""
+"""Bad input is a clear error that names the thing and the way out, before training starts.
+
+Nothing is written either, so the corrected command may use the same workdir. See also
+tests/experiment/test_config.py (values), tests/inference (sampling) and
+tests/experiment/test_resume.py (checkpoints).
+"""
 
 import json
 import subprocess
@@ -56,7 +57,10 @@ def all_broken(folder):
     for name in ("a", "b"):
         (folder / f"{name}.mp4").parent.mkdir(exist_ok=True)
         (folder / f"{name}.mp4").write_bytes(b"not a video" * 100)
-    return r"2 of 2 videos .*clips cannot be used.*\n.*a\.mp4: cannot be decoded.*\n.*b\.mp4: .*re-encode or remove"
+    return (
+        r"2 of 2 videos .*clips cannot be used.*\n"
+        r".*a\.mp4: cannot be decoded.*\n.*b\.mp4: .*re-encode or remove"
+    )
 
 
 def all_empty(folder):
@@ -78,7 +82,10 @@ def held_out_part_too_short(folder):
 def caption_of_a_missing_clip(folder):
     write_clip(folder / "a.mp4")
     (folder / "captions.csv").write_text("file,caption\na.mp4,a square\nb.mp4,another\n")
-    return r"captions\.csv, line 3: 'b\.mp4' does not exist in .*clips: correct the name or remove the row"
+    return (
+        r"captions\.csv, line 3: 'b\.mp4' does not exist in .*clips: "
+        r"correct the name or remove the row"
+    )
 
 
 def caption_table_without_header(folder):
@@ -140,7 +147,8 @@ def rows(**changes):
         (rows(num_frames=4), r"Stage '16px_3f': 4 frames are not 1 \+ 2 \* k .*nearest: 3 or 5"),
         (
             rows(height=30),
-            "Stage '16px_3f': height 30 is not a multiple of the spatial stride 4; nearest: 28 or 32",
+            "Stage '16px_3f': height 30 is not a multiple of the spatial stride 4; "
+            "nearest: 28 or 32",
         ),
         (rows(width=8), "16"),
         (
@@ -240,7 +248,7 @@ def test_other_clips_than_those_of_the_run(tmp_path, no_training):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "words"),
     [
         (dict(mesh=dict(data=8)), "batch_size 4 is not a multiple"),
         (
@@ -251,12 +259,12 @@ def test_other_clips_than_those_of_the_run(tmp_path, no_training):
     ids=["mesh", "init_from"],
 )
 def test_a_workdir_is_not_claimed_by_what_cannot_begin(
-    tmp_path, finished, no_training, change, told
+    tmp_path, finished, no_training, change, words
 ):
     change = {
         name: str(finished) if value == "FINISHED" else value for name, value in change.items()
     }
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=words):
         start(tiny(**change), tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists(), "the corrected command would be refused"
 

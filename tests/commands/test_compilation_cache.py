@@ -1,4 +1,4 @@
-"""Compiled programs are kept where the user's caches are, unless JAX is told otherwise."""
+"""Compiled programs are kept where the user's caches are, unless JAX is set otherwise."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ print(folder, len(list(folder.iterdir())) if folder else None)
 """
 
 
-def told(tmp_path, **environment):
-    """What the program says in a process of its own with a cache folder of its own."""
+def output_of(tmp_path, **environment):
+    """What the program prints in a process of its own with a cache folder of its own."""
     inherited = {key: value for key, value in os.environ.items() if "COMPILATION_CACHE" not in key}
     env = (
         inherited
@@ -31,11 +31,11 @@ def told(tmp_path, **environment):
 
 
 def test_programs_are_kept_for_the_next_run(tmp_path):
-    folder, count = told(tmp_path)
+    folder, count = output_of(tmp_path)
     assert (
         folder.startswith(str(tmp_path / "cache" / "videomar_jax" / "compiled-")) and int(count) > 0
     )
-    assert told(tmp_path) == [folder, count], "the second run compiles anew"
+    assert output_of(tmp_path) == [folder, count], "the second run compiles anew"
 
 
 @pytest.mark.parametrize(
@@ -44,9 +44,11 @@ def test_programs_are_kept_for_the_next_run(tmp_path):
 )
 def test_jax_settings_come_first(tmp_path, environment):
     environment = {key: value.format(tmp_path) for key, value in environment.items()}
-    assert told(tmp_path, **environment) == ["None", "None"] and not (tmp_path / "cache").exists()
+    assert (
+        output_of(tmp_path, **environment) == ["None", "None"] and not (tmp_path / "cache").exists()
+    )
 
 
 def test_a_cache_folder_that_cannot_be_made_is_done_without(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    assert told(tmp_path) == ["None", "None"]
+    assert output_of(tmp_path) == ["None", "None"]

@@ -83,10 +83,10 @@ def test_a_flag_that_is_turned_off_is_given():
     assert parse("--noon")[0] == {"on": False}
 
 
-def test_zero_stands_for_none_where_asked_for():
+def test_zero_means_none_where_asked_for():
     given, values = parse("--window=0", "--count=0", zero_is_none=True)
     assert given == {"window": None, "count": 0}, "count cannot be None"
-    assert "0 stands for None" in values["window"].help
+    assert "0 means None" in values["window"].help
 
 
 def test_zero_is_a_number_otherwise():

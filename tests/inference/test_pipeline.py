@@ -93,7 +93,7 @@ def test_a_stream_is_an_iterator_without_a_length(pipe):
         assert not hasattr(one, "__len__"), "a length that grows misleads list() and tqdm"
 
 
-def test_clips_go_on_and_their_frames_come_back(pipe):
+def test_clips_are_continued_and_their_frames_come_back(pipe):
     clip = np.stack([picture(n) for n in range(3)])
     video = pipe(clip, "up")
     np.testing.assert_array_equal(video.frames[:3], clip)
@@ -192,12 +192,12 @@ def test_saving_and_showing(pipe, tmp_path):
         (dict(preset="warp"), "no sampling preset 'warp'"),
     ],
 )
-def test_what_cannot_be_made_is_told(pipe, arguments, words):
+def test_what_cannot_be_generated_is_refused(pipe, arguments, words):
     with annotations_off(), pytest.raises((ValueError, FileNotFoundError), match=words):
         pipe(**dict(image=picture(), prompt="up") | arguments)
 
 
-def test_more_than_memory_holds_is_told_before_it_is_begun(pipe, monkeypatch):
+def test_more_than_memory_holds_is_refused_before_it_is_started(pipe, monkeypatch):
     monkeypatch.setattr("videomar_jax.sampling.generate.free_bytes", lambda: 10_000)
     with pytest.raises(
         ValueError, match=r"3 latent frames of 6x6 tokens need about .* GiB .*Ask for fewer frames"

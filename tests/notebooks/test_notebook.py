@@ -54,7 +54,7 @@ def test_the_cells_run(finished, tmp_path, monkeypatch):
     """In a kernel of its own, on a tiny run; what a cell shows is in its outputs."""
     monkeypatch.setenv("VIDEOMAR_WORKDIR", str(finished))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "configs").mkdir()  # stands for the project's folder
+    (tmp_path / "configs").mkdir()  # in place of the project's folder
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("(1, 4, 8), (0.0, 0.7, 1.0)", "(1, 2), (0.5,)")

@@ -237,7 +237,7 @@ def test_what_is_in_the_way_of_an_export_and_the_flag_that_helps(official, tmp_p
         write_checkpoint(random_params(both), both, tmp_path / "x.safetensors")
 
 
-def test_the_command_exports_as_it_is_told(converted, tmp_path):
+def test_the_command_exports_as_its_flags_say(converted, tmp_path):
     """Into the dictionary of published files; the flags of an export are refused with an import."""
     done = command(
         "convert",
@@ -316,13 +316,13 @@ def test_a_file_in_bfloat16_stays_so_on_disk_and_comes_back_bit_by_bit(half, tmp
 def test_a_model_in_bfloat16_keeps_its_kernels_and_computes_as_with_float32_parameters(half):
     _, path, params = half
     model = load_pretrained(path).model
-    held = types(nnx.to_pure_dict(nnx.state(model)))
-    assert {name.endswith("['kernel']") for name, dtype in held.items() if dtype == "bfloat16"} == {
-        True
-    }
-    assert {name.endswith("['kernel']") for name, dtype in held.items() if dtype == "float32"} == {
-        False
-    }
+    dtypes = types(nnx.to_pure_dict(nnx.state(model)))
+    assert {
+        name.endswith("['kernel']") for name, dtype in dtypes.items() if dtype == "bfloat16"
+    } == {True}
+    assert {
+        name.endswith("['kernel']") for name, dtype in dtypes.items() if dtype == "float32"
+    } == {False}
     exact = nnx.merge(
         nnx.graphdef(model), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     )

@@ -35,7 +35,7 @@ class FieldFlags:
             kind: a dataclass with a string literal below each field.
             names: the fields that get a flag; None: all.
             show_defaults: write a field's default into its help.
-            zero_is_none: 0 stands for None where a whole number may be None.
+            zero_is_none: 0 means None where a whole number may be None.
             flag_values: where the flags are defined; that of the process unless in tests.
         """
         docs, hints = field_docs(kind), typing.get_type_hints(kind)
@@ -52,7 +52,7 @@ class FieldFlags:
             kind_of_value = _without_none(hints[field.name])
             if zero_is_none and kind_of_value is int and hints[field.name] is not int:
                 self._optional.add(field.name)
-                text = f"{text} Here 0 stands for None."
+                text = f"{text} Here 0 means None."
             holder = _define(field.name, kind_of_value, text, flag_values)
             if holder is not None:
                 self._holders[field.name] = holder
