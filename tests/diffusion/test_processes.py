@@ -339,8 +339,7 @@ def run_ddpm(plan, answer, start, key, temperature, guided=False):
         plan, answer, key = now
         noise = jax.random.normal(key, x.shape)
         # Guided: both branches are wrong, by 1 and by g/(g-1), so that the guided noise is right;
-        # the null branch's
-        # variance is rubbish and must not count.
+        # the variance of the null branch is nonsense and must not count.
         null = ddpm_output(x, answer | {"v": 9.0}, guidance / (guidance - 1)) if guided else None
         cond = ddpm_output(x, answer, 1.0 if guided else 0.0)
         return process.step(x, cond, null, plan, noise, jnp.float32(guidance), temperature), None
@@ -353,12 +352,11 @@ def run_ddpm(plan, answer, start, key, temperature, guided=False):
     ("respacing", "guided"),
     [("", False), ("25", False), ("ddim25", False), ("10,20", False), ("25", True)],
 )
-def test_ddpm_draws_the_gaussian_it_was_told(respacing, guided):
+def test_ddpm_draws_the_gaussian_of_its_denoiser(respacing, guided):
     start, key = jax.random.normal(jax.random.key(0), (COUNT, 1)), jax.random.key(1)
     x = np.asarray(run_ddpm(*gaussian_plan(respacing), start, key, 1.0, guided), np.float64)
     # "ddim25" starts at step 960, where 4e-3 of the signal is left in the marginal: a bias of at
-    # most its square root
-    # times the slope of the first step, 6e-2 * 6e-2 * STD^2.
+    # most its square root times the slope of the first step, 6e-2 * 6e-2 * STD^2.
     assert abs(x.mean() - MU) < TOLERANCE + 1e-3
     assert abs(x.std() - STD) < TOLERANCE
 
@@ -410,7 +408,7 @@ def run_flow(steps, start, temperature=1.0):
     )(start)
 
 
-def test_flow_draws_the_gaussian_it_was_told():
+def test_flow_draws_the_gaussian_of_its_velocity():
     """The exact flow is x -> MU + STD x. Euler's error is of first order in the step: it halves
     from 100 to 200."""
     start = jnp.linspace(-2, 2, 9)[:, None]

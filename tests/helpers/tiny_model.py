@@ -1,7 +1,7 @@
 """A tiny model whose every parameter is away from its initial value, and inputs for it.
 
-A fresh model hides mistakes: gates are near zero, the head answers nothing, mask token and null
-    context hardly differ.
+A fresh model hides mistakes: its gates are near zero, its head answers zero, and its mask token and
+null context hardly differ.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ def tiny_config(**changes) -> ModelConfig:
 
 @functools.cache
 def tiny_model(seed: int = 0, **changes) -> VideoMAR:
-    """The same numbers for the same seed, whatever the computation fields (dtype, remat, unroll)
-    say."""
+    """The same parameters for the same seed, whatever the computation fields (dtype, remat, unroll)
+    are."""
 
     @jax.jit
     def build(key):
@@ -51,8 +51,8 @@ def tiny_model(seed: int = 0, **changes) -> VideoMAR:
 
 
 def tiny_tokens(frames: int = 3, batch: int = 2, count: int = 6, width: int = 3, seed: int = 1):
-    """Random tokens [B, T, S, P] and a mask [B, T, S] that hides some tokens of every frame, never
-    all."""
+    """Random tokens [B, T, S, P], and a mask [B, T, S] that hides some tokens of each frame but
+    never all."""
     tokens = jax.random.normal(jax.random.key(seed), (batch, frames, count, width))
     ranks = jnp.argsort(
         jax.random.uniform(jax.random.key(seed + 1), (batch, frames, count)), axis=-1
@@ -61,8 +61,7 @@ def tiny_tokens(frames: int = 3, batch: int = 2, count: int = 6, width: int = 3,
 
 
 def tiny_text(batch: int = 2, seed: int = 3):
-    """Text features [B, 5, 8] and a mask [B, 5] with another number of padded tokens in each
-    sample."""
+    """Text features [B, 5, 8], and a mask [B, 5] with more or less padding in each sample."""
     text = jax.random.normal(
         jax.random.key(seed), (batch, SIZES["text_tokens"], SIZES["text_width"])
     )
@@ -71,8 +70,7 @@ def tiny_text(batch: int = 2, seed: int = 3):
 
 @contextlib.contextmanager
 def annotations_off():
-    """Lets a wrong value through to the code's own checks, as outside the tests, instead of
-    stopping at its type."""
+    """Lets a value of a wrong type through to the code's own checks, as outside of the tests."""
     before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:

@@ -104,6 +104,11 @@ def test_a_kernel_that_cannot_run_here_fails_loudly(heads):
         attend(*(x[:, 0] for x in heads), kernel="cudnn")
 
 
+def test_an_unknown_kernel_is_refused(heads):
+    with pytest.raises(ValueError, match=r"no attention kernel 'flash'"):
+        attend(*(x[:, 0] for x in heads), kernel="flash")
+
+
 # ---- projections
 
 

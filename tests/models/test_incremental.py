@@ -85,6 +85,13 @@ def test_frames_that_all_restart_at_zero_look_alike_to_their_successors():
         assert (difference.max() > 1e-3) == matters, origin
 
 
+def test_a_context_without_keys_and_values_is_refused():
+    model, (tokens, mask) = tiny_model(), tiny_tokens(1)
+    context, cache = model.context(*tiny_text()), VisibleCache(empty_cache(model, 2, 1, 6))
+    with pytest.raises(TypeError, match="with_keys_values"):
+        predict_frame(model, tokens[:, 0], mask[:, 0], model.rotary(1, GRID), context, cache)
+
+
 def test_a_finished_frame_has_keys_and_values_in_every_layer():
     """Those of a loop over the layers, in which frame 0 sees itself alone."""
     model, (tokens, _) = tiny_model(), tiny_tokens(1)

@@ -115,7 +115,7 @@ def test_layers_differ():
     assert np.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
-def test_gates_start_where_they_are_told():
+def test_gates_start_at_the_configured_value():
     table = table_init(jax.random.key(0), tiny_config(gate_init=0.25))
     plain = table_init(jax.random.key(0), tiny_config())
     assert (np.asarray(table)[[2, 5]] == 0.25).all()

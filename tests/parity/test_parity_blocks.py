@@ -180,23 +180,23 @@ def test_kv_cache(case, model):
 
 
 def test_the_importer_fills_the_recorded_model(golden):
-    """Sizes of the recorded model, told by its own header, against what the importer inferred from
+    """The sizes in the header of the recorded model, against those that the importer inferred from
     shapes."""
     path = golden("videomar/weights.safetensors")
     with safe_open(path, "np") as file:
-        told = json.loads(file.metadata()["config"])
+        header = json.loads(file.metadata()["config"])
     config, params, report = read_checkpoint(path)
     assert (config.width, config.depth, config.num_heads) == (
-        told["decoder_embed_dim"],
-        told["decoder_depth"],
-        told["decoder_num_heads"],
+        header["decoder_embed_dim"],
+        header["decoder_depth"],
+        header["decoder_num_heads"],
     )
-    assert (config.text_tokens, config.text_width) == (told["text_len"], told["text_dim"])
+    assert (config.text_tokens, config.text_width) == (header["text_len"], header["text_dim"])
     assert (config.head, config.head_width, config.head_depth) == (
         "ddpm",
-        told["diffloss_w"],
-        told["diffloss_d"],
+        header["diffloss_w"],
+        header["diffloss_d"],
     )
-    assert config.latent_channels == told["vae_embed_dim"]
+    assert config.latent_channels == header["vae_embed_dim"]
     assert {path: leaf.shape for path, leaf in flat(params).items()} == parameter_shapes(config)
     assert report.tensors == 76

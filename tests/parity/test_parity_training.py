@@ -88,7 +88,7 @@ def test_train_steps(case, model, monkeypatch):
     )
     rates = jnp.asarray(settings["lrs"])
     optimizer = make_optimizer(config, lambda step: rates[step])
-    # The package's own step, told the recorded choices instead of random ones: step s draws with
+    # The package's own step, given the recorded choices instead of random ones: step s draws with
     # fold_in(key, s).
     key = jax.random.key(0)
     keys = jax.vmap(lambda s: jax.random.key_data(jax.random.fold_in(key, s)))(

@@ -1,4 +1,4 @@
-"""The truncated layout, batches worked on in parts, losses told apart, and noise on the history."""
+"""Truncated clips, batches in parts, losses by frame and by noise, and noise on the history."""
 
 import dataclasses
 import functools
@@ -93,7 +93,7 @@ def test_the_length_of_truncated_clips_is_uniform_and_follows_from_seed_and_step
 
 @pytest.mark.parametrize("config", [ONE, ALL], ids=lambda c: c.supervise)
 def test_losses_and_metrics_of_parts_add_up_to_those_of_the_batch(config):
-    """So their gradients do as well. In `one` the parts hide different numbers of tokens."""
+    """So their gradients do as well. With one_frame the parts hide different numbers of tokens."""
     model, batch = small(), make_batch()
     draws = dataclasses.replace(make_draws(model, config), current=jnp.array([1, 2, 1, 2]))
     normaliser, parts = loss_normaliser(draws, SHAPE, config), split_draws(draws, 2)
@@ -135,7 +135,7 @@ def test_a_batch_that_does_not_divide_is_refused(parts):
         split_draws(make_draws(small(), ONE), parts)
 
 
-# ---- told apart
+# ---- by frame and by noise level
 
 
 @pytest.mark.parametrize(("config", "head"), [(ONE, "flow"), (ALL, "ddpm")], ids=["one", "all"])
@@ -162,8 +162,8 @@ def test_losses_by_frame_and_by_noise_are_the_loss_taken_apart(config, head):
     noise = np.bincount(bins[np.broadcast_to(shown, bins.shape)], minlength=5)
     np.testing.assert_array_equal(metrics["by_noise"]["count"], noise)
     total = metrics["diffusion_loss"] * 2 * loss_normaliser(draws, SHAPE, config).hidden
-    for told in ("by_frame", "by_noise"):
-        np.testing.assert_allclose(metrics[told]["sum"].sum(), total, rtol=1e-5)
+    for name in ("by_frame", "by_noise"):
+        np.testing.assert_allclose(metrics[name]["sum"].sum(), total, rtol=1e-5)
 
 
 def test_each_part_of_the_loss_belongs_to_its_bin():
@@ -193,9 +193,11 @@ def mixed(batch, draws):
 
 
 def test_noise_on_the_history_is_that_on_the_earlier_frames():
-    """Against clips whose earlier frames were mixed with noise beforehand. A model with levels is
-    told a level all the
-    same: noise that leaves a frame as it is lets it be chosen."""
+    """Against clips whose earlier frames were mixed with noise beforehand.
+
+    A model with levels is given a level all the same; noise that leaves a frame as it is lets the
+    test choose one.
+    """
     model, batch = small(), make_batch()
     draws = make_draws(model, dataclasses.replace(ONE, history_noise=0.6))
     draws = dataclasses.replace(draws, current=jnp.full(CLIPS, 2))
@@ -204,11 +206,11 @@ def test_noise_on_the_history_is_that_on_the_earlier_frames():
     loss = metrics_of(model, batch, draws, ONE)["loss"]
     beforehand = mixed(batch, draws)
     same = beforehand.latents[:, :2].reshape(CLIPS, 2, COUNT, 3)
-    told = dataclasses.replace(draws, history_noise=same)
-    np.testing.assert_allclose(metrics_of(model, beforehand, told, ONE)["loss"], loss, rtol=1e-5)
-    other_level = dataclasses.replace(told, history_level=told.history_level / 2)
+    no_change = dataclasses.replace(draws, history_noise=same)
+    np.testing.assert_allclose(metrics_of(model, beforehand, no_change, ONE)["loss"], loss, rtol=1e-5)
+    other_level = dataclasses.replace(no_change, history_level=no_change.history_level / 2)
     other_frames = dataclasses.replace(
-        told, history_noise=batch.latents[:, :2].reshape(CLIPS, 2, COUNT, 3)
+        no_change, history_noise=batch.latents[:, :2].reshape(CLIPS, 2, COUNT, 3)
     )
     for other, clips in ((other_level, beforehand), (other_frames, batch)):
         assert abs(metrics_of(model, clips, other, ONE)["loss"] / loss - 1) > 1e-3

@@ -105,9 +105,9 @@ def test_an_update_is_gradient_rule_and_average(train_step):
     close = functools.partial(np.testing.assert_allclose, atol=2e-5)
     assert_trees(close, new.params, moved)
     assert_trees(close, new.ema, average)
-    told = [metrics[name] for name in ("loss", "gradient_norm", "update_norm", "parameter_norm")]
+    found = [metrics[name] for name in ("loss", "gradient_norm", "update_norm", "parameter_norm")]
     np.testing.assert_allclose(
-        told, [value, norm(gradients), norm(updates), norm(moved)], rtol=1e-3
+        found, [value, norm(gradients), norm(updates), norm(moved)], rtol=1e-3
     )
 
 

@@ -56,8 +56,8 @@ def _stack(rows: Sequence[Timesteps], length: int) -> Timesteps:
 
 def _pad(row: Timesteps, length: int) -> Timesteps:
     count = len(row.time)
-    if row.active is None:
-        row = row._replace(active=jnp.ones(count, bool))
+    active = jnp.ones(count, bool) if row.active is None else row.active
     places = jnp.arange(length)
-    row = jax.tree.map(lambda x: x[jnp.minimum(places, count - 1)], row)
-    return row._replace(active=row.active & (places < count))
+    repeated = jnp.minimum(places, count - 1)
+    row = jax.tree.map(lambda x: x[repeated], row._replace(active=None))
+    return row._replace(active=active[repeated] & (places < count))

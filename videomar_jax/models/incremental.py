@@ -148,7 +148,7 @@ def predict_frame(
     if token_indices is None and layers is None:
         x, _ = _scan(model, apply, x, context, past)
     elif layers is None:
-        x = _scan_but_last(apply, x, _stack(model, context.tokens, past.cache), token_indices)
+        x = _scan_but_last(apply, x, _stack(model, context, past), token_indices)
     else:
         for layer in layers[:-1]:
             x, _ = apply(x, layer)
@@ -182,7 +182,7 @@ def clean_frame_kv(
 def unstacked_layers(model: VideoMAR, text: TextKV, cache: KVCache) -> tuple[Layer, ...]:
     """The layers one by one: more to compile, but a stack that is applied many times is not copied
     at each use."""
-    stack = _stack(model, text, cache)
+    stack = Layer(model.transformer.blocks, text, cache)
     return tuple(_layer(stack, i) for i in range(model.config.depth))
 
 
@@ -203,7 +203,7 @@ def _scan(
     model: VideoMAR, apply: Callable, x: Array, context: Context, past: VisibleCache
 ) -> tuple[Array, KVCache]:
     unroll = min(model.config.unroll, model.config.depth)
-    return jax.lax.scan(apply, x, _stack(model, context.tokens, past.cache), unroll=unroll)
+    return jax.lax.scan(apply, x, _stack(model, context, past), unroll=unroll)
 
 
 def _scan_but_last(
@@ -220,8 +220,10 @@ def _scan_but_last(
     return apply(x, _layer(stack, last), token_indices)[0]
 
 
-def _stack(model: VideoMAR, text: TextKV, cache: KVCache) -> Layer:
-    return Layer(model.transformer.blocks, text, cache)
+def _stack(model: VideoMAR, context: Context, past: VisibleCache) -> Layer:
+    if not isinstance(context.tokens, TextKV):
+        raise TypeError("The context has no keys and values yet: use `with_keys_values`.")
+    return Layer(model.transformer.blocks, context.tokens, past.cache)
 
 
 def _layer(stack: Layer, i: Array | int) -> Layer:

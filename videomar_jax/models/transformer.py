@@ -51,7 +51,7 @@ class Context:
     """The text as the transformer sees it."""
 
     tokens: Any
-    """Projected features [B, K, D]; in generation their keys and values for every layer instead."""
+    """Projected features [B, K, D]; in generation a `TextKV` of every layer instead."""
     mask: Bool[Array, "B K"] | None
     """False at padding; None: everything is seen."""
     pooled: Float[Array, "B D"] | None = None

@@ -57,9 +57,7 @@ class SupervisedFrames(NamedTuple):
     number: Int[Array, "B R"]  # of the frame in its clip
 
 
-def loss_normaliser(
-    draws: LossDraws, shape: tuple[int, ...], config: LossConfig
-) -> LossNormaliser:
+def loss_normaliser(draws: LossDraws, shape: tuple[int, ...], config: LossConfig) -> LossNormaliser:
     """The counts of a batch of `shape` (B, T, S).
 
     The counts of the whole batch, handed to `next_frame_loss` with each of its parts, make losses,

@@ -70,7 +70,7 @@ def make_train_step(
 
         gradients, metrics = sum_over_parts(gradients_of_part, batch, draws, accumulate)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         ema = _average(state.ema, params, ema_decay(config, state.step))
         norms = {
             "gradient_norm": optax.tree.norm(gradients),
