@@ -1,5 +1,4 @@
-"""The diffusion processes: tables, losses, respacing, and samplers that must reproduce a Gaussian
-exactly."""
+"""Tables, losses and respacing of the diffusion processes; samplers must reproduce a Gaussian."""
 
 import functools
 import math
@@ -49,8 +48,7 @@ RESPACINGS = ["", "25", "100", "ddim25", "ddim50", "10,20", "2"]
 
 @pytest.mark.parametrize("respacing", RESPACINGS)
 def test_kept_steps_keep_their_marginals_and_posteriors_lead_from_one_to_the_next(respacing):
-    """If x_t has the marginal of step t, then x ~ posterior(x_0, x_t) has the marginal of the kept
-    step before."""
+    """If x_t has the marginal of its step, x ~ posterior(x_0, x_t) has that of the one before."""
     kept = kept_steps(respacing)
     tables = ddpm_tables(kept, cosine_betas())
     base = np.cumprod(1 - cosine_betas())[kept]
@@ -301,12 +299,11 @@ TOLERANCE = 5 * STD / math.sqrt(COUNT)
 
 
 def gaussian_plan(respacing):
-    """The DDPM timesteps with what the best network answers for x_0 ~ N(MU, STD^2): e = slope (x -
-    centre), and v.
+    """The DDPM timesteps, and what the best network answers for x_0 ~ N(MU, STD^2).
 
-    q(x_{s} | x_t) of the data has the posterior's mean at E[x_0 | x_t] and its variance plus c1^2
-    Var[x_0 | x_t]; v is solved for that. Then every step, however long, maps one marginal exactly
-    to the one before.
+    It answers e = slope (x - centre), and v. q(x_s | x_t) of the data has the posterior's mean at
+    E[x_0 | x_t] and its variance plus c1^2 Var[x_0 | x_t]; v is solved for that. Then every step,
+    however long, maps one marginal exactly to the one before.
     """
     plan = DDPM().timesteps(respacing)
     tables = jax.tree.map(lambda v: v[::-1], ddpm_tables(kept_steps(respacing), cosine_betas()))
@@ -409,8 +406,7 @@ def run_flow(steps, start, temperature=1.0):
 
 
 def test_flow_draws_the_gaussian_of_its_velocity():
-    """The exact flow is x -> MU + STD x. Euler's error is of first order in the step: it halves
-    from 100 to 200."""
+    """The exact flow is x -> MU + STD x. Euler's error is of first order: half from 100 to 200."""
     start = jnp.linspace(-2, 2, 9)[:, None]
     errors = [np.abs(run_flow(n, start) - (MU + STD * start)).max() for n in (100, 200)]
     assert errors[1] < 0.02 and 1.7 < errors[0] / errors[1] < 2.3

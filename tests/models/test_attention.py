@@ -1,5 +1,6 @@
-"""Each frame pattern against one dense attention in double precision under the boolean matrix that
-defines it."""
+"""Each frame pattern against a dense attention in double precision, under the boolean matrix that
+defines the pattern.
+"""
 
 import functools
 
@@ -25,8 +26,7 @@ def heads():
 
 
 def reference(q, k, v, allowed):
-    """softmax(q.k / sqrt(d)) v with queries, keys and values [B, N, n, d] and `allowed` [B or 1, Q,
-    N]."""
+    """softmax(q.k / sqrt(d)) v for [B, N, n, d]; `allowed` is [B or 1, Q, N]."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     scores = np.einsum("bqnd,bknd->bnqk", q, k) / np.sqrt(q.shape[-1])
     scores = np.where(np.asarray(allowed)[:, None], scores, -np.inf)

@@ -1,5 +1,4 @@
-"""The model config refuses what cannot be built, by name; the presets have the published number of
-parameters."""
+"""The config refuses what cannot be built, by name; presets have the published size."""
 
 import dataclasses
 

@@ -31,8 +31,11 @@ TOKENS = GRID[0] * GRID[1]
 
 
 def compiled_flops(config, loss, frames, *, gradient=False):
-    """What XLA counts for the loss, or its gradient: every operation, so a few percent more than
-    the products. A body of a loop is counted once, so layers and head blocks must not be in one."""
+    """What XLA counts for the loss, or for its gradient.
+
+    It counts every operation, so a few percent more than the products, and the body of a loop only
+    once: layers and blocks of the head must be unrolled.
+    """
 
     def run(model, batch):
         draws = draw(jax.random.key(0), model, (CLIPS, frames, TOKENS), loss)
@@ -64,8 +67,8 @@ def test_a_forward_pass_costs_what_the_compiler_counts(supervise, frames, draws)
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_training_step_costs_what_the_compiler_counts(remat):
-    """The first linear layers of tokens, text and times need no gradient of their input, so
-    slightly less is due."""
+    """Slightly less than three times the forward pass: the first linear layers of tokens, text and
+    times need no gradient of their input."""
     config, loss = (
         dataclasses.replace(WIDE, remat=remat),
         LossConfig(supervise="all_frames", draws_per_token=1),

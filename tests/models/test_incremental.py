@@ -71,8 +71,8 @@ def test_cached_equals_uncached(changes):
 
 
 def test_frames_that_all_restart_at_zero_look_alike_to_their_successors():
-    """With absolute places the order of the cached frames matters; with every frame at place 0 it
-    does not."""
+    """With absolute positions the order of the cached frames matters; with every frame at 0 it does
+    not."""
     tokens, mask = tiny_tokens()
     swapped, clear = tokens[:, jnp.array([1, 0, 2])], jnp.zeros_like(mask)
     for origin, matters in (("absolute", True), ("restart", False)):

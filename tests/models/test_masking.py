@@ -15,8 +15,7 @@ def phi(x: float) -> float:
 
 
 def cut_normal_cdf(rate: float, minimum: float) -> float:
-    """Distribution function of a normal law (mean 1, standard deviation 1/4) cut to [minimum,
-    1]."""
+    """Distribution function of a normal law (mean 1, deviation 1/4) cut to [minimum, 1]."""
     low = phi((minimum - 1) / 0.25)
     return (phi((rate - 1) / 0.25) - low) / (0.5 - low)
 
@@ -30,8 +29,7 @@ def test_mask_rate_is_the_inverse_of_the_distribution_function(minimum):
 
 
 def test_mask_rates_have_the_published_mean_and_median():
-    """2^14 midpoints integrate the quantile function; the recorded digits of mean and median are
-    four."""
+    """2^14 midpoints integrate the quantile function; mean and median are known to four digits."""
     u = (np.arange(2**14) + 0.5) / 2**14
     rates = masking.mask_rate(jnp.asarray(u, jnp.float32))
     np.testing.assert_allclose([jnp.mean(rates), jnp.median(rates)], [0.8670, 0.8743], atol=5e-5)
@@ -53,8 +51,7 @@ def test_orders_are_permutations_of_their_own():
 
 
 def test_every_token_is_equally_likely_at_every_place():
-    """Counts of 6000 draws in 6 cells: mean 1000, standard deviation 29; five of them are
-    allowed."""
+    """Counts of 6000 draws in 6 cells: mean 1000, standard deviation 29; five of them allowed."""
     orders = np.asarray(masking.random_orders(jax.random.key(1), (2000, 3, 6))).reshape(-1, 6)
     counts = np.stack([np.bincount(orders[:, place], minlength=6) for place in range(6)])
     assert np.abs(counts - 1000).max() < 145

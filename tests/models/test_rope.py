@@ -1,5 +1,4 @@
-"""Rotary positions: scores know differences only, and the remedies for larger grids do what their
-names say."""
+"""Rotary positions: scores see differences only; the remedies for larger grids do what they say."""
 
 import jax
 import jax.numpy as jnp

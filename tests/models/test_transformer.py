@@ -1,5 +1,4 @@
-"""The block against its formula in double precision; the scanned stack against a loop over
-blocks."""
+"""The block against its formula in double precision; the scanned stack against a loop."""
 
 import functools
 

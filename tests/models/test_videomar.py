@@ -24,8 +24,10 @@ def causal_pass(model, tokens, mask, causal=True):
 
 @functools.partial(jax.jit, static_argnames="causal")
 def influence(model, tokens, mask, causal):
-    """For every frame t the gradient of a random reading of its z with respect to all tokens: [T,
-    B, T, S, P]."""
+    """The gradient of a random reading of each frame's z with respect to all tokens.
+
+    [T, B, T, S, P], the frame that is read in front.
+    """
     frames = tokens.shape[1]
     reading = jax.random.normal(jax.random.key(9), (*tokens.shape[:3], model.config.width))
 
@@ -48,7 +50,7 @@ def test_a_frame_depends_on_itself_and_earlier_frames_only():
 
 
 def test_every_token_of_a_frame_sees_the_others():
-    """Inside the frame attention runs both ways: each z of the last frame depends on each of its
+    """Inside a frame attention runs both ways: each z of the last frame depends on each of its
     visible tokens."""
     tokens, mask = tiny_tokens(batch=1)
     model, visible = tiny_model(), ~mask[0, -1]
@@ -93,8 +95,7 @@ def test_hidden_tokens_are_the_mask_token():
 
 @jax.jit
 def frame_by_frame(model: VideoMAR, tokens, mask):
-    """z of every frame t from a causal pass of its own, in which tokens are hidden in frame t
-    alone."""
+    """z of every frame from a causal pass of its own, in which it alone has hidden tokens."""
     context, frames = model.context(*tiny_text()), jnp.arange(tokens.shape[1])
 
     def one(t):

@@ -1,9 +1,8 @@
-"""The core against numbers recorded from the reference implementation, weights read through the
-importer.
+"""The core against numbers recorded from the reference implementation.
 
-Every recorded case, float32, highest matmul precision, at the tolerances given beside the
-recordings. Where VIDEOMAR_PARITY_TABLE names a file, the worst error of every quantity is written
-there as a Markdown table.
+Weights are read by the importer. All recorded cases, float32 and the highest matmul precision, at
+the tolerances given beside the recordings. Where VIDEOMAR_PARITY_TABLE names a file, the worst
+error of every quantity is written there as a Markdown table.
 """
 
 import json

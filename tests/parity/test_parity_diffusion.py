@@ -1,5 +1,4 @@
-"""The recorded head, its losses and their gradients, the schedules, and single steps of the
-sampler."""
+"""The recorded head, its losses and their gradients, the schedules, single steps of the sampler."""
 
 import jax
 import jax.numpy as jnp

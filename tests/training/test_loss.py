@@ -36,9 +36,11 @@ def loss_of(model, batch, draws, config):
 
 @jax.jit
 def rows_one_by_one(model, batch, hidden, frame, drop, times, noise):
-    """Losses [m, B, R, S] and regression errors [B, R, S] of the frames `frame` [B, R]: each
-    frame's z comes from a causal pass of its own in which it alone is partly hidden, `hidden` [B,
-    T, S]."""
+    """Losses [m, B, R, S] and regression errors [B, R, S] of the frames `frame` [B, R].
+
+    Each frame's z comes from a causal pass of its own, in which it alone is partly hidden, as
+    `hidden` [B, T, S] says.
+    """
     clips, frames = batch.latents.shape[:2]
     tokens = batch.latents.reshape(clips, frames, COUNT, -1)
     context = model.context(batch.text, batch.text_mask, drop)

@@ -20,8 +20,7 @@ from videomar_jax.training.step import make_train_step
 
 LOSS = LossConfig(supervise="all_frames", draws_per_token=2)
 OPTIMIZER = OptimizerConfig(clip_norm=1.0, ema_decay=0.9, weight_decay=0.02, epsilon=1e-3)
-"""The large epsilon keeps the rounding of near-zero gradients from deciding the direction of an
-update."""
+"""With a large epsilon the rounding of near-zero gradients decides no update's direction."""
 RATE = 3e-3
 KEY = jax.random.key(5)
 
