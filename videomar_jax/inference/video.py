@@ -91,5 +91,6 @@ class Video:
         caption = html.escape(self.prompt)
         return (
             f'<figure style="margin:0"><video controls autoplay loop muted playsinline '
-            f'src="data:video/mp4;base64,{data}"></video><figcaption>{caption}</figcaption></figure>'
+            f'src="data:video/mp4;base64,{data}"></video>'
+            f"<figcaption>{caption}</figcaption></figure>"
         )
