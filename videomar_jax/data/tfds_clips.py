@@ -10,8 +10,10 @@ prepared in the array_record format, which has random access:
 
 import functools
 import importlib.util
+import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +34,9 @@ from videomar_jax.io.log import log
 from videomar_jax.io.paths import is_address
 from videomar_jax.types import Int, UInt8
 
+# How features.json writes the class of a feature, and what the names of TFDS's own look like.
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_OWN_FEATURE = re.compile(r"tensorflow_datasets\.core\.features\.[a-z_0-9.]+\.\w+")
 # Videos whose lengths are read between two looks at the clock.
 _CHUNK = 256
 # Seconds between two lines of progress.
@@ -207,8 +212,16 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets as tfds  # Late: the import takes seconds.
 
     folder = Path(name).expanduser()
+    is_folder = not is_address(name) and (folder / "dataset_info.json").is_file()
+    if is_folder:
+        _check_features_file(folder / "features.json")
+    elif not is_address(data_dir or ""):
+        # What is prepared already may be read from its files, without TFDS's own definition.
+        root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+        for path in (root / re.split("[:/]", name)[0]).rglob("features.json"):
+            _check_features_file(path)
     try:
-        if not is_address(name) and (folder / "dataset_info.json").is_file():
+        if is_folder:
             return tfds.builder_from_directory(folder)
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS has many, of no common kind.
@@ -219,6 +232,40 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
             f"TFDS cannot open {name!r} ({_first_line(error)}): give the name of a dataset or the "
             f"folder of a prepared one{hint}."
         ) from error
+
+
+def _check_features_file(path: Path) -> None:
+    """Raises a UserError unless a dataset's features are all TFDS's own.
+
+    TFDS imports the module of any class that the file names, which runs its code.
+    """
+    try:
+        features = json.loads(path.read_text(encoding="utf-8"))
+        names = set(_class_names(features))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as the features of a dataset: {error}") from error
+    for name in sorted(names):
+        if not _OWN_FEATURE.fullmatch(name):
+            raise UserError(
+                f"{path} names the class {name!r}, which is not one of TFDS's own features: to "
+                "open it would run that module. Store the dataset with features of TFDS."
+            )
+
+
+def _class_names(features: Any) -> Iterator[Any]:
+    """Yields the classes that a features.json names, at any depth."""
+    if isinstance(features, dict):
+        is_legacy = isinstance(features.get("type"), str)
+        for key, value in features.items():
+            if isinstance(value, str) and key in _CLASS_KEYS:
+                yield value
+            elif isinstance(value, str) and key == "content" and is_legacy:
+                yield from _class_names(json.loads(value))
+            else:
+                yield from _class_names(value)
+    elif isinstance(features, list):
+        for value in features:
+            yield from _class_names(value)
 
 
 def _open(builder: Any, name: str, split: str) -> Any:

@@ -13,6 +13,8 @@ to cover the clip's size and cropped. What an index stands for depends on the sp
     all     the whole duration; as train if crop is random, as test if not   crop as asked
 """
 
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +22,16 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from videomar_jax.checks import Positive, UserError, at_least, check_value, one_of
+from videomar_jax.checks import Fraction, Positive, UserError, at_least, check_value, one_of
 from videomar_jax.data.captions import read_captions
-from videomar_jax.data.decode import frames_between, nearest, probe, to_rgb
+from videomar_jax.data.decode import (
+    Picture,
+    check_decodes,
+    frames_between,
+    nearest,
+    probe,
+    to_rgb,
+)
 from videomar_jax.data.frame_cache import FrameCache, FrameKey
 from videomar_jax.data.holdout import Assignment, Segment, SplitVideo, assign, split_video
 from videomar_jax.data.sources import (
@@ -60,7 +69,10 @@ class _Window(NamedTuple):
 class VideoFolder:
     """Clips of the video files under a folder, in sorted order.
 
-    All files are inspected when the source is made.
+    All files are inspected when the source is made: their packets, and the first frame. A file that
+    fails later is replaced, wherever it is asked for, by the next one whose clip is long enough and
+    can be read. Which one that is depends on the arguments of `read` only, so order and resumed
+    numbers stay.
 
     Args:
         path: the folder.
@@ -75,6 +87,9 @@ class VideoFolder:
         min_frames: leaves out files with fewer frames, at `fps`, in this split; and "test" spreads
             no more windows over a file than it has stretches of this length.
         skip_broken: False makes an unusable file an error.
+        decode_all: inspect files by decoding them whole.
+        most_failing: the share of the files that may fail while clips are read; one file may,
+            unless this is 0.
         cache_bytes: memory for the decoded, scaled frames of short files; they are kept in order of
             arrival until it is full.
 
@@ -105,6 +120,8 @@ class VideoFolder:
         crop: Literal["random", "center"] = "random",
         min_frames: int = 1,
         skip_broken: bool = True,
+        decode_all: bool = False,
+        most_failing: float = 0.0,
         cache_bytes: int = 2**29,
     ):
         check_value("fps", fps, Positive)
@@ -112,6 +129,7 @@ class VideoFolder:
         one_of("crop", crop, ("random", "center"))
         _check_holdout(holdout, split)
         at_least("min_frames", min_frames, 1)
+        check_value("most_failing", most_failing, Fraction)
         for frames in shortest or ():
             at_least("shortest", frames, 1)
         self.fps = float(fps)
@@ -121,11 +139,17 @@ class VideoFolder:
         self._random_window = split == "train" or (split == "all" and crop == "random")
         self._min_frames = min_frames
         self._shortest = shortest
+        self._decode_all = decode_all
+        self._most_failing = most_failing
+        self._failing: set[Path] = set()
+        self._failing_lock = threading.Lock()
         self._folder = user_path(path)
         files = video_files(self._folder)
         table = None if captions is None else user_path(captions)
         self._captions = read_captions(self._folder, files, table)
+        self._notes: list[tuple[str, Path]] = []
         segments, self.skipped = self._usable(files)
+        _report_notes(self._notes, len(files))
         if self.skipped and (not segments or not skip_broken):
             raise UserError(_list_of_unusable(self._folder, self.skipped, len(files)))
         for _, reason in self.skipped:
@@ -169,13 +193,44 @@ class VideoFolder:
         return np.flatnonzero(near & (self._lengths >= shape.num_frames))
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
-        """One window of a file.
+        """One window of a file, or of the next one that can be read.
 
         Raises:
-            UserError: the file is shorter than asked, or damaged; the text names it.
+            UserError: the file is shorter than asked, or more files are damaged than may be; the
+                text names it.
         """
         check_index(index, len(self))
-        window = self._windows[index]
+        # The index itself is tried first, so a shape that it is too short for is reported.
+        following = [(index + k) % len(self) for k in range(1, len(self))]
+        for number in [index, *following]:
+            if number != index and self._lengths[number] < shape.num_frames:
+                continue
+            self._start_steps(self._windows[number].segment, shape.num_frames)
+            try:
+                return self._read(self._windows[number], rng, shape)
+            except (UserError, FileNotFoundError) as error:
+                self._count_failure(self._windows[number].segment.path, error)
+        raise UserError(f"no video under {self._folder} can be read any more")
+
+    def _count_failure(self, path: Path, error: Exception) -> None:
+        """Says once of each file that it is skipped; raises `error` if too many are."""
+        with self._failing_lock:
+            is_new = path not in self._failing
+            self._failing.add(path)
+            count = len(self._failing)
+        if not self._most_failing:
+            raise error
+        files = len({window.segment.path for window in self._windows})
+        most = max(1, int(self._most_failing * files))
+        if count > most:
+            raise UserError(
+                f"{count} of {files} videos under {self._folder} fail while they are read, more "
+                f"than the {most} that data.most_failing allows; the last: {error}"
+            ) from error
+        if is_new:
+            log.warning("skipped from now on (%d of %d videos): %s", count, files, error)
+
+    def _read(self, window: _Window, rng: np.random.Generator, shape: ClipShape) -> Clip:
         segment = window.segment
         steps = self._start_steps(segment, shape.num_frames)
         if self._random_window:
@@ -210,7 +265,12 @@ class VideoFolder:
     def _inspect(self, path: Path) -> SplitVideo | str:
         """The stretches of a file, or why it cannot be used."""
         try:
-            return split_video(path, probe(path), self._holdout)
+            info = probe(path)
+            if self._decode_all:
+                check_decodes(path)
+            # Appending to a list is safe among threads.
+            self._notes += [(note, path) for note in info.notes]
+            return split_video(path, info, self._holdout)
         except ValueError as error:  # UserErrors, and those of PyAV
             return str(error)
 
@@ -293,19 +353,20 @@ class VideoFolder:
         size = segment.frames * rows * columns * 3
         if segment.frames > _MOST_KEPT_FRAMES or not self._cache.fits(size):
             timed = frames_between(segment.path, segment.first, segment.last, start=times[0])
-            picked = np.stack([to_rgb(frame) for frame in nearest(timed, times)])
+            picked = np.stack([_as_inspected(frame, segment) for frame in nearest(timed, times)])
             return resize_cover(picked, height, width)
         kept = []
         for time, frame in frames_between(
             segment.path, segment.first, segment.last, start=segment.first
         ):
-            kept.append((time, resize_cover(to_rgb(frame)[None], height, width)[0]))
+            pixels = _as_inspected(frame, segment)
+            kept.append((time, resize_cover(pixels[None], height, width)[0]))
         self._cache.put(key, kept)
         return np.stack(nearest(kept, times))
 
 
 def video_files(folder: Path) -> list[Path]:
-    """The video files under a folder, sorted.
+    """The video files under a folder and the folders linked in it, sorted.
 
     Raises:
         FileNotFoundError: the folder is missing or has no videos.
@@ -315,10 +376,51 @@ def video_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"video folder {folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name the folder that holds it")
-    files = sorted(path for path in folder.rglob("*") if _is_video(path))
+    files = sorted(path for path in _walk(folder) if _is_video(path))
     if not files:
         raise FileNotFoundError(f"no videos under {folder}: looked for *{', *'.join(EXTENSIONS)}")
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yields the files under a folder and the folders linked in it; no folder is entered twice."""
+    entered: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        # Linked folders come after all real ones, which keep their names if they are met twice.
+        start = waiting.pop(0)
+        if os.path.realpath(start) in entered:
+            log.warning("%s links to a folder that is read already: not entered", start)
+            continue
+        for name, folders, files in os.walk(start, onerror=_say_unreadable):
+            place = Path(name)
+            entered.add(os.path.realpath(place))
+            yield from (place / file for file in files)
+            below = [place / each for each in sorted(folders)]
+            waiting += [each for each in below if each.is_symlink()]
+            folders[:] = [each.name for each in below if os.path.realpath(each) not in entered]
+
+
+def _say_unreadable(error: OSError) -> None:
+    log.warning("%s cannot be looked into (%s)", error.filename, error.strerror)
+
+
+def _as_inspected(picture: Picture, segment: Segment) -> np.ndarray:
+    """The frame as RGB; a UserError unless it has the size that the file was inspected with."""
+    pixels = to_rgb(picture)
+    if pixels.shape[:2] != (segment.rows, segment.columns):
+        raise UserError(
+            f"{segment.path}: frames change their size from {segment.columns}x{segment.rows} to "
+            f"{pixels.shape[1]}x{pixels.shape[0]}; re-encode or remove it"
+        )
+    return pixels
+
+
+def _report_notes(notes: Sequence[tuple[str, Path]], total: int) -> None:
+    """One warning for each kind of note, with the number of files and the first of them."""
+    for note in sorted({note for note, _ in notes}):
+        paths = sorted(path for other, path in notes if other == note)
+        log.warning("%d of %d videos, such as %s: %s", len(paths), total, paths[0], note)
 
 
 def _is_video(path: Path) -> bool:

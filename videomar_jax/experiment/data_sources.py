@@ -13,7 +13,16 @@ from typing import Annotated, TypeVar
 import jax
 import numpy as np
 
-from videomar_jax.checks import Count, Natural, Positive, Range, UserError, check_fields, one_of
+from videomar_jax.checks import (
+    Count,
+    Fraction,
+    Natural,
+    Positive,
+    Range,
+    UserError,
+    check_fields,
+    one_of,
+)
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.shards import MANIFEST, LatentShards, read_manifest
 from videomar_jax.data.sources import (
@@ -134,6 +143,11 @@ class DataConfig:
     holdout: Annotated[float, Range(low=0, high=1, low_open=True, high_open=True)] = 0.2
     """videos: the last share of each clip, which training never sees, or the share of the clips
     where they are too short to be cut; tfds: the last share of the split."""
+    decode_all: bool = False
+    """videos: decode every clip whole before the run, so that all damage is known at its start."""
+    most_failing: Fraction = 0.1
+    """videos: the share of the clips that may turn out damaged during a run; each is replaced by
+    the next that can be read. 0: the first ends the run."""
     split: str = "train"
     """tfds: the split to train on."""
     held_out: str = ""
@@ -189,6 +203,8 @@ class _Videos(DataKind):
             holdout=config.holdout,
             min_frames=request.min_frames,
             shortest=request.shortest,
+            decode_all=config.decode_all,
+            most_failing=config.most_failing,
         )
 
 

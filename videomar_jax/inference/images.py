@@ -1,6 +1,7 @@
 """Images and clips that a video starts from, out of files, Pillow images and arrays.
 
 upright       as the EXIF tag says
+sRGB          converted from the ICC profile that is embedded, if any
 8-bit RGB     transparent parts over white, 16-bit grey scaled to 8 bits, palettes and CMYK
               converted, the first frame of an animation
 size          fit="resize" stretches to the size whatever the aspect ratio, which is VideoMAR's rule
@@ -8,6 +9,7 @@ size          fit="resize" stretches to the size whatever the aspect ratio, whic
               evenly
 """
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,31 +17,49 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from videomar_jax.checks import UserError, at_least, one_of
-from videomar_jax.data.decode import read_video
+from videomar_jax.data.decode import read_last
+from videomar_jax.io.log import log
 from videomar_jax.types import UInt8
 
 Given: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 """What a video may start from: an image file, a Pillow image, uint8 [Hp, Wp, 3], or a clip, uint8
 [G, Hp, Wp, 3]."""
 
+# Raster formats that Pillow reads by itself: others, such as EPS, start programs. Those that are
+# told by their first bytes stand first.
+_FORMATS = "BMP GIF JPEG MPO PNG PPM AVIF DDS DIB ICO JPEG2000 QOI SGI TIFF WEBP PCX TGA".split()
+_MOST_PIXELS = 178_956_970  # Where Pillow refuses by itself too, unless a program changed it.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 def load_image(
     path: str | os.PathLike, *, height: int, width: int, fit: str = "resize"
 ) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """Reads any picture that Pillow knows, as RGB in 0..255 of the size asked for.
+    """Reads a picture of a usual raster format, as RGB in 0..255 of the size asked for.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is no image, damaged, or holds floats.
+        UserError: it is no image, damaged, of more than 179 million pixels, or holds floats.
     """
     _check_size(height, width, fit)
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no image file {os.fspath(path)!r}.")
-    with _errors_named(os.fspath(path)), Image.open(path) as opened:
-        picture = _to_rgb(ImageOps.exif_transpose(opened))
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    with _errors_named(os.fspath(path)), Image.open(path, formats=formats) as opened:
+        picture = _to_rgb(_upright(opened))
     return _sized(picture, height, width, fit)
 
 
@@ -52,13 +72,7 @@ def load_clip(
         FileNotFoundError: there is no such file.
         UserError: it cannot be decoded, or is too short.
     """
-    video, _ = read_video(Path(path), fps=float(fps))
-    if len(video) < frames:
-        raise UserError(
-            f"{os.fspath(path)} has {len(video)} frames at {fps:g} fps, fewer than the {frames} "
-            f"that are to be given."
-        )
-    return video[-frames:]
+    return read_last(path, frames, fps=float(fps))
 
 
 def given_frames(
@@ -74,7 +88,7 @@ def given_frames(
         return load_image(given, height=height, width=width, fit=fit)[None]
     if isinstance(given, Image.Image):
         with _errors_named("the image"):
-            picture = _to_rgb(ImageOps.exif_transpose(given))
+            picture = _to_rgb(_upright(given))
         return _sized(picture, height, width, fit)[None]
     array = np.asarray(given)
     shaped = array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0
@@ -100,7 +114,8 @@ def _errors_named(name: str) -> Iterator[None]:
     """Turns what Pillow raises into a UserError that names the image."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    # Damaged files fail in many ways, even in a struct or an index.
+    except Exception as error:
         raise UserError(f"{name!r} cannot be read as an image: {error}") from error
 
 
@@ -112,16 +127,61 @@ def _sized(picture: Image.Image, height: int, width: int, fit: str) -> np.ndarra
     return np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says; the other tags are not looked at.
+
+    Raises:
+        UserError: it has too many pixels to be decoded.
+    """
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise UserError(f"{picture.width}x{picture.height} pixels are too many; make it smaller")
+    picture.load()
+    try:
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception as error:  # Damaged tags fail in many ways, and the pixels are whole.
+        log.warning("an image has unreadable EXIF tags (%s): taken as upright", error)
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Eight-bit RGB from any Pillow mode, transparent parts over white."""
+    """Eight-bit sRGB from any Pillow mode, transparent parts over white."""
     if picture.mode == "F":
         raise UserError("its values are floats of unknown range; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
-        grey = np.asarray(picture).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise UserError("its 32-bit values exceed 16 bits; save it with 8 or 16 bits")
-        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
-    if not picture.has_transparency_data:
+        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+    picture = _to_srgb(picture)
+    if picture.mode != "RGBA":
         return picture.convert("RGB")
-    picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray) -> np.ndarray:
+    """16-bit grey scaled to 8 bits, some rows at a time."""
+    if grey.dtype != np.uint16 and (grey.min() < 0 or grey.max() > 65535):
+        raise UserError("its 32-bit values exceed 16 bits; save it with 8 or 16 bits")
+    scaled = np.empty(grey.shape, np.uint8)
+    for row, target in zip(grey, scaled, strict=True):
+        target[:] = (row / 257).round()
+    return scaled
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """The picture in the colours of sRGB, if it has a profile of other ones."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("L", "RGB", "RGBA", "CMYK"):
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return picture
+        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(picture, source, srgb, outputMode=mode)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
+        log.warning("an image has an unusable colour profile (%s): taken as sRGB", error)
+        return picture
+    assert converted is not None
+    return converted
