@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from videomar_jax.checks import UserError
 from videomar_jax.data.captions import read_captions
 
 
@@ -87,3 +88,41 @@ def test_two_tables_a_missing_one_and_a_foreign_one_are_errors(folder):
         (path / name).write_text("")
     with pytest.raises(ValueError, match=r"both captions\.csv and captions\.jsonl"):
         read_captions(path, clips, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'file,caption\na.mp4,"x\nsub/b.webm,y\n',
+        'file,caption\na.mp4,"x\nsub/b.webm,"y"\n',
+        'file,caption\na.mp4,"x\nsub/b.webm,y"\n',
+        "file,caption\na.mp4,left, then right\n",
+        f"file,caption\na.mp4,{'x' * 140_000}\n",
+        f"file,caption\na.mp4,{'x' * 120_000}\n",
+    ],
+)
+def test_a_quote_without_its_pair_is_an_error(folder, text):
+    path, clips = folder
+    (path / "captions.csv").write_text(text)
+    with pytest.raises(UserError, match=r"captions\.csv, .*line .*quote"):
+        read_captions(path, clips, None)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "captions.csv", "captions.jsonl"])
+def test_text_that_is_not_utf_8_is_named(folder, name):
+    path, clips = folder
+    (path / name).write_bytes(b"file,caption\nein gro\xdfer Hund\n".replace(b"file", b"\n\nfile"))
+    if name != "a.txt":
+        (path / name).write_bytes(b"\n\n\nein gro\xdfer Hund\n")
+    if name == "captions.csv":
+        (path / name).write_bytes(b"file,caption\n\n\na.mp4,ein gro\xdfer Hund\n")
+    with pytest.raises(UserError, match=f"{name}, line 4: is not UTF-8"):
+        read_captions(path, clips, None)
+
+
+def test_most_clips_without_a_caption_are_said(folder, caplog):
+    path, clips = folder
+    clips = [*clips, path / "c.mp4"]
+    (path / "captions.csv").write_text("file,caption\na.mp4,x\n")
+    read_captions(path, clips, None)
+    assert "2 of 3 clips have no caption" in caplog.text

@@ -1,9 +1,19 @@
 import struct
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
-from videomar_jax.data.decode import frames_between, nearest, probe, read_video, to_rgb
+from videomar_jax.checks import UserError
+from videomar_jax.data.decode import (
+    frames_between,
+    nearest,
+    probe,
+    read_last,
+    read_video,
+    to_rgb,
+)
 
 KINDS = [".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif"]
 
@@ -99,3 +109,105 @@ def test_files_that_cannot_be_read_are_named(tmp_path, write_video):
     for settings in ({"fps": 0.0}, {"fps": float("nan")}, {"max_frames": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             read_video(tmp_path / "whole.mp4", **settings)
+
+
+def test_frames_that_an_avi_file_drops_count_as_time(tmp_path):
+    shown = [*range(12), *range(12, 48, 4)]
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuvj420p"
+        for number in shown:
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    times = probe(tmp_path / "a.avi").times
+    np.testing.assert_allclose(times, np.array(shown) / 24, atol=1e-9)
+    timed = frames_between(tmp_path / "a.avi", 0.0, 9.0, start=0.0)
+    assert [time for time, _ in timed] == times.tolist()
+
+
+@pytest.mark.parametrize("across, down", [(-1, 1), (1, -1), (-1, -1), (1, 1)])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_mirrored_display_matrices(tmp_path, across, down, swapped):
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:16, :24] = 250
+    path = _write_still(tmp_path / "a.mp4", picture)
+    one = 1 << 16
+    if swapped:
+        turned = (0, down * one, 0, across * one, 0, 0, 0, 0, 1 << 30)
+        expected = picture.transpose(1, 0, 2)
+    else:
+        turned = (across * one, 0, 0, 0, down * one, 0, 0, 0, 1 << 30)
+        expected = picture
+    raw = path.read_bytes()
+    plain = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
+    at = raw.index(plain, raw.index(b"tkhd"))
+    path.write_bytes(raw[:at] + struct.pack(">9i", *turned) + raw[at + len(plain) :])
+    expected = expected[::down, ::across]
+    shown = read_video(path)[0][0]
+    assert shown.shape == expected.shape
+    np.testing.assert_array_equal(shown[::8, ::8] > 125, expected[::8, ::8] > 125)
+
+
+@pytest.mark.parametrize("aspect, size", [((4, 3), (32, 64)), ((2, 3), (48, 48))])
+def test_pixels_become_square(tmp_path, aspect, size):
+    path = _write_still(tmp_path / "a.mp4", np.zeros((32, 48, 3), np.uint8), aspect=aspect)
+    assert read_video(path)[0].shape[1:3] == size
+    info = probe(path)
+    assert (info.height, info.width) == size
+
+
+def test_a_stream_of_one_picture_is_not_the_video(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt = 16, 16, "yuvj420p"
+        real = container.add_stream("libx264", rate=25)
+        real.height, real.width, real.pix_fmt = 32, 48, "yuv420p"
+        for stream, count in ((cover, 1), (real, 5)):
+            pixels = np.zeros((stream.height, stream.width, 3), np.uint8)
+            for _ in range(count):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    assert read_video(path)[0].shape == (5, 32, 48, 3)
+
+
+def test_a_codec_that_is_unknown_is_named(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", 3)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"braw"))
+    with pytest.raises(UserError, match=r"a\.mp4: its codec is unknown"):
+        probe(path)
+
+
+@pytest.mark.parametrize("trc, words", [(16, "PQ"), (18, "HLG"), (1, "")])
+def test_hdr_and_a_missing_colour_matrix_are_said(tmp_path, trc, words):
+    pixels = np.zeros((720, 1280, 3), np.uint8)
+    notes = " ".join(probe(_write_still(tmp_path / "a.mp4", pixels, trc=trc)).notes)
+    assert "BT.601 is assumed" in notes and words in notes and ("HDR" in notes) == bool(words)
+
+
+def test_the_last_frames_are_those_of_the_whole_video(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", 45, gop=7)
+    for fps in (4.0, 10.0):
+        whole, _ = read_video(path, fps=fps)
+        np.testing.assert_array_equal(read_last(path, 5, fps=fps), whole[-5:])
+    with pytest.raises(UserError, match="fewer than the 99"):
+        read_last(path, 99, fps=10.0)
+
+
+def _write_still(path, picture, *, aspect=(1, 1), trc=None):
+    """A video of two equal frames."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width = picture.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(*aspect)
+        if trc is not None:
+            stream.codec_context.color_trc = trc
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path

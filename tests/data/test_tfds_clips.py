@@ -1,10 +1,13 @@
 """TFDS datasets without TensorFlow: one that is built here, and TFDS's own imitation of data that
 is not at hand."""
 
+import json
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from videomar_jax.checks import UserError
 from videomar_jax.data import tfds_clips
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape, SizedSource
@@ -255,3 +258,14 @@ def test_a_dataset_that_is_not_prepared(tmp_path):
         FileNotFoundError, match=r"'demo_clips' is not prepared: run tfds.builder\('demo_clips'"
     ):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_features_file_runs_no_module(place, tmp_path, monkeypatch, legacy):
+    (tmp_path / "evil_features.py").write_text("raise SystemExit('code ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    evil = {"type" if legacy else "pythonClassName": "evil_features.Thing", "content": {}}
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "features.json").write_text(json.dumps({"features": {"video": evil}}))
+    with pytest.raises(UserError, match=r"evil_features\.Thing"):
+        TFDSClips(str(tmp_path), fps=1.0)

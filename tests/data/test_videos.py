@@ -3,9 +3,10 @@ import logging
 import numpy as np
 import pytest
 
+from videomar_jax.checks import UserError
 from videomar_jax.data.loader import batches, fixed_clips
 from videomar_jax.data.sources import ClipShape, ClipSource
-from videomar_jax.data.videos import VideoFolder
+from videomar_jax.data.videos import VideoFolder, video_files
 
 SHAPE = ClipShape(num_frames=5, height=16, width=16)
 
@@ -370,3 +371,49 @@ def test_sizes_in_turn_keep_their_decoded_clips(folder, monkeypatch):
     source.read(0, rng(), small)
     source.read(1, rng(), small)
     assert len(opened) == before, "a size that is not asked for any more keeps its place"
+
+
+def test_a_video_that_fails_later_is_replaced_by_the_next(folder, numbers, caplog):
+    settings = {"fps": 10.0, "split": "train", "cache_bytes": 0}
+    whole = VideoFolder(folder, **settings)
+    source = VideoFolder(folder, **settings, most_failing=0.5)
+    strict = VideoFolder(folder, **settings)
+    (folder / "b.webm").write_bytes(b"damaged")
+    for _ in range(2):
+        clip = source.read(1, rng(), SHAPE)
+        np.testing.assert_array_equal(clip["video"].shape, (5, 16, 16, 3))
+        other = source.read(2, rng(), SHAPE)
+        assert clip["caption"] == other["caption"]
+        np.testing.assert_array_equal(
+            source.read(0, rng(7), SHAPE)["video"], whole.read(0, rng(7), SHAPE)["video"]
+        )
+    assert caplog.text.count("skipped from now on (1 of 4 videos)") == 1 and "b.webm" in caplog.text
+    with pytest.raises(UserError, match=r"b\.webm"):
+        strict.read(1, rng(), SHAPE)
+    for name in ("a.mp4", "sub/c.GIF"):
+        (folder / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"data\.most_failing"):
+        for index in range(4):
+            source.read(index, rng(), SHAPE)
+
+
+def test_decoding_all_finds_damage_in_the_middle(folder):
+    path = folder / "sub" / "d.avi"
+    raw = bytearray(path.read_bytes())
+    middle = raw.index(b"00dc", len(raw) // 2) + 8
+    raw[middle : middle + 200] = bytes(200)
+    path.write_bytes(raw)
+    settings = {"fps": 10.0, "split": "train"}
+    assert not VideoFolder(folder, **settings).skipped
+    [(found, _)] = VideoFolder(folder, **settings, decode_all=True).skipped
+    assert found == path
+
+
+def test_linked_folders_are_read_once(tmp_path, write_video):
+    write_video(tmp_path / "clips" / "a.mp4")
+    write_video(tmp_path / "elsewhere" / "b.mp4")
+    (tmp_path / "clips" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "clips" / "again").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "clips")
+    names = [path.name for path in video_files(tmp_path / "clips")]
+    assert names == ["a.mp4", "b.mp4"]

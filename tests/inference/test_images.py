@@ -1,10 +1,13 @@
 """Images of every kind become what a person expects, and a file that is none is named."""
 
+import struct
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.helpers.tiny_run import write_clip
+from videomar_jax.checks import UserError
 from videomar_jax.inference import images
 
 
@@ -185,3 +188,65 @@ def test_the_last_frames_of_a_clip_at_the_rate_asked_for(tmp_path):
         images.load_clip(path, 14, fps=6)
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
         images.load_clip(tmp_path / "gone.mp4", 3, fps=6)
+
+
+def test_postscript_is_not_run_whatever_its_name(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    with pytest.raises(UserError, match=r"a\.png.*cannot be read as an image"):
+        images.load_image(path, height=8, width=8)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    _save(tmp_path / "a.png", Image.new("I;16", (64, 64)))
+    monkeypatch.setattr(images, "_MOST_PIXELS", 64 * 64 - 1)
+    with pytest.raises(UserError, match="64x64 pixels are too many"):
+        images.load_image(tmp_path / "a.png", height=8, width=8)
+
+
+@pytest.mark.parametrize(
+    "profile, expected", [("P3", [217, 42, 0]), ("sRGB", [200, 60, 30]), ("", [200, 60, 30])]
+)
+def test_a_profile_of_other_colours_is_converted(tmp_path, profile, expected):
+    picture = Image.new("RGB", (8, 8), (200, 60, 30))
+    content = {
+        "P3": _display_p3(),
+        "sRGB": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+        "": b"no profile",
+    }
+    picture.save(tmp_path / "a.png", icc_profile=content[profile])
+    shown = images.load_image(tmp_path / "a.png", height=8, width=8)[0, 0]
+    np.testing.assert_allclose(shown.astype(int), expected, atol=1)
+
+
+def _display_p3():
+    """A small ICC profile: primaries as seen from D50, and sRGB's curve."""
+
+    def fixed(*values):
+        return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+    curve = b"para" + bytes(4) + b"\0\3\0\0"
+    curve += fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    text = "P3".encode("utf-16-be")
+    words = b"mluc" + bytes(4) + struct.pack(">II", 1, 12) + b"enUS"
+    words += struct.pack(">II", len(text), 28) + text
+    white = (0.9642, 1.0, 0.8249)
+    tags = {
+        b"desc": words,
+        b"cprt": words,
+        b"wtpt": b"XYZ " + bytes(4) + fixed(*white),
+        b"rXYZ": b"XYZ " + bytes(4) + fixed(0.51512, 0.24120, -0.00105),
+        b"gXYZ": b"XYZ " + bytes(4) + fixed(0.29198, 0.69225, 0.04189),
+        b"bXYZ": b"XYZ " + bytes(4) + fixed(0.15710, 0.06657, 0.78407),
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+    }
+    table, data = struct.pack(">I", len(tags)), b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + struct.pack(">II", start + len(data), len(content))
+        data += content
+    head = struct.pack(">I", start + len(data)) + bytes(4) + b"\4\0\0\0mntrRGB XYZ "
+    head += bytes(12) + b"acsp" + bytes(28) + fixed(*white)
+    return head.ljust(128, b"\0") + table + data

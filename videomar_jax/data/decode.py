@@ -287,7 +287,14 @@ def _open(path: Path):
     except UserError:
         raise
     # PyAV fails in ways of its own over odd files.
-    except (OSError, AttributeError, ArithmeticError, LookupError, ValueError) as error:
+    except (
+        av.FFmpegError,
+        OSError,
+        AttributeError,
+        ArithmeticError,
+        LookupError,
+        ValueError,
+    ) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be decoded ({reason}); re-encode or remove it") from error
 
