@@ -1,4 +1,5 @@
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -417,3 +418,12 @@ def test_linked_folders_are_read_once(tmp_path, write_video):
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "clips")
     names = [path.name for path in video_files(tmp_path / "clips")]
     assert names == ["a.mp4", "b.mp4"]
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_reported(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4")
+    path.rename(tmp_path / os.fsdecode(b"gro\xdf.mp4"))
+    source = VideoFolder(tmp_path, fps=10.0, split="train")
+    assert source.name(0) == "gro\ufffd"
+    source.name(0).encode("utf-8")
+    assert source.read(0, rng(), SHAPE)["caption"] == "" and source.digest()

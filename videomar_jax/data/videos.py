@@ -166,9 +166,13 @@ class VideoFolder:
         return len(self._windows)
 
     def name(self, index: int) -> str:
-        """The file that clip number `index` is cut from, without folder and ending."""
+        """The file that clip number `index` is cut from, without folder and ending.
+
+        Bytes that are not UTF-8 become the replacement character, so reports can be written.
+        """
         check_index(index, len(self))
-        return self._windows[index].segment.path.stem
+        stem = self._windows[index].segment.path.stem
+        return stem.encode(errors="surrogateescape").decode(errors="replace")
 
     def digest(self) -> str:
         """Of the frames that are read, and of the windows.
