@@ -26,7 +26,7 @@ from tests.helpers.generated import (
 from tests.helpers.tiny_model import annotations_off
 from tests.helpers.tiny_run import write_clip
 from videomar_jax.checks import Interrupted
-from videomar_jax.inference import jobs, stream
+from videomar_jax.inference import jobs, metadata, stream
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.metadata import read_record
 from videomar_jax.inference.requests import JobOptions, Output
@@ -485,3 +485,13 @@ def test_no_image_at_all_can_be_read(bundle_only, tmp_path):
         ValueError, match=r"No request can be met: .*clip.mp4.*cannot be read as an image"
     ):
         make([request(clip)], bundle_only, tmp_path / "out")
+
+
+def test_a_record_without_a_version_is_compared_in_all_else(made):
+    """Earlier code wrote "source" when it was not installed."""
+    record = read_record(made / "out" / "v1.json")
+    unknown = dataclasses.replace(record, versions=record.versions | {"videomar_jax": "source"})
+    assert metadata.differences(record) == metadata.differences(unknown) == []
+    other = dataclasses.replace(unknown, versions=unknown.versions | {"jax": "0.1"})
+    (difference,) = metadata.differences(other)
+    assert difference == f"jax 0.1 there, {jax.__version__} here"

@@ -165,5 +165,8 @@ def differences(record: GenerationRecord) -> list[str]:
     """Versions and devices that are not as they were, which may change a video's last bits."""
     now = versions() | {"device": device()}
     then = record.versions | {"device": record.device}
+    if then.get("videomar_jax") == "source":
+        # Earlier code did not know its version unless it was installed, and wrote this.
+        del now["videomar_jax"]
     changed = [name for name in now if then.get(name) != now[name]]
     return [f"{name} {then.get(name)} there, {now[name]} here" for name in changed]
