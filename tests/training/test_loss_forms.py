@@ -207,7 +207,9 @@ def test_noise_on_the_history_is_that_on_the_earlier_frames():
     beforehand = mixed(batch, draws)
     same = beforehand.latents[:, :2].reshape(CLIPS, 2, COUNT, 3)
     no_change = dataclasses.replace(draws, history_noise=same)
-    np.testing.assert_allclose(metrics_of(model, beforehand, no_change, ONE)["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics_of(model, beforehand, no_change, ONE)["loss"], loss, rtol=1e-5
+    )
     other_level = dataclasses.replace(no_change, history_level=no_change.history_level / 2)
     other_frames = dataclasses.replace(
         no_change, history_noise=batch.latents[:, :2].reshape(CLIPS, 2, COUNT, 3)
