@@ -213,6 +213,19 @@ def test_the_first_save_of_a_step_stays(tmp_path):
     assert progress == {"n": 1}
 
 
+def test_saving_the_last_step_again_is_no_news(tmp_path, caplog):
+    """A run saves its last step again when it stops; a step of an earlier run is worth a line."""
+    state = {"params": {"w": jnp.ones(3)}}
+    caplog.set_level("INFO")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints.save(1, state, {})
+    assert "exists" not in caplog.text
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+    assert "checkpoint 1 exists" in caplog.text
+
+
 def test_a_step_before_the_newest_is_refused_rather_than_dropped(tmp_path):
     state = {"params": {"w": jnp.zeros(3)}}
     with Checkpoints(tmp_path) as checkpoints:

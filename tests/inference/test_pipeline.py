@@ -13,6 +13,7 @@ from PIL import Image
 import videomar_jax
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import annotations_off
+from videomar_jax.checks import UserError
 from videomar_jax.inference import pipeline
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.pipeline import VideoMARPipeline
@@ -195,6 +196,15 @@ def test_saving_and_showing(pipe, tmp_path):
 def test_what_cannot_be_generated_is_refused(pipe, arguments, words):
     with annotations_off(), pytest.raises((ValueError, FileNotFoundError), match=words):
         pipe(**dict(image=picture(), prompt="up") | arguments)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_make_no_video(pipe, value):
+    """Such latents decode to black frames, which look like a video that was made."""
+    broken = jax.tree.map(lambda array: jnp.full_like(array, value), pipe.model)
+    faulty = dataclasses.replace(pipe, model=broken)
+    with pytest.raises(UserError, match=r"'left' \(seed 3\) hold NaN.*--temperature"):
+        faulty(picture(), "left", seed=3, steps=1)
 
 
 def test_more_than_memory_holds_is_refused_before_it_is_started(pipe, monkeypatch):

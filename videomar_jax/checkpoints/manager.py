@@ -133,7 +133,8 @@ class Checkpoints:
         json.dumps(progress)
         directory = self._manager.directory
         if step in self.all_steps():
-            log.info("checkpoint %d exists in %s; it is left as it is", step, directory)
+            if step != self._saving:  # a run saves its last step again when it stops: no news
+                log.info("checkpoint %d exists in %s; it is left as it is", step, directory)
             return
         self.wait()
         latest = self.latest_step()

@@ -81,7 +81,7 @@ class VideoSampler:
             num_frames: pixel frames in all, the given ones included.
         Raises:
             UserError: numbers that do not match, sizes that the tokenizer cannot cut, or too little
-                memory; nothing has been computed then.
+                memory; nothing has been computed then. Iterating raises it for latents with NaN.
         """
         return FrameStream(self, given, prompts, seeds, num_frames)
 
@@ -158,6 +158,7 @@ class FrameStream:
             tokenizer = jax.device_put(tokenizer, replicated(mesh))
         first = _spread(_encode(tokenizer, jnp.asarray(given)), mesh, "context")
         self._latents = [np.asarray(first)]
+        self._check_finite(self._latents[0], "given")
         text, mask = sampler.text_encoder.encode(self.prompts)
         keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
         plan = plan_generation(
@@ -181,8 +182,22 @@ class FrameStream:
         for t in range(first.shape[1]):
             yield first[:, t : t + 1]
         for frame in new:
-            self._latents.append(np.asarray(frame)[:, None])
+            latents = np.asarray(frame)[:, None]
+            self._check_finite(latents, "generated")
+            self._latents.append(latents)
             yield frame[:, None]
+
+    def _check_finite(self, latents: Float[np.ndarray, "B T h w C"], kind: str) -> None:
+        """Raises a UserError that names the videos with NaN or inf; they would decode to black."""
+        finite = np.isfinite(latents).all(axis=(1, 2, 3, 4))
+        if finite.all():
+            return
+        faulty = [f"{self.prompts[i]!r} (seed {self.seeds[i]})" for i in np.flatnonzero(~finite)]
+        raise UserError(
+            f"The {kind} latents of {', '.join(faulty)} hold NaN or infinity, so there is no video "
+            f"to show. Lower --temperature and --guidance; if the model's own settings give the "
+            f"same, its weights are damaged: take another checkpoint or convert it again."
+        )
 
     def __iter__(self) -> "FrameStream":
         return self
