@@ -31,16 +31,17 @@ def main(_: Sequence[str]) -> None:
     """Imports or exports."""
     from videomar_jax.pretrained.convert import export_official, import_official
 
-    if (_OUTPUT.value is None) == (_EXPORT.value is None):
+    output, export = _OUTPUT.value, _EXPORT.value
+    if (output is None) == (export is None):
         raise UserError(
             "Name the result: --output=DIR for a published file, --export=FILE for a trained model."
         )
     importing, exporting = _IMPORT_OPTIONS.given(), _EXPORT_OPTIONS.given()
-    if _EXPORT.value:
+    if export is not None:
         last = importing.get("weights", "ema") != "ema"
         export_official(
             _CHECKPOINT.value,
-            user_path(_EXPORT.value, "--export"),
+            user_path(export, "--export"),
             ExportOptions(**exporting),
             weights="params" if last else "ema",
         )
@@ -49,7 +50,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError(f"--{next(iter(exporting))} belongs to --export=FILE; leave it out.")
     import_official(
         _CHECKPOINT.value,
-        user_path(_OUTPUT.value, "--output"),
+        user_path(str(output), "--output"),
         ComponentOptions(**_COMPONENTS.given()),
         ImportOptions(**importing),
     )

@@ -14,9 +14,13 @@ from videomar_jax.commands import app
 from videomar_jax.io.paths import user_path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Names the held-out clips.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for report.json, report.md and pictures.")
-flags.mark_flags_as_required(["config", "checkpoint", "output"])
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run's workdir, or one of its checkpoints.", required=True
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for report.json, report.md and pictures.", required=True
+)
+flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from videomar_jax.checks import Interrupted
 from videomar_jax.commands import app
 from videomar_jax.commands.field_flags import FieldFlags
 from videomar_jax.inference.requests import JobOptions, Output, RequestFlags
+from videomar_jax.io.paths import user_path
 from videomar_jax.parallel.config import AXES, MeshConfig
 from videomar_jax.sampling.config import SamplingConfig
 
@@ -35,7 +36,7 @@ def main(_: Sequence[str]) -> None:
 
     keep_compiled()
     options, requests = _OPTIONS.given(), RequestFlags(**_REQUESTS.given())
-    output = Output(folder=_OUTPUT.value, **_FILES.given())
+    output = Output(folder=user_path(_OUTPUT.value, "--output"), **_FILES.given())
     try:
         if _FROM_JSON.value:
             app.refuse_others(main, _WITH_RECORD, "--from_json generates the same video again")

@@ -47,7 +47,7 @@ _FILE_ERRORS = (
 flags.DEFINE_bool("traceback", False, "Show the Python traceback of every error.")
 
 
-def run(main: Main, argv: Sequence[str] | None = None) -> None:
+def run(main: Main, argv: list[str] | None = None) -> None:
     """Runs a command's `main(argv)` and exits with its code.
 
     Args:
@@ -164,7 +164,7 @@ def _parse(argv: Sequence[str], module: ModuleType) -> list[str]:
     return rest
 
 
-def _unknown_key(error: LookupError | AttributeError, argv: Sequence[str]) -> str:
+def _unknown_key(error: Exception, argv: Sequence[str]) -> str:
     """The text for an override of a key that the config lacks.
 
     ml_collections names the key at most, and not the flag.

@@ -89,17 +89,20 @@ def _define(
 ) -> flags.FlagHolder | None:
     """Defines the flag for a field of this type; None if no flag can hold it."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    where = {"flag_values": flag_values}
     if origin is Literal:
-        return flags.DEFINE_enum(name, None, list(arguments), text, **where)
+        return flags.DEFINE_enum(name, None, list(arguments), text, flag_values=flag_values)
     if kind in _DEFINE:
-        return _DEFINE[kind](name, None, text, **where)
+        return _DEFINE[kind](name, None, text, flag_values=flag_values)
     if origin is tuple and arguments == (str, ...):
-        return flags.DEFINE_multi_string(name, None, f"{text} May be repeated.", **where)
+        return flags.DEFINE_multi_string(
+            name, None, f"{text} May be repeated.", flag_values=flag_values
+        )
     if origin is Sequence or origin is tuple:
         parser = flags.ListParser() if arguments[0] is str else _Numbers()
         serializer = flags.ListSerializer(",")
-        return flags.DEFINE(parser, name, None, text, serializer=serializer, **where)
+        return flags.DEFINE(
+            parser, name, None, text, serializer=serializer, flag_values=flag_values
+        )
     return None
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,9 @@ class VideoMARPipeline:
             FileNotFoundError, UserError: an image, a size or a setting that makes no sense, by
                 name.
         """
-        several = isinstance(image, list | tuple)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        images = list(image) if several else [image] * len(prompts)
+        images = list(image) if isinstance(image, list | tuple) else [image] * len(prompts)
+        several = isinstance(image, list | tuple) or not isinstance(prompt, str)
         prompts = one_prompt_each(prompts, len(images))
         check_seed(seed)
         at_least("batch_size", batch_size, 1)
@@ -149,7 +149,7 @@ class VideoMARPipeline:
                 np.stack(given[part]), prompts[part], seeds[part], spec.num_frames
             )
             videos += stream.finish().videos(self.bundle.fps)
-        return videos if several or not isinstance(prompt, str) else videos[0]
+        return videos if several else videos[0]
 
     def stream(
         self,
@@ -225,7 +225,7 @@ class VideoSpec:
         *,
         preset: str | None = None,
         fit: str = "resize",
-        settings: dict[str, Any],
+        settings: Mapping[str, Any],
     ) -> "VideoSpec":
         """The model's own sizes and sampling settings, where nothing else is asked for.
 

@@ -289,7 +289,7 @@ def _request(entry: Any, folder: Path, seed: int) -> Request:
     check_seed(seed)
     given_frames = entry.get("given_frames")
     check_value("given_frames", given_frames, int | None)
-    written = entry.get("image", entry.get("video"))
+    written = entry["image"] if "image" in entry else entry["video"]
     user_path(written)  # refuses addresses
     image = folder / Path(written).expanduser()
     name = entry.get("name", image.stem)

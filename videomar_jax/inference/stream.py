@@ -100,7 +100,7 @@ class VideoSampler:
         seeds = range(len(given)) if seeds is None else seeds
         videos = []
         for row in range(0, len(given), self.batch_size):
-            chosen = np.arange(row, row + self.batch_size) % len(given)
+            chosen = [(row + i) % len(given) for i in range(self.batch_size)]
             stream = self.stream(
                 given[chosen], [prompts[i] for i in chosen], [seeds[i] for i in chosen], num_frames
             )
@@ -258,8 +258,9 @@ def _mesh(model: VideoMAR) -> Mesh | None:
     """The devices that the model is spread over; None: a single one."""
     for leaf in jax.tree.leaves(model):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-            return sharding.mesh
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        if isinstance(mesh, Mesh) and mesh.size > 1:
+            return mesh
     return None
 
 
