@@ -343,6 +343,7 @@ def test_a_tpu_host_without_metadata_is_told_what_to_do(machine, monkeypatch):
 PROCESS = """
 import logging, sys, time
 from absl import flags
+from videomar_jax.checks import UserError
 from videomar_jax.commands import app
 from videomar_jax.parallel import launch
 NUMBER = flags.DEFINE_integer("number", 0, "")
@@ -354,7 +355,7 @@ def main(_):
     logging.getLogger("videomar_jax.any").warning("warned %d", jax.process_index())
     print(jax.process_count(), jax.device_count(), len(jax.local_devices()), flush=True)
     if NUMBER.value == 1:
-        raise ValueError("this one fails")
+        raise UserError("this one fails")
     time.sleep(600)
 app.run(main)
 """

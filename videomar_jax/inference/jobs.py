@@ -72,6 +72,8 @@ def run_jobs(requests: Sequence[Request], options: JobOptions, output: Output) -
         UserError, OSError: nothing can be generated; raised before the parameters are loaded.
         Interrupted: Ctrl-C; the frames so far are written.
     """
+    if not options.checkpoint:
+        raise UserError("Name the model: --checkpoint=DIR, a run's workdir or a converted model.")
     output.check([request.name for request in requests])
     mesh = _whole_mesh(options.mesh)
     bundle = load_bundle(run_folder(options.checkpoint))

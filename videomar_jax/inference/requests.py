@@ -91,8 +91,9 @@ class JobOptions:
     """Devices that share the work; None: one."""
 
     def __post_init__(self):
-        object.__setattr__(self, "checkpoint", user_path(self.checkpoint, "--checkpoint"))
         check_fields("options", self)
+        if self.checkpoint:
+            object.__setattr__(self, "checkpoint", user_path(self.checkpoint, "--checkpoint"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
