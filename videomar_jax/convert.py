@@ -32,6 +32,7 @@ def main(_: Sequence[str]) -> None:
     from videomar_jax.pretrained.convert import export_official, import_official
 
     output, export = _OUTPUT.value, _EXPORT.value
+    checkpoint = user_path(_CHECKPOINT.value, "--checkpoint")
     if (output is None) == (export is None):
         raise UserError(
             "Name the result: --output=DIR for a published file, --export=FILE for a trained model."
@@ -40,7 +41,7 @@ def main(_: Sequence[str]) -> None:
     if export is not None:
         last = importing.get("weights", "ema") != "ema"
         export_official(
-            _CHECKPOINT.value,
+            checkpoint,
             user_path(export, "--export"),
             ExportOptions(**exporting),
             weights="params" if last else "ema",
@@ -49,7 +50,7 @@ def main(_: Sequence[str]) -> None:
     if exporting:
         raise UserError(f"--{next(iter(exporting))} belongs to --export=FILE; leave it out.")
     import_official(
-        _CHECKPOINT.value,
+        checkpoint,
         user_path(str(output), "--output"),
         ComponentOptions(**_COMPONENTS.given()),
         ImportOptions(**importing),

@@ -31,7 +31,8 @@ def main(_: Sequence[str]) -> None:
 
     keep_compiled()
     experiment = Experiment.from_config(_CONFIG.value)
-    evaluate_checkpoint(experiment, user_path(_OUTPUT.value, "--output"), _CHECKPOINT.value)
+    output = user_path(_OUTPUT.value, "--output")
+    evaluate_checkpoint(experiment, output, user_path(_CHECKPOINT.value, "--checkpoint"))
 
 
 if __name__ == "__main__":

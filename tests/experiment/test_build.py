@@ -55,6 +55,24 @@ def test_shapes_and_folders(tmp_path):
     assert {made.source("test").name(i) for i in range(len(made.source("test")))} == {"long"}
 
 
+def test_paths_may_start_in_the_home_folder_or_the_current_one(pca, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / "clips" / "a.mp4", 60)
+    (tmp_path / "words.csv").write_text("file,caption\na.mp4,hello\n")
+    for folder, table in (("~/clips", "~/words.csv"), ("clips/", "words.csv")):
+        made = experiment(data=dict(kind="videos", path=folder, captions=table))
+        clip = made.source("train").read(0, np.random.default_rng(0), made.final_shape)
+        assert clip["caption"] == "hello"
+    pca.save(tmp_path / "clips" / "model" / "tokenizer")
+    for folder in ("~/clips", "clips"):
+        config = data_sources.DataConfig(kind="shards", path=folder)
+        assert build.prepared_with(config) == tmp_path / "clips"
+    pca.save(tmp_path / "run" / "model" / "tokenizer")
+    inherited = experiment(init_from="~/run")
+    assert fingerprint(inherited.tokenizer(inherited.source("train"))) == fingerprint(pca)
+
+
 @pytest.mark.parametrize("file", ["stage1", "stage2", "stage3"])
 def test_the_stages_take_ordinary_clips(tmp_path, file):
     """Of clips of six seconds no last 2 % is a clip of the last stage."""

@@ -41,10 +41,17 @@ def test_a_packaged_config_by_name_or_by_its_path(name, variant, empty_folder):
 @pytest.mark.parametrize("name", ["stage3", "stage3.py"])
 def test_a_file_of_that_name_in_front_comes_first(name, empty_folder):
     (empty_folder / "stage3.py").write_text("")
-    assert find_config(f"{name}:tiny") == "stage3.py:tiny"
+    assert find_config(f"{name}:tiny") == f"{empty_folder / 'stage3.py'}:tiny"
     (empty_folder / "configs").mkdir()
     (empty_folder / "configs" / "stage3.py").write_text("")
-    assert find_config("configs/stage3.py") == "configs/stage3.py"
+    assert find_config("configs/stage3.py") == str(empty_folder / "configs" / "stage3.py")
+
+
+def test_a_config_in_the_home_folder(empty_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(empty_folder / "home"))
+    (empty_folder / "home").mkdir()
+    (empty_folder / "home" / "mine.py").write_text("")
+    assert find_config("~/mine:tiny") == f"{empty_folder / 'home' / 'mine.py'}:tiny"
 
 
 @pytest.mark.parametrize("name", ["stage4", "other/stage3.py", "configs/mine.py"])

@@ -33,3 +33,27 @@ def test_an_empty_text_is_refused(text):
 @pytest.mark.parametrize("text", ["/data/x", "C:/data", "a:b/c", "~/x"])
 def test_local_paths_are_no_addresses(text):
     assert not is_address(text)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a\0b", "NUL"),
+        ("x" * 256, "too long"),
+        ("日" * 86, "too long"),
+        ("a/" * 2000, "too long"),
+        ("a\ud800", "UTF-8"),
+        ("~no such user/x", r"no user 'no such user'.* write \./~no such user"),
+    ],
+)
+def test_what_can_be_no_path_is_refused_by_name(text, words):
+    with pytest.raises(UserError, match=f"--output: .*{words}"):
+        user_path(text, "--output")
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ünï", "a[1]", "*?", "q'u\"o", "-dash", "x" * 255, "日" * 85]
+)
+def test_odd_names_are_kept(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert user_path(name) == tmp_path / name

@@ -4,6 +4,7 @@ published names."""
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -147,9 +148,13 @@ def converted(official, tmp_path_factory) -> Path:
     return convert(official, tmp_path_factory.mktemp("converted") / "model")
 
 
-def command(module: str, *flags: str) -> subprocess.CompletedProcess:
+def command(module: str, *flags: str, home: Path | None = None) -> subprocess.CompletedProcess:
+    """A command started in `home`, which is the home folder too; None: in the repository."""
     arguments = [sys.executable, "-m", f"videomar_jax.{module}", *flags]
-    return subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | ({"HOME": str(home)} if home else {})
+    return subprocess.run(
+        arguments, capture_output=True, text=True, cwd=home or ROOT, timeout=300, env=env
+    )
 
 
 def assert_same(ours, theirs) -> None:
@@ -173,18 +178,20 @@ def test_published_files_of_every_family_make_a_video_through_the_commands(offic
         "--num_frames=5",
         "--height=16",
         "--width=24",
-        f"--output={tmp_path / 'model'}",
+        "--output=model",
+        home=tmp_path,
     )
     assert made.returncode == 0, made.stderr
     assert "width 32, depth 2, 2 heads of 16" in made.stderr and "wrote" in made.stderr
     made = command(
         "sample",
-        f"--checkpoint={tmp_path / 'model'}",
-        f"--image={tmp_path / 'first.png'}",
+        "--checkpoint=~/model",
+        "--image=first.png",
         "--prompt=red circle",
         "--steps=2",
         "--head_steps=ddim5",
-        f"--output={tmp_path / 'out'}",
+        "--output=~/out",
+        home=tmp_path,
     )
     assert made.returncode == 0, made.stderr
     assert {file.name for file in (tmp_path / "out").iterdir()} == {

@@ -31,7 +31,7 @@ from videomar_jax.data.sources import (
 )
 from videomar_jax.data.transforms import crop_center, crop_random, resize_cover
 from videomar_jax.io.log import log
-from videomar_jax.io.paths import is_address
+from videomar_jax.io.paths import is_address, user_path
 from videomar_jax.types import Int, UInt8
 
 # How features.json writes the class of a feature, and what the names of TFDS's own look like.
@@ -211,13 +211,15 @@ class TFDSClips:
 def _builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets as tfds  # Late: the import takes seconds.
 
-    folder = Path(name).expanduser()
-    is_folder = not is_address(name) and (folder / "dataset_info.json").is_file()
+    folder = None if is_address(name) else user_path(name, "data.path")
+    if data_dir and not is_address(data_dir):
+        data_dir = user_path(data_dir, "data.data_dir")
+    is_folder = folder is not None and (folder / "dataset_info.json").is_file()
     if is_folder:
         _check_features_file(folder / "features.json")
     elif not is_address(data_dir or ""):
         # What is prepared already may be read from its files, without TFDS's own definition.
-        root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+        root = user_path(data_dir or tfds.core.constants.DATA_DIR)
         for path in (root / re.split("[:/]", name)[0]).rglob("features.json"):
             _check_features_file(path)
     try:

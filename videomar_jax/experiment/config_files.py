@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from videomar_jax.checks import UserError, did_you_mean
+from videomar_jax.io.paths import user_path
 
 
 def packaged_configs() -> Path:
@@ -31,9 +32,10 @@ def find_config(name: str) -> str:
         UserError: there is neither such a file nor a packaged config of that name.
     """
     written, colon, variant = name.partition(":")
-    for file in (Path(written), Path(f"{written}.py")):
-        if file.is_file():
-            return f"{file}{colon}{variant}"
+    for file in (written, f"{written}.py"):
+        path = user_path(file, "--config")
+        if path.is_file():
+            return f"{path}{colon}{variant}"
     stem = Path(written).name.removesuffix(".py")
     packaged = packaged_configs() / f"{stem}.py"
     if written in (stem, f"{stem}.py", f"configs/{stem}", f"configs/{stem}.py"):

@@ -37,6 +37,7 @@ from videomar_jax.data.tfds_clips import TFDSClips
 from videomar_jax.data.videos import VideoFolder
 from videomar_jax.evaluation.report import Case
 from videomar_jax.experiment.cases import CaseSettings, footage_cases, shape_cases
+from videomar_jax.io.paths import user_path
 from videomar_jax.tokenizers import load_tokenizer, to_video
 
 _Kind = TypeVar("_Kind", bound="DataKind")
@@ -103,7 +104,7 @@ class DataKind:
 
     def prepared_with(self, config: "DataConfig") -> Path | None:
         """The folder whose model/tokenizer made the clips, if they are latents."""
-        return Path(config.path) if self.facts.prepared else None
+        return user_path(config.path, "data.path") if self.facts.prepared else None
 
     def prepared_strides(self, config: "DataConfig") -> tuple[int, int] | None:
         """(temporal, spatial) stride of the latents, if the clips are latents and say so."""
@@ -196,8 +197,8 @@ class _Videos(DataKind):
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
         return VideoFolder(
-            config.path,
-            captions=config.captions or None,
+            user_path(config.path, "data.path"),
+            captions=user_path(config.captions, "data.captions") if config.captions else None,
             fps=float(config.fps),
             split=request.split,
             holdout=config.holdout,
@@ -214,18 +215,20 @@ class _Shards(DataKind):
     if_none_fit = "prepare some"
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
-        return LatentShards(config.path, split=request.split)
+        return LatentShards(user_path(config.path, "data.path"), split=request.split)
 
     def open_held_out(
         self, config: DataConfig, request: SourceRequest, shape: ClipShape
     ) -> ClipSource:
-        return Decoded(super().open_held_out(config, request, shape), _decoder(config.path))
+        clips = super().open_held_out(config, request, shape)
+        return Decoded(clips, _decoder(user_path(config.path, "data.path")))
 
     def prepared_strides(self, config: DataConfig) -> tuple[int, int] | None:
         # What is wrong with an incomplete folder is reported when its clips are opened.
-        if not (Path(config.path) / MANIFEST).is_file():
+        folder = user_path(config.path, "data.path")
+        if not (folder / MANIFEST).is_file():
             return None
-        tokenizer = read_manifest(Path(config.path))["tokenizer"]
+        tokenizer = read_manifest(folder)["tokenizer"]
         if not {"temporal_stride", "spatial_stride"} <= set(tokenizer):
             return None
         return int(tokenizer["temporal_stride"]), int(tokenizer["spatial_stride"])
@@ -270,9 +273,9 @@ def tfds_split(config: DataConfig, split: str) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _decoder(path: str) -> Callable[[np.ndarray], np.ndarray]:
+def _decoder(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Latents [T, h, w, C] to uint8 video [F, Hp, Wp, 3], with the tokenizer of prepared clips."""
-    tokenizer = load_tokenizer(Path(path) / "model" / "tokenizer")
+    tokenizer = load_tokenizer(path / "model" / "tokenizer")
     decode = jax.jit(lambda tokenizer, latents: to_video(tokenizer.decode(latents)))
 
     def decoded(latents: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ from videomar_jax.experiment.workdir import (
 )
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 from videomar_jax.models.params import Params, abstract_model
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.multihost import barrier, to_host
@@ -97,7 +98,7 @@ def run(
             together.
         Interrupted: the run was asked to stop and saved its state.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = user_path(workdir, "--workdir")
     check_workdir(workdir, config)
     seconds: dict[str, float] = {}
     with _timed(seconds, PREPARE):

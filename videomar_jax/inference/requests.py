@@ -291,7 +291,7 @@ def _request(entry: Any, folder: Path, seed: int) -> Request:
     given_frames = entry.get("given_frames")
     check_value("given_frames", given_frames, int | None)
     written = entry["image"] if "image" in entry else entry["video"]
-    user_path(written)  # refuses addresses
+    user_path(written)  # refuses addresses and what is no path
     image = folder / Path(written).expanduser()
     name = entry.get("name", image.stem)
     if not name or name != Path(name).name:

@@ -21,6 +21,7 @@ from videomar_jax.io.media import (
     write_png,
     write_webm,
 )
+from videomar_jax.io.paths import user_path
 from videomar_jax.types import Float, UInt8
 
 _MIN_SIDE = 256  # smaller videos are enlarged in mp4 and webm, because players blur them
@@ -62,7 +63,7 @@ class Video:
             UserError: an unknown ending.
             FileExistsError: the file is there, and `overwrite` is not set.
         """
-        path = Path(path)
+        path = user_path(path)
         ending = path.suffix.lower()
         if ending == ".mp4":
             write_mp4(path, self.frames, self.fps, min_side=_MIN_SIDE, overwrite=overwrite)

@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from videomar_jax.io.paths import user_path
+
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -16,7 +18,7 @@ def local_folder(place: str, patterns: Sequence[str]) -> Path:
     Raises:
         FileNotFoundError: neither exists; the text says what to do, also when offline.
     """
-    path = Path(place).expanduser()
+    path = user_path(place)
     if path.exists():
         return path
     if not _REPOSITORY.fullmatch(place):

@@ -27,6 +27,7 @@ from videomar_jax.checkpoints.streamed import stored_types
 from videomar_jax.checks import UserError, one_of
 from videomar_jax.io.files import atomic_write
 from videomar_jax.io.migration import current
+from videomar_jax.io.paths import user_path
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.params import Params, abstract_model
 from videomar_jax.models.videomar import VideoMAR
@@ -255,7 +256,7 @@ def run_folder(path: str | os.PathLike) -> Path:
 
 def _split(path: str | os.PathLike) -> tuple[Path, int | None]:
     """(folder, step) of a path to a run or to one of its checkpoints."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.name.isdecimal() and path.parent.name == "checkpoints":
         return path.parent.parent, int(path.name)
     return (path.parent if path.name == "checkpoints" else path), None

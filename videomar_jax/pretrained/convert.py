@@ -16,6 +16,7 @@ from videomar_jax.checkpoints.streamed import StreamedCheckpoint
 from videomar_jax.checks import UserError
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
 from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
 from videomar_jax.pretrained.open import open_components
 from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
@@ -39,6 +40,7 @@ def import_official(
         FileExistsError: `output` is not empty.
         UserError, OSError: a file is missing or broken, or the parts do not fit together.
     """
+    output = user_path(output, "--output")
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(
             f"{output} is not empty; choose a new folder for the converted model."
@@ -46,6 +48,7 @@ def import_official(
     start = time.monotonic()
     weights = "ema" if options.weights == "ema" else "model"
     overrides = {"dtype": options.dtype}
+    file = user_path(file, "--checkpoint")
     report = inspect_checkpoint(file, weights=weights, config_overrides=overrides)
     log.info("reading %s", report)
     tokenizer, text_encoder = open_components(components)
@@ -107,6 +110,7 @@ def export_official(
         FileExistsError: `file` exists.
         UserError, OSError: the model has parts that the published one lacks, or there is none.
     """
+    file = user_path(file, "--export")
     folder, params, step = load_params(checkpoint, weights, dtype=None)
     write_checkpoint(
         params,

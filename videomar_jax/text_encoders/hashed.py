@@ -23,7 +23,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +30,7 @@ from jaxtyping import Float32
 
 from videomar_jax.checks import Count, UserError, check_fields
 from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 from videomar_jax.text_encoders import base
 from videomar_jax.types import Bool
 
@@ -117,8 +117,9 @@ class HashedTextEncoder:
         sizes = re.fullmatch(r"(\d+)x(\d+)", place)
         if sizes:
             return cls(int(sizes[1]), int(sizes[2]))
-        if Path(place).is_dir():
-            return base.load_text_encoder(place)
+        folder = user_path(place, "text encoder")
+        if folder.is_dir():
+            return base.load_text_encoder(folder)
         raise UserError(
             f"'hashed:{place}' is not understood: write hashed:TOKENSxWIDTH, such as hashed:64x256."
         )

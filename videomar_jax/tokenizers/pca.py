@@ -32,6 +32,7 @@ from einops import rearrange
 
 from videomar_jax.checks import Count, Fraction, UserError, check_value
 from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 from videomar_jax.tokenizers import base
 from videomar_jax.tokenizers.haar import haar_patches, haar_rounds, haar_unpatch, still_channels
 from videomar_jax.types import Array, Float, Latents, Pixels
@@ -131,7 +132,7 @@ class PCATokenizer:
     def open(cls, place: str, *, scale: float = 0.5, dtype: str = "float32") -> base.Tokenizer:
         """The tokenizer saved in the folder `place`; scale and dtype are those it was saved with,
         whatever is asked for."""
-        return base.load_tokenizer(place)
+        return base.load_tokenizer(user_path(place, "tokenizer"))
 
     @classmethod
     def fit(

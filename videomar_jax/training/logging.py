@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from videomar_jax.io.files import replacing
 from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 from videomar_jax.types import UInt8
 
 SETTLING_UPDATES = 2
@@ -53,7 +54,7 @@ class RunLog:
         self._file = self._board = None
         if not is_writer:
             return
-        folder = Path(workdir).expanduser()
+        folder = user_path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_later_steps(folder / "metrics.jsonl", resume_step)
         # Line buffering: a killed run keeps its lines.

@@ -35,6 +35,7 @@ from tokenizers import Encoding, Tokenizer
 from videomar_jax.checks import Count, UserError, check_fields
 from videomar_jax.io.hub import local_folder
 from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 from videomar_jax.text_encoders import base
 from videomar_jax.text_encoders.qwen2.folder import fingerprint, read_config, read_tokenizer
 from videomar_jax.text_encoders.qwen2.model import ComputeType, KeysValues, Qwen2
@@ -285,14 +286,15 @@ def load_qwen2(
         UserError: a file is damaged or of another model (WeightFileError for tensors that are
             missing, unknown or of a wrong shape, all named together).
     """
-    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    folder = user_path(folder)
     options = options or Qwen2Options()
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder: give the local folder of a Hugging Face Qwen2 model"
         )
     if system_text_file is not None:
-        options = dataclasses.replace(options, system_text=_read_text(Path(system_text_file)))
+        text = _read_text(user_path(system_text_file, "system_text_file"))
+        options = dataclasses.replace(options, system_text=text)
     config = read_config(folder, options.dtype)
     tokenizer, pad_id = read_tokenizer(folder, config.vocab_size, options.padding_side)
     return Qwen2TextEncoder(
