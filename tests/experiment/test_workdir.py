@@ -10,8 +10,9 @@ from videomar_jax.experiment.workdir import check_workdir, flatten, write_config
 
 
 def as_earlier_versions_wrote_it(config):
-    """The config with the names and values of before they were renamed."""
+    """The config in old names and values, without the settings that were added since."""
     values = json.loads(json.dumps(config))
+    del values["data"]["decode_all"], values["data"]["most_failing"]
     loss, sampling = values["loss"], values["sampling"]
     loss["frames"] = {"one_frame": "one", "all_frames": "all"}[loss.pop("supervise")]
     loss["layout"] = "truncated" if loss.pop("truncate") else "full"
@@ -36,6 +37,13 @@ def test_a_run_of_an_earlier_version_is_continued(tmp_path, loss):
     config = tiny(loss=loss).to_dict()
     write_config(tmp_path, as_earlier_versions_wrote_it(config))
     check_workdir(tmp_path, config)
+
+
+def test_an_added_setting_with_another_value_than_its_default_is_another_run(tmp_path):
+    write_config(tmp_path, as_earlier_versions_wrote_it(tiny().to_dict()))
+    config = tiny(data=dict(most_failing=0.5)).to_dict()
+    with pytest.raises(UserError, match=r"data\.most_failing \(0\.1 there, 0\.5 here\)"):
+        check_workdir(tmp_path, config)
 
 
 def test_another_value_is_refused_under_its_name_of_today(tmp_path):

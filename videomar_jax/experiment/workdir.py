@@ -15,6 +15,7 @@ from typing import Any
 
 from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipSource, digest_of
+from videomar_jax.experiment.settings import default_config
 from videomar_jax.io.files import atomic_write
 from videomar_jax.io.migration import current_config
 
@@ -54,11 +55,11 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             )
         return
     try:
-        before = flatten(current_config(json.loads(file.read_text(encoding="utf-8"))))
+        before = _comparable(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise UserError(f"{file} is broken ({error}); choose another --workdir.") from error
-    # Through JSON and the same table, so that tuples and lists, old and new names are equal.
-    now = flatten(current_config(json.loads(json.dumps(config))))
+    # Through JSON, so that tuples and lists are equal.
+    now = _comparable(json.loads(json.dumps(config)))
     differing = []
     for key in sorted(before | now):
         may_change = key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE
@@ -71,6 +72,20 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             f"{', '.join(differing[:_NAMED])}{more}. Choose another --workdir, or use the config "
             "of that run to continue it."
         )
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config by "section.key", under today's names, with defaults for keys that it lacks.
+
+    A config of an earlier version lacks the settings that were added since.
+    """
+    values = dict(current_config(config))
+    for name, default in default_config().to_dict().items():
+        if isinstance(default, dict):
+            values[name] = default | values.get(name, {})
+        else:
+            values.setdefault(name, default)
+    return flatten(values)
 
 
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
