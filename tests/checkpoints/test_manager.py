@@ -15,7 +15,9 @@ import numpy as np
 import optax
 import pytest
 
+from videomar_jax.checkpoints import manager
 from videomar_jax.checkpoints.manager import Checkpoints
+from videomar_jax.checks import UserError
 
 
 def make_state(
@@ -419,11 +421,13 @@ def test_a_full_disk(tmp_path):
 
 
 def test_an_error_of_the_run_is_not_hidden_by_one_of_its_last_save(tmp_path, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, noise(1), {})
     with files_up_to(100_000), pytest.raises(FloatingPointError, match="the run"):
         with Checkpoints(tmp_path) as checkpoints:
-            checkpoints.save(1, noise(1), {})
+            checkpoints.save(2, noise(2), {})
             raise FloatingPointError("the run")
-    assert "Checkpoint 1 could not be written" in caplog.text
+    assert "Checkpoint 2 could not be written" in caplog.text
 
 
 # What cannot be read
@@ -517,3 +521,81 @@ def test_a_score_that_cannot_be_read_is_told(tmp_path):
     shutil.rmtree(tmp_path / "1" / "metrics")
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.all_steps() == [1] and checkpoints.best_step() is None
+
+
+# Names of folders
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        " a b ",
+        "ünï 日本 e\u0301",
+        "a]b",
+        "'q\"",
+        "-dash --flag=x",
+        "x" * 255,
+        "日" * 85,
+        "{a} $HOME;&|<>",
+        "%20#@:,=!()",
+        ".hidden",
+        "~",
+        "new\nline",
+        "a.orbax-checkpoint-tmp",
+    ],
+)
+def test_checkpoints_in_folders_of_odd_names_come_back(name, tmp_path):
+    state = {"params": {"a": np.arange(6.0), "b": [np.ones(3, np.float32)]}}
+    for step in (1, 2):
+        with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            checkpoints.save(step, state, {"step": step}, 0.5)
+            checkpoints.save(step + 2, state, {"step": step + 2})
+        with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            found, progress = checkpoints.restore(step + 2, shapes_of_arrays(state))
+        assert_bitwise(found, state)
+        assert progress == {"step": step + 2}
+        shutil.rmtree(tmp_path / name)
+
+
+def shapes_of_arrays(state):
+    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), state)
+
+
+@pytest.mark.parametrize(
+    "name", ["a[1]", "[", "a*b", "a?b", "back\\slash", "a\\[b]", "not utf-8 \udcff"]
+)
+def test_folders_where_checkpoints_would_be_lost_are_refused_before_writing(name, tmp_path):
+    with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        with pytest.raises(UserError, match="rename the folder, or choose another"):
+            checkpoints.save(1, {"params": np.ones(3)}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoints_of_a_renamed_folder_are_read_where_that_is_possible(saved, tmp_path):
+    directory, state = saved
+    shutil.copytree(directory, tmp_path / "a[1]")
+    with Checkpoints(tmp_path / "a[1]") as checkpoints:
+        found, _ = checkpoints.restore(5, shapes(state))
+        assert_bitwise(found, state)
+        with pytest.raises(UserError, match="rename the folder"):
+            checkpoints.save(6, state, {})
+    shutil.copytree(directory, tmp_path / "a\\b")
+    with Checkpoints(tmp_path / "a\\b") as checkpoints:
+        with pytest.raises(UserError, match=r"backslash.* rename the folder"):
+            checkpoints.restore(5, shapes(state))
+
+
+def test_a_folder_of_earlier_versions_that_can_be_written_to_is_still_used(saved, tmp_path):
+    """Its name is a pattern that fits itself."""
+    shutil.copytree(saved[0], tmp_path / "a*b")
+    with Checkpoints(tmp_path / "a*b") as checkpoints:
+        checkpoints.save(6, saved[1], {})
+    with Checkpoints(tmp_path / "a*b") as checkpoints:
+        assert_bitwise(checkpoints.restore(6, shapes(saved[1]))[0], saved[1])
+
+
+def test_a_first_checkpoint_that_cannot_be_read_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(manager, "check_place", lambda *_, **__: None)
+    with Checkpoints(tmp_path / "a[1]") as checkpoints:
+        with pytest.raises(OSError, match=r"written without an error, but .*params cannot be read"):
+            checkpoints.save(1, {"params": {"a": np.ones(3)}}, {})

@@ -13,7 +13,8 @@ Four guarantees:
 
 1. Saving stops training only for the copy to host memory, and a step appears under its name only
    once it is complete: what a killed run leaves behind has a temporary name, is ignored, and is
-   removed by the next save. An old checkpoint is deleted only after a newer one is complete.
+   removed by the next save. An old checkpoint is deleted only after a newer one is complete. The
+   first checkpoint of a directory is waited for, and read on trial.
 2. What is restored equals what was saved bit by bit, in the tree and on the devices that the caller
    describes, which need not be those of the run that saved it.
 3. Nothing is cast, cut, padded or left out: the first array that does not fit is named before
@@ -25,15 +26,17 @@ Every process of a run calls every method, in the same order.
 """
 
 import contextlib
+import glob
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
@@ -47,6 +50,7 @@ from videomar_jax.checkpoints.compatibility import (
 )
 from videomar_jax.checks import UserError, at_least
 from videomar_jax.io.log import log
+from videomar_jax.io.paths import user_path
 
 _PROGRESS, _METRICS = "progress", "metrics"
 _NOT_STORAGE = (MemoryError, jax.errors.JaxRuntimeError, NameError, AttributeError)
@@ -76,7 +80,7 @@ class Checkpoints:
             at_least("keep_every", keep_every, 1)
         path = os.fspath(directory)
         if "://" not in path:
-            path = os.path.abspath(os.path.expanduser(path))
+            path = os.path.abspath(user_path(path))
         best = BestN(
             get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -91,6 +95,7 @@ class Checkpoints:
             # Orbax would clean up in a thread, which may meet a new save of the same step.
             cleanup_tmp_directories=False,
         )
+        self._path = path
         self._saving: int | None = None
         self._cleared = False
         try:
@@ -118,7 +123,8 @@ class Checkpoints:
             score: how good this step is, lower is better; None: not measured.
 
         Raises:
-            UserError: `step` lies before the newest checkpoint.
+            UserError: `step` lies before the newest checkpoint, or `check_place` refuses the
+                directory.
             ValueError: a part has a reserved name, or the score is not finite.
             TypeError: `progress` is not JSON.
             OSError: this checkpoint, or the one before it, could not be written; the text says
@@ -137,6 +143,7 @@ class Checkpoints:
                 log.info("checkpoint %d exists in %s; it is left as it is", step, directory)
             return
         self.wait()
+        check_place(self._path)
         latest = self.latest_step()
         if latest is not None and step < latest:
             raise UserError(
@@ -154,6 +161,8 @@ class Checkpoints:
             directory.mkdir(parents=True, exist_ok=True)
             self._clear_leftovers()
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+        if latest is None:
+            self._read_on_trial(step, state)
 
     def restore(
         self, step: int, like: Mapping[str, PyTree]
@@ -175,6 +184,7 @@ class Checkpoints:
                 one is intact.
         """
         self.wait()
+        check_place(self._path, writing=False)
         if step not in self.all_steps():
             raise FileNotFoundError(
                 f"There is no checkpoint {step} in {self._manager.directory}: {self._inventory()}."
@@ -262,6 +272,28 @@ class Checkpoints:
                 f"continues the run."
             ) from error
 
+    def _read_on_trial(self, step: int, parts: Iterable[str]) -> None:
+        """Waits for a checkpoint and reads the smallest array of each part of it, on process 0.
+
+        A file system or a folder's name may lose files without an error; this shows it before a
+        day's work depends on it.
+        """
+        self.wait()
+        if jax.process_index() != 0:
+            return
+        handler = ocp.PyTreeCheckpointHandler()
+        for name in parts:
+            folder = self._manager.directory / str(step) / name
+            try:
+                _read_smallest(handler, folder)
+            except _NOT_STORAGE:
+                raise
+            except Exception as error:  # whatever the readers of several file formats raise
+                raise OSError(
+                    f"Checkpoint {step} was written without an error, but {folder} cannot be read "
+                    f"({_reason(error)}): the file system loses files. Use a --workdir elsewhere."
+                ) from error
+
     def _clear_leftovers(self) -> None:
         """Removes what killed runs left under temporary names.
 
@@ -321,6 +353,60 @@ class Checkpoints:
         if self._manager.directory.exists():
             return "it holds no complete one"
         return "the directory does not exist"
+
+
+def check_place(directory: str | os.PathLike, *, writing: bool = True) -> None:
+    """Refuses folders whose names the libraries below misread, which would lose arrays silently.
+
+    Args:
+        directory: of checkpoints, or a folder above it; it need not exist.
+        writing: False asks only whether checkpoints can be read there.
+    Raises:
+        UserError: the path holds a backslash, bytes that are not UTF-8 or, to be written to, one
+            of * ? [ that may stand for other folders.
+    """
+    path = os.fspath(directory)
+    if "://" in path:
+        return
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path!a} is no text in UTF-8, so that checkpoints cannot be kept there: rename the "
+            f"folder, or choose another."
+        ) from None
+    if "\\" in path:  # TensorStore takes it for a slash
+        raise UserError(
+            f"{path} holds a backslash, so that checkpoints cannot be kept there: rename the "
+            f"folder, or choose another."
+        )
+    # Orbax searches for what it has just written with the whole path as a pattern. A folder of
+    # earlier versions that is its own match can still be written to.
+    if writing and glob.has_magic(path) and not (os.path.isdir(path) and glob.glob(path) == [path]):
+        raise UserError(
+            f"{path} holds one of the characters * ? [ which stand for other names in a search, so "
+            f"that checkpoints would be lost: rename the folder, or choose another."
+        )
+
+
+def _read_smallest(handler: ocp.PyTreeCheckpointHandler, folder: Any) -> None:
+    """Reads the smallest array of one part of a checkpoint."""
+    tree = ocp.StandardCheckpointHandler().metadata(folder).tree
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)]
+    if not sizes:
+        return
+    flat, structure = jax.tree.flatten(tree)
+    chosen = sizes.index(min(sizes))
+    item = [ocp.PLACEHOLDER] * len(flat)
+    item[chosen] = flat[chosen]
+    arguments = [ocp.RestoreArgs(restore_type=np.ndarray)] * len(flat)
+    handler.restore(
+        folder,
+        args=ocp.args.PyTreeRestore(
+            item=jax.tree.unflatten(structure, item),
+            restore_args=jax.tree.unflatten(structure, arguments),
+        ),
+    )
 
 
 def _score(metrics: Mapping[str, float]) -> float:

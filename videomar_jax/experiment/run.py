@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from videomar_jax.checkpoints.manager import check_place
 from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipSource
@@ -99,6 +100,7 @@ def run(
         Interrupted: the run was asked to stop and saved its state.
     """
     workdir = user_path(workdir, "--workdir")
+    check_place(workdir / "checkpoints")
     check_workdir(workdir, config)
     seconds: dict[str, float] = {}
     with _timed(seconds, PREPARE):

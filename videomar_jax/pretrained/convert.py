@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from videomar_jax.checkpoints.manager import check_place
 from videomar_jax.checkpoints.streamed import StreamedCheckpoint
 from videomar_jax.checks import UserError
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
@@ -45,6 +46,7 @@ def import_official(
         raise FileExistsError(
             f"{output} is not empty; choose a new folder for the converted model."
         )
+    check_place(output)
     start = time.monotonic()
     weights = "ema" if options.weights == "ema" else "model"
     overrides = {"dtype": options.dtype}
