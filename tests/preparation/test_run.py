@@ -4,14 +4,19 @@ broken videos."""
 import dataclasses
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import write_clip
+from videomar_jax.checks import UserError
 from videomar_jax.data.records import DTYPES
 from videomar_jax.data.shards import LatentShards
 from videomar_jax.data.sources import ClipShape
@@ -190,7 +195,7 @@ def kill_at(monkeypatch, place, name, count):
         (encoding.ShardEncoder, "_record", 6),  # inside a shard
         (folder, "atomic_write", 3),  # a shard stands, its receipt does not
         (folder, "write_tfds_info", 1),  # all shards stand
-        (folder, "_remove_unfinished", 1),  # all is done but tidying up
+        (folder, "clear_leftovers", 2),  # all is done but tidying up
     ],
     ids=["plan", "model", "shard", "receipt", "info", "tidy"],
 )
@@ -200,7 +205,7 @@ def test_after_a_kill_the_same_bytes_come_out(task, prepared, monkeypatch, place
         kill_at(patch, place, name, count)
         with pytest.raises(Killed):
             run.prepare(this)
-        assert files(this.output) != files(prepared) or name == "_remove_unfinished"
+        assert files(this.output) != files(prepared) or name == "clear_leftovers"
     run.prepare(this)
     assert files(this.output) == files(prepared)
 
@@ -433,3 +438,50 @@ def test_a_process_that_is_not_among_them(task):
         run.prepare(task(), 2, 2)
     with pytest.raises(ValueError, match="together, or neither"):
         run.find_process(1, None, {})
+
+
+# One process of a number at a time
+
+
+def test_a_second_process_of_the_same_number_is_refused(task):
+    this = task()
+    this.output.mkdir()
+    with folder.share_of(this.output, 0, 2):
+        with pytest.raises(
+            UserError, match=rf"as process 0 of 2\) is in use by process {os.getpid()} "
+        ):
+            run.prepare(this, 0, 2)
+        with pytest.raises(
+            UserError, match=r"by process \d+ on .*, as one of 2 processes, not of 1"
+        ):
+            run.prepare(this)
+        assert [path.name for path in this.output.iterdir()] == [".lock-0-of-2"]
+    run.prepare(this)
+
+
+def test_unfinished_files_are_cleared_unless_another_process_writes_them(task, monkeypatch):
+    this = task()
+    this.output.mkdir()
+    old, other = (this.output / name for name in (".clips.1.part", ".lock-0-of-3"))
+    dead = subprocess.run([sys.executable, "-c", DIE_HOLDING, str(other)], cwd=ROOT, check=False)
+    assert dead.returncode == -9 and other.exists()
+    old.touch()
+    os.utime(old, (1, 1))
+    with folder.share_of(this.output, 0, 2):
+        assert not old.exists() and not other.exists()
+        old.touch()
+        os.utime(old, (1, 1))
+        with folder.share_of(this.output, 1, 2):
+            assert old.exists(), "it may be that of the other process"
+    monkeypatch.setattr(folder.lock, "holder_of", lambda _: None)
+    with folder.share_of(this.output, 0, 2):
+        assert not old.exists()
+
+
+DIE_HOLDING = """
+import os, sys
+from pathlib import Path
+from videomar_jax.io.lock import holding
+with holding(Path(sys.argv[1]), "it"):
+    os.kill(os.getpid(), 9)
+"""

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import start, tiny
 from videomar_jax.checkpoints.streamed import stored_types
+from videomar_jax.checks import UserError
 from videomar_jax.inference.metadata import model_digests
 from videomar_jax.interop import videomar
 from videomar_jax.interop.formats.files import open_tensors
@@ -29,7 +30,7 @@ from videomar_jax.interop.videomar import write_checkpoint
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.pretrained.bundle import load_params, load_pretrained
-from videomar_jax.pretrained.convert import export_official, import_official
+from videomar_jax.pretrained.convert import _reserved, export_official, import_official
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
 from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
@@ -424,3 +425,68 @@ def test_nothing_is_left_behind_by_a_conversion_that_fails(official, tmp_path):
 def test_a_tokenizer_that_is_not_understood(spec, message):
     with pytest.raises(ValueError, match=message):
         open_tokenizer(spec)
+
+
+# One process at a time, and what killed ones leave
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from videomar_jax.pretrained.convert import _reserved
+with _reserved(Path(sys.argv[1])) as part:
+    (part / "checkpoints").mkdir(parents=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("name", ["model", "x" * 255])
+def test_the_next_conversion_clears_what_a_killed_one_left(official, tmp_path, name):
+    output = tmp_path / name
+    done = subprocess.run([sys.executable, "-c", KILLED, str(output)], cwd=ROOT, check=False)
+    assert done.returncode == -9 and len(list(tmp_path.iterdir())) == 2, "a folder and a lock"
+    convert(official, output)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_earlier_versions_left_is_cleared_and_nothing_else(official, tmp_path):
+    old, young = tmp_path / ".model.abcd_123", tmp_path / ".model.young123"
+    mine, other = tmp_path / ".model.settings", tmp_path / ".other.abcd_123"
+    for folder in (old, young, mine, other):
+        (folder / "model").mkdir(parents=True)
+    (mine / "notes.txt").touch()
+    for folder in (old, mine, other):
+        os.utime(folder, (1, 1))
+    convert(official, tmp_path / "model")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model",
+        young.name,
+        mine.name,
+        other.name,
+    }
+
+
+def test_a_second_conversion_to_one_place_is_refused(official, converted, tmp_path):
+    with _reserved(tmp_path / "model") as part:
+        part.mkdir()
+        with pytest.raises(UserError, match=rf"model is in use by process {os.getpid()} on "):
+            convert(official, tmp_path / "model")
+        assert part.is_dir()
+        convert(official, tmp_path / "elsewhere")
+    with _reserved(tmp_path / "x.pth"):
+        with pytest.raises(UserError, match=r"x\.pth is in use by process"):
+            export_official(converted, tmp_path / "x.pth", ExportOptions())
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_an_export_clears_what_a_killed_one_left(converted, tmp_path):
+    (tmp_path / ".x.pth.123.part").touch()
+    (tmp_path / ".y.pth.123.part").touch()
+    export_official(converted, tmp_path / "x.pth", ExportOptions())
+    assert {path.name for path in tmp_path.iterdir()} == {"x.pth", ".y.pth.123.part"}
+
+
+def test_a_folder_where_checkpoints_would_be_lost_is_refused(official, tmp_path):
+    with pytest.raises(UserError, match="rename the folder, or choose another"):
+        convert(official, tmp_path / "a[1]")
+    assert not list(tmp_path.iterdir())

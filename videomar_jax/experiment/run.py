@@ -11,7 +11,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,16 @@ from videomar_jax.experiment.evaluate import (
     write_preview,
 )
 from videomar_jax.experiment.workdir import (
+    LOCK,
     check_same_clips,
     check_workdir,
+    files_of_run,
     write_clips,
     write_config,
 )
 from videomar_jax.inference.stream import VideoSampler
+from videomar_jax.io.files import clear_leftovers
+from videomar_jax.io.lock import Lock, holding
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
 from videomar_jax.models.params import Params, abstract_model
@@ -95,20 +99,40 @@ def run(
         What report.json holds; {} on other processes than 0, and where the last stage trains on
         images, which leave nothing to generate.
     Raises:
-        UserError: the workdir holds another run or other files, or the config's parts do not fit
-            together.
+        UserError: the workdir holds another run or other files, another process trains in it, or
+            the config's parts do not fit together.
         Interrupted: the run was asked to stop and saved its state.
     """
     workdir = user_path(workdir, "--workdir")
     check_place(workdir / "checkpoints")
     check_workdir(workdir, config)
+    if jax.process_index() != 0:
+        return _run(experiment, workdir, config, profile)
+    with holding(workdir / LOCK, str(workdir)) as lock:
+        # What another process wrote before this one held the lock.
+        check_workdir(workdir, config)
+        for folder in (workdir, workdir / "model"):
+            clear_leftovers(folder)
+        return _run(experiment, workdir, config, profile, lock)
+
+
+def _run(
+    experiment: Experiment,
+    workdir: Path,
+    config: Mapping[str, Any],
+    profile: Profile | None,
+    lock: Lock | None = None,
+) -> dict[str, Any]:
+    """`run` in a workdir that no other run writes to; process 0 holds its lock."""
     seconds: dict[str, float] = {}
+    claimed: list[Path] = []
     with _timed(seconds, PREPARE):
         prepared = prepare(experiment, workdir)
         # Nothing is written before every process has found its part to be in order.
         barrier("checked")
         if jax.process_index() == 0:
             _claim(workdir, config, prepared)
+            claimed = files_of_run(workdir)
         barrier("claimed")
     graph, _ = abstract_model(prepared.bundle.config)
 
@@ -118,18 +142,35 @@ def run(
             model, prepared.bundle, batch_size=experiment.evaluation.batch_size
         )
 
+    def before_save() -> None:
+        """A workdir that is deleted under the run is made again, so that it can be continued."""
+        if lock is not None:
+            lock.renew()
+        missing = [file for file in claimed if not file.exists()]
+        if missing:
+            log.warning("%s was deleted: the run's files are written again", missing[0])
+            _claim(workdir, config, prepared, whole=True)
+
     def draw_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
         return write_preview(sampler(ema), prepared.shown, path, prepared.inputs.source.fps)
 
     is_video = experiment.final_stage.num_frames > 1
-    outcome = train(
-        experiment.recipe,
-        prepared.inputs,
-        workdir,
-        preview=draw_preview if is_video else None,
-        initial=_initial(experiment),
-        profile=profile,
-    )
+    try:
+        outcome = train(
+            experiment.recipe,
+            prepared.inputs,
+            workdir,
+            preview=draw_preview if is_video else None,
+            initial=_initial(experiment),
+            profile=profile,
+            before_save=before_save,
+        )
+    except OSError:
+        # The workdir may have been deleted while a checkpoint was written.
+        if lock is not None:
+            with suppress(OSError, UserError):
+                before_save()
+        raise
     if not outcome.finished:
         raise Interrupted(
             f"Stopped at step {int(outcome.state.step)} of "
@@ -188,9 +229,15 @@ def stage_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _claim(workdir: Path, config: Mapping[str, Any], prepared: Prepared) -> None:
-    """Makes `workdir` this run's folder."""
-    has_bundle = _has_bundle(workdir)
+def _claim(
+    workdir: Path, config: Mapping[str, Any], prepared: Prepared, *, whole: bool = False
+) -> None:
+    """Makes `workdir` this run's folder.
+
+    Args:
+        whole: write tokenizer and text encoder even where model.json says that they are there.
+    """
+    has_bundle = _has_bundle(workdir) and not whole
     write_config(workdir, config)
     write_clips(workdir, prepared.inputs.source)
     if has_bundle:

@@ -3,6 +3,7 @@
     WORKDIR/config.json    the config that the run was started with; a run of another config is
                            refused
     WORKDIR/data.json      a digest of the clips it trains on, which must stay the same
+    WORKDIR/.lock          while it runs: which process it is (`io.lock`)
 
 A folder becomes the run's only when everything else has been checked, so that a command that cannot
 start leaves it to the corrected one.
@@ -16,10 +17,12 @@ from typing import Any
 from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipSource, digest_of
 from videomar_jax.experiment.settings import default_config
+from videomar_jax.io import lock
 from videomar_jax.io.files import atomic_write
 from videomar_jax.io.migration import current_config
 
 CONFIG, DATA = "config.json", "data.json"
+LOCK = lock.PREFIX
 
 MAY_CHANGE = (
     "run",
@@ -27,6 +30,8 @@ MAY_CHANGE = (
     "evaluation",
     "sampling",
     "data.threads",
+    "data.decode_all",
+    "data.most_failing",
     "tokenizer.path",
     "text.path",
     "init_from",
@@ -49,14 +54,14 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     file = workdir / CONFIG
     if not file.exists():
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        if workdir.exists() and (not workdir.is_dir() or _holds_files(workdir)):
             raise UserError(
                 f"{workdir} is not empty and holds no run; choose an empty or new --workdir."
             )
         return
     try:
         before = _comparable(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is broken ({error}); choose another --workdir.") from error
     # Through JSON, so that tuples and lists are equal.
     now = _comparable(json.loads(json.dumps(config)))
@@ -94,6 +99,12 @@ def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
     _write_json(workdir / CONFIG, config)
 
 
+def files_of_run(workdir: Path) -> list[Path]:
+    """The files without which the run in `workdir` cannot be continued, besides checkpoints."""
+    model = [path for path in sorted((workdir / "model").rglob("*")) if path.is_file()]
+    return [workdir / CONFIG, workdir / DATA, *model]
+
+
 def check_same_clips(workdir: Path, source: ClipSource) -> None:
     """Makes sure that the run in `workdir` was trained on these clips so far.
 
@@ -120,6 +131,11 @@ def check_same_clips(workdir: Path, source: ClipSource) -> None:
 def write_clips(workdir: Path, source: ClipSource) -> None:
     """Records which clips the run in `workdir` trains on, for `check_same_clips`."""
     _write_json(workdir / DATA, {"clips": len(source), "digest": digest_of(source)})
+
+
+def _holds_files(workdir: Path) -> bool:
+    """Whether there is anything but locks."""
+    return any(not entry.name.startswith(lock.PREFIX) for entry in workdir.iterdir())
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Writing files in one move, and telling them apart by their bytes."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -64,6 +65,26 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Pa
         else:
             part.unlink(missing_ok=True)
         raise
+
+
+def clear_leftovers(folder: Path, name: str | None = None, before: float | None = None) -> None:
+    """Removes what killed processes left of unfinished files and folders of `replacing`.
+
+    Only for a caller that knows that nobody is writing them.
+
+    Args:
+        name: of the finished file or folder; None: all in `folder`.
+        before: only what was last changed before this time (seconds since the epoch).
+    """
+    pattern = ".*.part" if name is None else f".{glob.escape(name)}.*.part"
+    for part in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            if before is not None and part.stat().st_mtime >= before:
+                continue
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink()
 
 
 def sha256(path: str | os.PathLike) -> str:

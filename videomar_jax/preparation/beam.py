@@ -18,7 +18,7 @@ from typing import Any
 
 from videomar_jax.checks import UserError
 from videomar_jax.preparation.encoding import ShardEncoder
-from videomar_jax.preparation.folder import MODEL, receipt_of, write_shard
+from videomar_jax.preparation.folder import MODEL, receipt_of, share_of, write_shard
 from videomar_jax.preparation.plan import Plan
 from videomar_jax.preparation.plan_file import load_plan
 from videomar_jax.preparation.progress import Progress
@@ -61,6 +61,13 @@ def prepare_with_beam(task: Task, options: Sequence[str] = ()) -> dict[str, Any]
     """
     beam, pipeline_options = import_beam()
     check(task)
+    with share_of(task.output, 0, 1):
+        return _prepare(task, options, beam, pipeline_options)
+
+
+def _prepare(
+    task: Task, options: Sequence[str], beam: Any, pipeline_options: Any
+) -> dict[str, Any] | None:
     plan = open_plan(task)
     incomplete = [
         number for number, shard in enumerate(plan.shards) if receipt_of(task.output, shard) is None

@@ -9,8 +9,8 @@ A shard counts as complete when it has a receipt and its file has the size that 
 So whatever was interrupted is made again, and comes out the same.
 """
 
+import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from videomar_jax.checks import UserError
 from videomar_jax.data.records import write_records
 from videomar_jax.data.shards import FORMAT, MANIFEST, VERSION
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.io.files import atomic_write
+from videomar_jax.io import lock
+from videomar_jax.io.files import atomic_write, clear_leftovers
 from videomar_jax.preparation.encoding import Encode
 from videomar_jax.preparation.plan import Plan, ShardPlan
 from videomar_jax.preparation.progress import Progress
@@ -94,17 +95,42 @@ def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
     manifest = _manifest(plan, receipts, len(rejected))
     write_tfds_info(output, plan, receipts)
     atomic_write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    _remove_unfinished(output)
+    clear_leftovers(output)  # nobody writes to a complete folder any more
     return manifest
 
 
-def _remove_unfinished(output: Path) -> None:
-    """Removes what interrupted writing left; nobody writes to a complete folder any more."""
-    for part in output.glob(".*.part"):
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            part.unlink(missing_ok=True)
+@contextlib.contextmanager
+def share_of(output: Path, process_index: int, process_count: int) -> Iterator[None]:
+    """Holds the lock of one of the processes that share `output` during the block.
+
+    If none of the others is there, what killed processes left of unfinished files is removed.
+
+    Raises:
+        UserError: a process of the same number, or of another count of processes, is there; the
+            text names it.
+    """
+    own = output / f"{lock.PREFIX}-{process_index}-of-{process_count}"
+    what = f"{output} (as process {process_index} of {process_count})"
+    with lock.holding(own, what):
+        others = 0
+        for file in output.glob(f"{lock.PREFIX}-*-of-*"):
+            if file == own:
+                continue
+            holder = lock.holder_of(file)
+            if holder is None:
+                lock.remove_if_stale(file)
+                continue
+            if not file.name.endswith(f"-of-{process_count}"):
+                raise UserError(
+                    f"{output} is being prepared by {holder}, as one of "
+                    f"{file.name.rpartition('-')[2]} processes, not of {process_count}. Wait until "
+                    f"that has ended, stop it, or choose another folder."
+                )
+            others += 1
+        if not others:
+            # A process that comes from now on sees this one, and writes later than its lock.
+            clear_leftovers(output, before=own.stat().st_mtime)
+        yield
 
 
 def _receipt_path(output: Path, shard: ShardPlan) -> Path:

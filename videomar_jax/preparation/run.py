@@ -21,6 +21,7 @@ import jax
 from videomar_jax.checks import UserError
 from videomar_jax.data.shards import MANIFEST
 from videomar_jax.data.windows import find_videos
+from videomar_jax.io import lock
 from videomar_jax.io.files import replacing
 from videomar_jax.io.log import log
 from videomar_jax.parallel import launch
@@ -31,6 +32,7 @@ from videomar_jax.preparation.folder import (
     finish,
     missing,
     receipt_of,
+    share_of,
     write_shard,
 )
 from videomar_jax.preparation.plan import Plan, Settings, list_videos, make_plan
@@ -78,12 +80,21 @@ def prepare(task: Task, process_index: int = 0, process_count: int = 1) -> dict[
     Returns:
         The manifest, or None while other processes have shards to make.
     Raises:
-        UserError: settings that are not possible, an output folder of another plan, no usable clip.
+        UserError: settings that are not possible, an output folder of another plan or that the same
+            process is at work in, no usable clip.
         OSError: missing videos, an output folder that cannot be written to.
     """
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index must be in 0..{process_count - 1}, not {process_index}.")
     encoder = check(task)
+    with share_of(task.output, process_index, process_count):
+        return _prepare(task, encoder, process_index, process_count)
+
+
+def _prepare(
+    task: Task, encoder: ShardEncoder, process_index: int, process_count: int
+) -> dict[str, Any] | None:
+    """`prepare` while no other process makes the same shards."""
     plan = open_plan(task) if process_index == 0 else _wait_for_plan(task)
     own = plan.shards[process_index::process_count]
     complete = [shard for shard in own if receipt_of(task.output, shard) is not None]
@@ -148,7 +159,7 @@ def check_folders(videos: Path, output: Path) -> None:
     foreign = []
     for path in output.iterdir():
         is_unfinished = path.name.startswith(".") and path.suffix == ".part"
-        if not is_unfinished:
+        if not is_unfinished and not path.name.startswith(lock.PREFIX):
             foreign.append(path.name)
     if foreign and not (output / PLAN).exists():
         raise FileExistsError(

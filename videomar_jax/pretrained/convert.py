@@ -4,10 +4,14 @@ Both ways one tensor is in memory at a time, in the type in which it is stored. 
 import gives the tensors of the file back bit by bit.
 """
 
+import contextlib
+import glob
+import hashlib
 import os
+import re
 import shutil
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,9 @@ from videomar_jax.checkpoints.manager import check_place
 from videomar_jax.checkpoints.streamed import StreamedCheckpoint
 from videomar_jax.checks import UserError
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
+from videomar_jax.io import lock
+from videomar_jax.io.files import clear_leftovers
+from videomar_jax.io.lock import holding
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
@@ -25,6 +32,9 @@ from videomar_jax.sampling.config import SamplingConfig
 
 FPS = 12.0
 """Frames per second that the published models were trained at."""
+
+_OLD = 3600
+"""Seconds after which a folder that an earlier version was making is known to be left over."""
 
 _RUNNABLE = ("float32", "bfloat16", "float16")
 
@@ -39,18 +49,35 @@ def import_official(
         output: a new folder. After an error nothing is left in it.
     Raises:
         FileExistsError: `output` is not empty.
-        UserError, OSError: a file is missing or broken, or the parts do not fit together.
+        UserError, OSError: a file is missing or broken, the parts do not fit together, or another
+            process is making `output`.
     """
     output = user_path(output, "--output")
+    if output.is_symlink():
+        output = output.resolve()  # a folder cannot be moved in the place of a link
+    check_place(output)
+    _check_empty(output)
+    file = user_path(file, "--checkpoint")
+    with _reserved(output) as part:
+        _check_empty(output)
+        start = time.monotonic()
+        _import(file, part, components, options)
+        os.replace(part, output)
+    size = sum(entry.stat().st_size for entry in output.rglob("*") if entry.is_file())
+    log.info("wrote %s (%.2f GB) in %.0f s", output, size / 1e9, time.monotonic() - start)
+
+
+def _check_empty(output: Path) -> None:
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(
             f"{output} is not empty; choose a new folder for the converted model."
         )
-    check_place(output)
-    start = time.monotonic()
+
+
+def _import(file: Path, folder: Path, components: ComponentOptions, options: ImportOptions) -> None:
+    """Fills the new `folder` with the converted model."""
     weights = "ema" if options.weights == "ema" else "model"
     overrides = {"dtype": options.dtype}
-    file = user_path(file, "--checkpoint")
     report = inspect_checkpoint(file, weights=weights, config_overrides=overrides)
     log.info("reading %s", report)
     tokenizer, text_encoder = open_components(components)
@@ -66,28 +93,60 @@ def import_official(
         width=options.width,
         fps=FPS,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        save_bundle(bundle, part)
-        # A language model may be larger than ours: release it before the weights are read.
-        del tokenizer, text_encoder, bundle
-        checkpoint = StreamedCheckpoint(part / "checkpoints", "ema")
-        read_checkpoint(
-            file,
-            weights=weights,
-            config_overrides=overrides,
-            dtype=options.param_dtype,
-            place=lambda path, array: checkpoint.put(path, _runnable(array)),
-        )
-        checkpoint.commit({"step": 0, "seconds": {}, "source": str(file)})
-        part.chmod(0o755)  # temporary folders are readable by their owner alone
-        os.replace(part, output)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    size = sum(entry.stat().st_size for entry in output.rglob("*") if entry.is_file())
-    log.info("wrote %s (%.2f GB) in %.0f s", output, size / 1e9, time.monotonic() - start)
+    folder.mkdir()
+    save_bundle(bundle, folder)
+    # A language model may be larger than ours: release it before the weights are read.
+    del tokenizer, text_encoder, bundle
+    checkpoint = StreamedCheckpoint(folder / "checkpoints", "ema")
+    read_checkpoint(
+        file,
+        weights=weights,
+        config_overrides=overrides,
+        dtype=options.param_dtype,
+        place=lambda path, array: checkpoint.put(path, _runnable(array)),
+    )
+    checkpoint.commit({"step": 0, "seconds": {}, "source": str(file)})
+
+
+@contextlib.contextmanager
+def _reserved(output: Path) -> Iterator[Path]:
+    """A hidden name beside `output` for what is being made, while no other process makes `output`.
+
+    What a killed process left under that name is removed, as it is after an exception. The name has
+    a fixed length, so that `output` may have the longest one.
+
+    Raises:
+        UserError: another process makes it; the text names that process.
+    """
+    digest = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:16]
+    part = output.with_name(f".convert-{digest}.part")
+    with holding(output.with_name(f"{lock.PREFIX}-{digest}"), str(output)):
+        _remove(part)
+        clear_leftovers(output.parent, output.name)
+        for leftover in output.parent.glob(f".{glob.escape(output.name)}.*"):
+            if _is_leftover(leftover, output):
+                _remove(leftover)
+        try:
+            yield part
+        finally:
+            _remove(part)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_leftover(folder: Path, output: Path) -> bool:
+    """Whether an earlier version left the folder when it was killed at least an hour ago."""
+    unique = folder.name.removeprefix(f".{output.name}.")
+    if not re.fullmatch("[a-z0-9_]{8}", unique) or folder.is_symlink() or not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()}
+    is_ours = "model" in names and names <= {"model", "checkpoints", "checkpoints.pieces"}
+    return is_ours and time.time() - folder.stat().st_mtime > _OLD
 
 
 def _runnable(array: np.ndarray) -> np.ndarray:
@@ -113,14 +172,17 @@ def export_official(
         UserError, OSError: the model has parts that the published one lacks, or there is none.
     """
     file = user_path(file, "--export")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"Cannot write {file}: there is no folder {file.parent}.")
     folder, params, step = load_params(checkpoint, weights, dtype=None)
-    write_checkpoint(
-        params,
-        load_bundle(folder).config,
-        file,
-        container=options.container,
-        drop_regression=options.drop_regression,
-        overwrite=options.overwrite,
-    )
+    with _reserved(file):
+        write_checkpoint(
+            params,
+            load_bundle(folder).config,
+            file,
+            container=options.container,
+            drop_regression=options.drop_regression,
+            overwrite=options.overwrite,
+        )
     size = file.stat().st_size / 1e9
     log.info("wrote the %s weights of step %d to %s (%.2f GB)", weights, step, file, size)

@@ -54,18 +54,31 @@ class RunLog:
         self._file = self._board = None
         if not is_writer:
             return
-        folder = user_path(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_later_steps(folder / "metrics.jsonl", resume_step)
+        self._folder = user_path(workdir)
+        self._tensorboard = tensorboard
+        self._start = resume_step
+        self._open()
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        metrics = self._folder / "metrics.jsonl"
+        _remove_later_steps(metrics, self._start)
         # Line buffering: a killed run keeps its lines.
-        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
-        if tensorboard:
+        self._file = open(metrics, "a", encoding="utf-8", buffering=1)
+        if self._tensorboard:
             self._board = SummaryWriter(
-                str(folder / "tensorboard"),
-                purge_step=resume_step + 1 if resume_step else 0,
+                str(self._folder / "tensorboard"),
+                purge_step=self._start + 1 if self._start else 0,
                 # Without a suffix two writers of the same second would share a file.
-                filename_suffix=f".{os.getpid()}.{resume_step}",
+                filename_suffix=f".{os.getpid()}.{self._start}",
             )
+
+    def restore(self) -> None:
+        """Begins the files anew if somebody deleted them; earlier records are lost then."""
+        if self._file and not (self._folder / "metrics.jsonl").exists():
+            log.warning("%s was deleted: a new one is begun", self._folder / "metrics.jsonl")
+            self.close()
+            self._open()
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
         """Records numbers under `step`; a value that is not finite becomes null in the file.

@@ -73,6 +73,7 @@ def train(
     preview: Preview | None = None,
     initial: Callable[[], Params] | None = None,
     profile: Profile | None = None,
+    before_save: Callable[[], None] | None = None,
 ) -> Outcome:
     """Runs the curriculum from where `workdir` left off to its end, or until SIGINT or SIGTERM.
 
@@ -85,6 +86,8 @@ def train(
         initial: returns the initial parameters; called only if the run has no checkpoint yet.
             None: random parameters.
         profile: the steps to record, into WORKDIR/profile.
+        before_save: called on process 0 before each checkpoint, for what belongs to a checkpoint
+            and must not be missing. Its exceptions end the run.
 
     Raises:
         UserError: recipe, inputs and devices do not fit together, or the checkpoint is of another
@@ -172,6 +175,9 @@ def train(
                     # Flushing first: what is saved is finite, and its metrics are on disk.
                     stopping |= meters.flush()
                     position = {"step": step, "seconds": clock.seconds()}
+                    if before_save is not None and is_writer:
+                        before_save()
+                    record.restore()
                     checkpoints.save(step, state.parts(), position, score)
                 preview_due = run.sample_every and step % run.sample_every == 0
                 if preview is not None and (boundary or preview_due):
