@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from videomar_jax.checks import UserError
 from videomar_jax.data import tfds_clips
 from videomar_jax.data.loader import fixed_clips
-from videomar_jax.data.sources import ClipShape, SizedSource
+from videomar_jax.data.sources import ClipShape, SizedSource, contents_of
 from videomar_jax.data.tfds_clips import TFDSClips
 
 SHAPE = ClipShape(num_frames=4, height=16, width=16)
@@ -174,6 +174,16 @@ def test_digests_tell_other_videos_apart(place):
         dict(fps=5.0),
     ]
     assert len({opened(place, **changes).digest() for changes in [{}, *others]}) == 6
+
+
+def test_the_files_of_a_split_are_its_contents(place):
+    by_folder = TFDSClips(str(place / "demo_clips" / "1.0.0"), fps=10.0)
+    for source in (opened(place), by_folder, opened(place, split="train[:50%]")):
+        found = contents_of(source)
+        names = [file.name for file in found.files]
+        assert any("train" in name for name in names) and "features.json" in names
+        assert not any("test" in name for name in names)
+    assert contents_of(opened(place)).digest_of_files() == contents_of(by_folder).digest_of_files()
 
 
 def test_the_imitation_of_a_dataset_that_is_not_at_hand(tmp_path):

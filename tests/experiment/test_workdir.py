@@ -1,6 +1,7 @@
 """A workdir belongs to one run; configs of earlier versions are compared under today's names."""
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -9,10 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_run import start, tiny
+from tests.helpers.tiny_run import start, tiny, write_clip
 from videomar_jax.checks import UserError
+from videomar_jax.data import sources
+from videomar_jax.data.videos import VideoFolder
 from videomar_jax.experiment.settings import default_config
-from videomar_jax.experiment.workdir import LOCK, check_workdir, flatten, write_config
+from videomar_jax.experiment.workdir import (
+    LOCK,
+    check_same_clips,
+    check_workdir,
+    flatten,
+    write_clips,
+    write_config,
+)
 from videomar_jax.io.lock import holding
 from videomar_jax.pretrained.bundle import load_params, load_pretrained
 from videomar_jax.training import loop
@@ -205,3 +215,100 @@ def test_a_run_whose_workdir_another_process_has_taken_stops(tmp_path, monkeypat
     with pytest.raises(UserError, match=r"taken over by process .* on elsewhere"):
         start(tiny(), workdir)
     assert not (workdir / "checkpoints").exists()
+
+
+# The clips
+
+
+def videos(folder, **changes):
+    """The source of a folder of clips."""
+    return VideoFolder(folder, **({"fps": 12.0, "split": "train"} | changes))
+
+
+@pytest.fixture
+def trained_on(tmp_path):
+    """The clips of a run that has started in tmp_path/run."""
+    for number in range(3):
+        write_clip(tmp_path / "clips" / f"{number}.mp4", 20, seed=number)
+    (tmp_path / "clips" / "captions.csv").write_text("file,caption\n0.mp4,zero\n1.mp4,one\n")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    write_clips(workdir, check_same_clips(workdir, videos(tmp_path / "clips")))
+    return tmp_path / "clips"
+
+
+def flip(file, place):
+    """Changes one bit, and nothing that the file system shows but the time of change."""
+    about = file.stat()
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", ["a bit", "another clip", "a caption", "a caption less"])
+def test_changed_clips_and_captions_are_refused(change, trained_on, tmp_path):
+    captions = trained_on / "captions.csv"
+    before = videos(trained_on).digest()
+    if change == "a bit":
+        file = trained_on / "1.mp4"
+        flip(file, file.read_bytes().index(b"x264"))
+    elif change == "another clip":
+        write_clip(trained_on / "1.mp4", 20, seed=99)
+    elif change == "a caption":
+        captions.write_text(captions.read_text().replace("one", "ONE"))
+    else:
+        captions.write_text("file,caption\n0.mp4,zero\n")
+    assert videos(trained_on).digest() == before, "names and lengths are the same"
+    words = "The captions" if "caption" in change else "The contents of the files"
+    with pytest.raises(UserError, match=f"{words} to train on are not what they were"):
+        check_same_clips(tmp_path / "run", videos(trained_on))
+    check_same_clips(tmp_path / "run", videos(trained_on), contents=False)
+
+
+def test_clips_may_be_moved_and_copied(trained_on, tmp_path):
+    moved = trained_on.rename(tmp_path / "elsewhere")
+    shutil.copytree(moved, tmp_path / "copied", copy_function=shutil.copyfile)
+    table = (moved / "captions.csv").rename(tmp_path / "words.csv")
+    for source in (
+        videos(tmp_path / "copied"),
+        videos(moved, captions=table),
+        videos(f"{tmp_path}/copied/"),
+    ):
+        record = check_same_clips(tmp_path / "run", source)
+        write_clips(tmp_path / "run", record)
+    (tmp_path / "copied" / "2.mp4").rename(tmp_path / "copied" / "3.mp4")
+    with pytest.raises(UserError, match="would come in another order"):
+        check_same_clips(tmp_path / "run", videos(tmp_path / "copied"))
+
+
+def test_untouched_clips_are_read_once(trained_on, tmp_path, monkeypatch):
+    def fail(_):
+        raise AssertionError("the files are read again")
+
+    monkeypatch.setattr(sources, "sha256", fail)
+    record = check_same_clips(tmp_path / "run", videos(trained_on))
+    assert record == json.loads((tmp_path / "run" / "data.json").read_text())
+
+
+def test_a_record_of_an_earlier_version_is_completed(trained_on, tmp_path, caplog):
+    file = tmp_path / "run" / "data.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({name: whole[name] for name in ("clips", "digest")}))
+    with caplog.at_level(logging.INFO):
+        write_clips(tmp_path / "run", check_same_clips(tmp_path / "run", videos(trained_on)))
+    assert "earlier version" in caplog.text and json.loads(file.read_text()) == whole
+    file.write_text(json.dumps({"clips": 3, "digest": "another"}))
+    with pytest.raises(UserError, match="would come in another order"):
+        check_same_clips(tmp_path / "run", videos(trained_on))
+
+
+def test_the_place_of_the_clips_is_free(tmp_path):
+    def config(**places):
+        return tiny(data=dict(kind="videos") | places).to_dict()
+
+    write_config(tmp_path, config(path="clips", captions="a.csv", data_dir="x"))
+    for path in ("clips/", "./clips", str(tmp_path / "clips"), "~/clips"):
+        check_workdir(tmp_path, config(path=path, captions="/b.csv", data_dir="/y"))
+    with pytest.raises(UserError, match=r"differs in data\.fps"):
+        check_workdir(tmp_path, config(path="clips", fps=6.0))

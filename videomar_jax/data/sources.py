@@ -21,19 +21,25 @@ Optional methods of a source, with the function that asks for them:
     name(index)          what reports call the file of a clip (`name_of`)
     digest()             tells two sources of different clips apart without reading them
                          (`digest_of`). Clips of equal number of two sources of equal digest have
-                         the same name and length. Neither the place of the files nor their captions
-                         count.
+                         the same name and length. Neither the place of the files nor their contents
+                         and captions count.
+    contents()           what the clips come from, to tell whether it has changed (`contents_of`)
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from videomar_jax.checks import Count, UserError, check_fields
+from videomar_jax.io.files import sha256
+from videomar_jax.io.log import log
 from videomar_jax.types import Bool, Float, Int, UInt8
 
 Sizes = Sequence[Sequence[int]]
@@ -140,6 +146,46 @@ def digest_of(source: ClipSource) -> str:
     return digest() if digest else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What the clips of a source come from."""
+
+    files: Sequence[Path] = ()
+    """Files, in an order that does not depend on where they are."""
+    captions: Any = ()
+    """What is not in these files, of plain values (those of JSON)."""
+
+    def stamp(self) -> str:
+        """Changes whenever a file is written to or replaced, and where it is moved."""
+        facts = []
+        for file in self.files:
+            about = file.stat()
+            times = (about.st_mtime_ns, about.st_ctime_ns)
+            facts.append((os.fspath(file), about.st_ino, about.st_size, *times))
+        return short_digest(facts)
+
+    def digest_of_files(self) -> str:
+        """Of all bytes, wherever they are: it reads everything."""
+        size = sum(file.stat().st_size for file in self.files)
+        if size > _LARGE:
+            log.info("reading %.1f GB of clips once, to know them again", size / 1e9)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return short_digest(list(pool.map(sha256, self.files)))
+
+    def digest_of_captions(self) -> str:
+        """Of the rest."""
+        return short_digest(self.captions)
+
+
+_LARGE = 10**9
+
+
+def contents_of(source: ClipSource) -> Contents:
+    """What the clips come from; nothing for a source that does not say."""
+    contents = getattr(source, "contents", None)
+    return contents() if contents else Contents()
+
+
 def short_digest(*values: Any) -> str:
     """16 hexadecimal digits for plain values (those of JSON)."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -189,6 +235,10 @@ class Subset:
         whole = digest_of(self._source)
         return whole and short_digest(whole, self._indices.tolist())
 
+    def contents(self) -> Contents:
+        """Those of the whole source."""
+        return contents_of(self._source)
+
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """The clips of this part that the whole source says are for `shape`."""
         return np.flatnonzero(np.isin(self._indices, clips_for(self._source, shape, sizes)))
@@ -224,6 +274,10 @@ class Decoded:
     def digest(self) -> str:
         """The source's."""
         return digest_of(self._source)
+
+    def contents(self) -> Contents:
+        """The source's."""
+        return contents_of(self._source)
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """As the source says."""

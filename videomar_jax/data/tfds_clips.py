@@ -24,6 +24,7 @@ from videomar_jax.checks import Positive, UserError, check_value
 from videomar_jax.data.sources import (
     Clip,
     ClipShape,
+    Contents,
     Sizes,
     SourceKind,
     check_index,
@@ -93,6 +94,7 @@ class TFDSClips:
         self._video_feature = features[video_key]
         self._caption_feature = _find(name, features, caption_key) if caption_key else None
         self._full_name = builder.info.full_name
+        self._files = _files(builder, split)
         self._source = _open(builder, name, split)
         self._random = split.startswith("train") if random is None else random
         # Clip lengths whose warning was given.
@@ -105,6 +107,10 @@ class TFDSClips:
         """Of the dataset (name, configuration, version), the split, the features and the length."""
         features = (self._video_key, self._caption_key)
         return short_digest("tfds", self._full_name, self.split, *features, self.fps, len(self))
+
+    def contents(self) -> Contents:
+        """The local files of the split, and those that say what they mean; captions are in them."""
+        return Contents(files=self._files)
 
     def fits(self, shape: ClipShape, sizes: Sizes = ()) -> Int[np.ndarray, "clips"]:
         """Ascending indices of the videos with frames enough for `shape`.
@@ -288,6 +294,20 @@ def _open(builder: Any, name: str, split: str) -> Any:
     if not len(source):
         raise UserError(f"The split {split!r} of {name!r} is empty; it has {known}.")
     return source
+
+
+def _files(builder: Any, split: str) -> list[Path]:
+    """The local files that a split is read from; none where TFDS does not say."""
+    try:
+        instructions = builder.info.splits[split].file_instructions
+        folder = Path(str(builder.data_dir))
+        names = [str(instruction.filename) for instruction in instructions]
+    except Exception as error:  # TFDS has many, of no common kind; an imitation has no files
+        log.debug("no files of %s: %r", split, error)
+        return []
+    files = [folder / name for name in dict.fromkeys(names)]
+    files += [folder / "features.json", *sorted(folder.glob("*.labels.txt"))]
+    return [file for file in files if file.is_file()]
 
 
 def _first_line(error: Exception) -> str:

@@ -37,6 +37,7 @@ from videomar_jax.data.holdout import Assignment, Segment, SplitVideo, assign, s
 from videomar_jax.data.sources import (
     Clip,
     ClipShape,
+    Contents,
     Sizes,
     SourceKind,
     check_index,
@@ -189,6 +190,11 @@ class VideoFolder:
         return short_digest(
             "videos", self.split, self.fps, self._random_window, self._random_crop, clips
         )
+
+    def contents(self) -> Contents:
+        """The files that windows are cut from, and their captions."""
+        files = list(dict.fromkeys(window.segment.path for window in self._windows))
+        return Contents(files=files, captions=[self._captions[file] for file in files])
 
     def fits(self, shape: ClipShape, sizes: Sizes) -> Int[np.ndarray, "clips"]:
         """The clips that are long enough for `shape` and, of `sizes`, nearest to its size."""

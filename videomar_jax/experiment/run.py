@@ -72,12 +72,14 @@ class Prepared:
     bundle: what belongs to the model besides its parameters.
     held_out: clips to score.
     shown: the first of them as one batch, for previews.
+    clips: what tells the clips to train on from others.
     """
 
     inputs: TrainingInputs
     bundle: ModelBundle
     held_out: ClipSource
     shown: Mapping[str, Any]
+    clips: Mapping[str, Any]
 
 
 def run(
@@ -211,14 +213,14 @@ def prepare(experiment: Experiment, workdir: Path) -> Prepared:
     check_stages(recipe, bundle.tokenizer)
     mesh = make_mesh(recipe.mesh)
     check_mesh(recipe, bundle.tokenizer.spatial_stride, dict(mesh.shape))
-    check_same_clips(workdir, source)
+    clips = check_same_clips(workdir, source, contents=jax.process_index() == 0)
     if not (workdir / "checkpoints").exists():
         _check_initial(experiment)
     # Reads a clip of every shape, so that a size no clip can have is reported before training.
     check_data(recipe.curriculum, inputs, text_mask=recipe.model.text_mask)
     count = min(experiment.evaluation.clips, len(held_out), experiment.evaluation.batch_size)
     shown = fixed_clips(held_out, range(count), shape=experiment.final_shape)
-    return Prepared(inputs=inputs, bundle=bundle, held_out=held_out, shown=shown)
+    return Prepared(inputs=inputs, bundle=bundle, held_out=held_out, shown=shown, clips=clips)
 
 
 def stage_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -239,7 +241,7 @@ def _claim(
     """
     has_bundle = _has_bundle(workdir) and not whole
     write_config(workdir, config)
-    write_clips(workdir, prepared.inputs.source)
+    write_clips(workdir, prepared.clips)
     if has_bundle:
         save_settings(prepared.bundle, workdir)
     else:

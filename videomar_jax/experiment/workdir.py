@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from videomar_jax.checks import UserError
-from videomar_jax.data.sources import ClipSource, digest_of
+from videomar_jax.data.sources import ClipSource, contents_of, digest_of
 from videomar_jax.experiment.settings import default_config
 from videomar_jax.io import lock
 from videomar_jax.io.files import atomic_write
+from videomar_jax.io.log import log
 from videomar_jax.io.migration import current_config
 
 CONFIG, DATA = "config.json", "data.json"
@@ -29,15 +30,19 @@ MAY_CHANGE = (
     "mesh",
     "evaluation",
     "sampling",
+    "data.path",
+    "data.captions",
+    "data.data_dir",
     "data.threads",
     "data.decode_all",
     "data.most_failing",
     "tokenizer.path",
     "text.path",
+    "text.system_text_file",
     "init_from",
 )
 """Sections and keys that may differ between two starts of a run: they do not affect the parameters,
-or no longer do."""
+or no longer do, or data.json tells whether they do."""
 
 _NAMED = 5
 """Differing keys that a message names."""
@@ -105,32 +110,60 @@ def files_of_run(workdir: Path) -> list[Path]:
     return [workdir / CONFIG, workdir / DATA, *model]
 
 
-def check_same_clips(workdir: Path, source: ClipSource) -> None:
+def check_same_clips(workdir: Path, source: ClipSource, *, contents: bool = True) -> dict[str, Any]:
     """Makes sure that the run in `workdir` was trained on these clips so far.
 
+    The place of their files does not matter. Files that have not been touched since the last start
+    are not read again.
+
+    Args:
+        contents: compare the bytes of the files and the captions too, which one process of a run
+            does for all.
+    Returns:
+        What `write_clips` keeps.
     Raises:
-        UserError: it was trained on others, whose order would be another.
+        UserError: it was trained on others, or they have changed.
     """
     file = workdir / DATA
-    if not file.exists():
-        return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    now: dict[str, Any] = {"clips": len(source), "digest": digest_of(source)}
+    before: dict[str, Any] = {}
+    if file.exists():
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            is_same = before["digest"] == now["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{file} is broken ({error!r}); delete it to continue with the clips there are."
+            ) from error
+        if not is_same:
+            raise UserError(
+                f"The clips to train on are not those that the run in {workdir} started with, and "
+                f"would come in another order. Put them back as they were, or delete {file} to "
+                "continue with those there are."
+            )
+    if not contents:
+        return now
+    found = contents_of(source)
+    now |= {"stamp": found.stamp(), "captions": found.digest_of_captions()}
+    is_untouched = before.get("stamp") == now["stamp"] and "files" in before
+    now["files"] = before["files"] if is_untouched else found.digest_of_files()
+    if before and not {"files", "captions"} <= set(before):
+        log.info("%s is of an earlier version: the clips count as unchanged", file)
+        return now
+    changed = [part for part in ("files", "captions") if before and before[part] != now[part]]
+    if changed:
+        what = "The contents of the files" if "files" in changed else "The captions"
         raise UserError(
-            f"{file} is broken ({error!r}); delete it to continue with the clips there are."
-        ) from error
-    if before != digest_of(source):
-        raise UserError(
-            f"The clips to train on are not those that the run in {workdir} started with, and "
-            f"would come in another order. Put them back as they were, or delete {file} to "
+            f"{what} to train on are not what they were when the run in {workdir} started, though "
+            f"their names and lengths are. Put them back as they were, or delete {file} to "
             "continue with those there are."
         )
+    return now
 
 
-def write_clips(workdir: Path, source: ClipSource) -> None:
-    """Records which clips the run in `workdir` trains on, for `check_same_clips`."""
-    _write_json(workdir / DATA, {"clips": len(source), "digest": digest_of(source)})
+def write_clips(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Keeps which clips the run in `workdir` trains on, as `check_same_clips` found them."""
+    _write_json(workdir / DATA, record)
 
 
 def _holds_files(workdir: Path) -> bool:
