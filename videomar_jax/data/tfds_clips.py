@@ -220,8 +220,9 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     folder = None if is_address(name) else user_path(name, "data.path")
     if data_dir and not is_address(data_dir):
         data_dir = user_path(data_dir, "data.data_dir")
-    is_folder = folder is not None and (folder / "dataset_info.json").is_file()
-    if is_folder:
+    if folder is not None and not (folder / "dataset_info.json").is_file():
+        folder = None  # a name
+    if folder is not None:
         _check_features_file(folder / "features.json")
     elif not is_address(data_dir or ""):
         # What is prepared already may be read from its files, without TFDS's own definition.
@@ -229,7 +230,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
         for path in (root / re.split("[:/]", name)[0]).rglob("features.json"):
             _check_features_file(path)
     try:
-        if is_folder:
+        if folder is not None:
             return tfds.builder_from_directory(folder)
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS has many, of no common kind.
