@@ -28,7 +28,8 @@ COMMANDS = (
 
 LEVELS = (
     ("types", "checks"),
-    ("io", "interop.formats"),
+    ("io",),
+    ("interop.formats",),
     ("checkpoints", "diffusion", "tokenizers", "text_encoders", "data", "evaluation"),
     ("models",),
     ("parallel", "sampling", "interop"),

@@ -97,6 +97,10 @@ BelowOne = Annotated[float, Range(low=0, high=1, high_open=True)]
 """A number in [0, 1)."""
 
 
+_AT_ONCE = 2**22
+"""Values of an array that are checked at a time, in little memory."""
+
+
 # Checks of single values; `name` is what the user wrote, such as "sampling.steps"
 
 
@@ -143,6 +147,26 @@ def in_range(name: str, value: int | float, allowed: Range) -> None:
     """Raises a UserError unless `value` lies in the range."""
     if not allowed.holds(value):
         raise UserError(f"{name} {allowed}, not {value}.")
+
+
+def not_finite(array: np.ndarray) -> str:
+    """How many values of an array of floats are NaN or infinite, in words; "" if there are none.
+
+    The types of ml_dtypes count as floats.
+    """
+    if not (array.dtype.kind in "fc" or array.dtype.name.startswith(("bfloat", "float"))):
+        return ""
+    values = array.reshape(-1)
+    nan = infinite = 0
+    for start in range(0, values.size, _AT_ONCE):
+        part = values[start : start + _AT_ONCE]
+        finite_values = np.isfinite(part)
+        if not finite_values.all():
+            part_nan = int(np.isnan(part).sum())
+            nan += part_nan
+            infinite += part.size - int(finite_values.sum()) - part_nan
+    counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"{' and '.join(counts)} of {values.size} values" if counts else ""
 
 
 def known_keys(

@@ -97,7 +97,7 @@ def test_load_image_reads_other_modes_as_rgb(tmp_path, mode):
 def test_load_image_faults_name_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         images.load_image(tmp_path / "missing.png", height=4, width=4)
-    with pytest.raises(FileNotFoundError, match=tmp_path.name):
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} is a folder"):
         images.load_image(tmp_path, height=4, width=4)
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.jpg").touch()

@@ -1,9 +1,18 @@
 import hashlib
 import os
+import socket
+from pathlib import Path
 
 import pytest
 
-from videomar_jax.io.files import atomic_write, replacing, sha256
+from videomar_jax.checks import UserError
+from videomar_jax.data import captions
+from videomar_jax.data.decode import probe
+from videomar_jax.inference.images import load_image
+from videomar_jax.inference.requests import from_file
+from videomar_jax.interop.formats.files import open_tensors
+from videomar_jax.io.files import atomic_write, read_json, replacing, sha256
+from videomar_jax.tokenizers.cosmos.tokenizer import load_cosmos
 
 
 def names(folder):
@@ -91,3 +100,66 @@ def test_a_folder_is_moved_whole_or_not_at_all(tmp_path):
 def test_the_digest_is_that_of_the_bytes(tmp_path):
     (tmp_path / "x").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def make_fifo(path):
+    os.mkfifo(path)
+    return "a FIFO"
+
+
+def make_socket(path):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.close()
+    return "a socket"
+
+
+def make_device(path):
+    path.symlink_to("/dev/zero")
+    return "a device"
+
+
+def make_folder(path):
+    path.mkdir()
+    return "a folder"
+
+
+def read_caption_table(path):
+    next(captions._lines(path))
+
+
+READERS = {
+    "weights": lambda path: open_tensors(path),
+    "cosmos": lambda path: load_cosmos(path, release="CV8x16x16"),
+    "image": lambda path: load_image(path, height=8, width=8),
+    "video": lambda path: probe(path),
+    "requests": lambda path: from_file(path, 0),
+    "captions": read_caption_table,
+    "json": read_json,
+}
+"""Everything that reads a file whose name a person gives."""
+
+
+@pytest.mark.parametrize("make", [make_fifo, make_socket, make_device, make_folder])
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, monkeypatch, make, reader):
+    """A FIFO would keep its reader waiting for ever."""
+    if make is make_folder and reader in ("weights", "cosmos"):
+        pytest.skip("weights may be a folder")
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    kind = make(Path("thing"))
+    with pytest.raises(UserError, match=rf"thing is {kind}.*: name a regular file"):
+        READERS[reader](Path("thing"))
+
+
+def test_json_that_is_none(tmp_path):
+    file = tmp_path / "x.json"
+    for content, words in [
+        (b"[" * 200_000, "nested too deep"),
+        (b"{", "no JSON in UTF-8"),
+        (b'"\xff"', "no JSON in UTF-8"),
+        (b"9" * 10_000, "no JSON in UTF-8"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            read_json(file)

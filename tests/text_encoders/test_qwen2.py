@@ -393,3 +393,12 @@ def test_options_and_hints_of_the_tokenizer(folder, tmp_path, warnings):
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<none>"}))
     with pytest.raises(ValueError, match="no token '<none>'"):
         load_qwen2(folder, options())
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.1.mlp.up_proj.weight"])
+def test_weights_that_are_not_finite(tmp_path, name):
+    (stored,) = [key for key in WEIGHTS if key.endswith(name)]
+    spoiled = {key: np.array(value) for key, value in WEIGHTS.items()}
+    spoiled[stored][0, :3] = np.nan
+    with pytest.raises(UserError, match=rf"{stored} holds 3 NaN of {spoiled[stored].size} values"):
+        load_qwen2(write_folder(tmp_path / "q", spoiled), options())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from videomar_jax.checks import UserError
+from videomar_jax.io.files import check_regular
 from videomar_jax.io.log import log
 
 # The longest caption, in characters, that is believed to be one.
@@ -138,6 +139,7 @@ def _check_one_row(table: Path, first: int, last: int, row: dict) -> None:
 
 def _lines(path: Path) -> Iterator[str]:
     """Yields the lines of a UTF-8 file, with their ends; a UserError names a line that is not."""
+    check_regular(path)
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             # "utf-8-sig" drops the byte order mark that spreadsheets write.

@@ -26,6 +26,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from videomar_jax.checks import UserError
+from videomar_jax.io.files import check_regular
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
 from videomar_jax.types import Float, UInt8
@@ -273,6 +274,7 @@ def read_video(
 @contextmanager
 def _open(path: Path):
     """The container and its video stream, with the decoder's errors as UserErrors."""
+    check_regular(path)
     if not path.is_file():
         raise FileNotFoundError(f"video {path} does not exist")
     if not path.stat().st_size:

@@ -11,7 +11,6 @@ one: tokenizers are causal in time, so the latents of its first frames are the f
 Features of padding are not stored and are read as zeros; whatever honours the mask ignores them.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from videomar_jax.data.sources import (
     check_index,
     short_digest,
 )
-from videomar_jax.io.files import sha256
+from videomar_jax.io.files import read_json, sha256
 from videomar_jax.io.paths import user_path
 from videomar_jax.types import Int
 
@@ -204,7 +203,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             reason = ": give a folder that `prepare` wrote"
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}{reason}.")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         kind, version = manifest["format"], manifest["version"]
         known = kind == FORMAT and manifest["dtype"] in DTYPES and manifest["fps"] > 0
         # Entries that are needed later are looked up now, for one clear error.

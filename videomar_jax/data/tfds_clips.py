@@ -31,6 +31,7 @@ from videomar_jax.data.sources import (
     short_digest,
 )
 from videomar_jax.data.transforms import crop_center, crop_random, resize_cover
+from videomar_jax.io.files import read_json
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import is_address, user_path
 from videomar_jax.types import Int, UInt8
@@ -249,7 +250,7 @@ def _check_features_file(path: Path) -> None:
     TFDS imports the module of any class that the file names, which runs its code.
     """
     try:
-        features = json.loads(path.read_text(encoding="utf-8"))
+        features = read_json(path)
         names = set(_class_names(features))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as the features of a dataset: {error}") from error

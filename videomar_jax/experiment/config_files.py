@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from videomar_jax.checks import UserError, did_you_mean
+from videomar_jax.io.files import check_regular
 from videomar_jax.io.paths import user_path
 
 
@@ -34,6 +35,8 @@ def find_config(name: str) -> str:
     written, colon, variant = name.partition(":")
     for file in (written, f"{written}.py"):
         path = user_path(file, "--config")
+        if not path.is_dir():
+            check_regular(path)
         if path.is_file():
             return f"{path}{colon}{variant}"
     stem = Path(written).name.removesuffix(".py")

@@ -18,7 +18,7 @@ from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipSource, contents_of, digest_of
 from videomar_jax.experiment.settings import default_config
 from videomar_jax.io import lock
-from videomar_jax.io.files import atomic_write
+from videomar_jax.io.files import atomic_write, read_json
 from videomar_jax.io.log import log
 from videomar_jax.io.migration import current_config
 
@@ -65,7 +65,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             )
         return
     try:
-        before = _comparable(json.loads(file.read_text(encoding="utf-8")))
+        before = _comparable(read_json(file))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is broken ({error}); choose another --workdir.") from error
     # Through JSON, so that tuples and lists are equal.
@@ -129,7 +129,7 @@ def check_same_clips(workdir: Path, source: ClipSource, *, contents: bool = True
     before: dict[str, Any] = {}
     if file.exists():
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
+            before = read_json(file)
             is_same = before["digest"] == now["digest"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

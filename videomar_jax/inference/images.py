@@ -21,6 +21,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from videomar_jax.checks import UserError, at_least, one_of
 from videomar_jax.data.decode import read_last
+from videomar_jax.io.files import check_regular
 from videomar_jax.io.log import log
 from videomar_jax.types import UInt8
 
@@ -54,6 +55,7 @@ def load_image(
         UserError: it is no image, damaged, of more than 179 million pixels, or holds floats.
     """
     _check_size(height, width, fit)
+    check_regular(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no image file {os.fspath(path)!r}.")
     Image.init()

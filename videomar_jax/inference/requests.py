@@ -16,6 +16,7 @@ from videomar_jax.checks import (
     check_value,
     known_keys,
 )
+from videomar_jax.io.files import check_regular
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
 from videomar_jax.parallel.config import MeshConfig
@@ -253,6 +254,7 @@ def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
         FileNotFoundError: there is no such file.
         UserError: none of its lines can be used.
     """
+    check_regular(file)
     if not file.is_file():
         raise FileNotFoundError(f"There is no file of requests {file}.")
     requests, faults = [], []

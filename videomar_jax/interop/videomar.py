@@ -9,6 +9,7 @@ by our export and read from there; for a published file the published values are
 import dataclasses
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -49,7 +50,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 _CONTAINERS = {"ema": "model_ema", "model": "model"}
 """Which set of weights is in which dictionary of a training checkpoint."""
-_WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.)+")
 """Prefixes that PyTorch's data parallelism and compilation put in front of names."""
 _MARKS = ("z_proj.weight", "mask_token", "decoder_norm.weight", "diffloss.net.input_proj.weight")
 """Names that only a VideoMAR has."""
@@ -186,7 +187,8 @@ def read_checkpoint(
         (config, parameters as nested dictionaries, report)
     Raises:
         WeightFileError: the file does not hold a VideoMAR; all missing, unknown, repeated and
-            misshapen tensors are named together.
+            misshapen tensors are named together. Or a tensor holds NaN, infinity or, in a narrower
+            `dtype`, numbers that are too large for it.
         UserError: both `shardings` and `place` are given.
     """
     if shardings is not None and place is not None:
@@ -195,9 +197,11 @@ def read_checkpoint(
         match = _match(file, weights, config_overrides or {})
         dtypes = _dtypes(match.slots, match.found, dtype)
         place = place or _placement(match.shapes, dtypes, shardings)
-        params = assemble(
-            match.slots, match.shapes, lambda name: file[match.stored_as[name]], dtypes, place
-        )
+
+        def read(name: str, dtype: np.dtype) -> np.ndarray:
+            return file.read_finite(match.stored_as[name], dtype)
+
+        params = assemble(match.slots, match.shapes, read, dtypes, place)
     return match.report.config, params, match.report
 
 
@@ -239,10 +243,8 @@ def _match(file: TensorFile, weights: str, overrides: Mapping[str, Any]) -> _Mat
 
 def _official(name: str) -> str:
     """The name without the prefixes of wrapped modules, of which there may be several."""
-    for prefix in _WRAPPERS:
-        if name.startswith(prefix):
-            return _official(name.removeprefix(prefix))
-    return name
+    wrapped = _WRAPPERS.match(name)
+    return name[wrapped.end() :] if wrapped else name
 
 
 def _select(file: TensorFile, weights: str) -> _Selection:

@@ -77,7 +77,7 @@ def layers(names: Mapping[str, Any], prefix: str) -> int:
         if match:
             numbers.add(int(match[1]))
     count = max(numbers, default=0) + 1
-    return count if count <= _MANY_LAYERS else max(len(numbers), 1)
+    return count if count <= _MANY_LAYERS else min(max(len(numbers), 1), _MANY_LAYERS)
 
 
 def infer_sizes(shapes: Mapping[str, tuple[int, ...]], patch_size: int) -> InferredSizes:

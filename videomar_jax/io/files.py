@@ -3,11 +3,25 @@
 import contextlib
 import glob
 import hashlib
+import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from videomar_jax.checks import UserError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO (named pipe)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+"""What a path can be besides a regular file."""
 
 
 def atomic_write(
@@ -85,6 +99,41 @@ def clear_leftovers(folder: Path, name: str | None = None, before: float | None 
                 shutil.rmtree(part, ignore_errors=True)
             else:
                 part.unlink()
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Refuses what is no regular file, such as a FIFO, whose reader would wait for ever.
+
+    Everything that reads a file whose name comes from outside calls this first. Links are followed,
+    and a path without anything passes: the reader says what is missing.
+
+    Raises:
+        UserError: it is a folder, a FIFO, a socket or a device.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return
+    if kind != stat.S_IFREG:
+        found = _KINDS.get(kind, "no regular file")
+        raise UserError(f"{os.fspath(path)} is {found}: name a regular file.")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is no regular file, not UTF-8, no JSON, or nested too deep. The text begins
+            with the reason, as callers name the file and the way out.
+    """
+    check_regular(path)
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8"))
+    except RecursionError as error:
+        raise UserError("it is nested too deep") from error
+    except ValueError as error:
+        raise UserError(f"it is no JSON in UTF-8 ({error})") from error
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -6,12 +6,12 @@ table and is imported when it is first asked for, so listing the kinds costs not
 """
 
 import importlib
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from videomar_jax.checks import UserError, did_you_mean
+from videomar_jax.io.files import check_regular, read_json
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -97,12 +97,13 @@ class Registry(Mapping[str, type]):
             FileNotFoundError: no such file.
             UserError: it is damaged, or of an unknown kind or version.
         """
+        check_regular(path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"no {path.name} in {path.parent}: expected the folder of a saved {self.noun}"
             )
         try:
-            header = json.loads(path.read_text(encoding="utf-8"))
+            header = read_json(path)
             kind, version = str(header["kind"]), header["version"]
             missing = [key for key in keys if key not in header]
             if missing:

@@ -20,7 +20,7 @@ from videomar_jax.data.records import write_records
 from videomar_jax.data.shards import FORMAT, MANIFEST, VERSION
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.io import lock
-from videomar_jax.io.files import atomic_write, clear_leftovers
+from videomar_jax.io.files import atomic_write, clear_leftovers, read_json
 from videomar_jax.preparation.encoding import Encode
 from videomar_jax.preparation.plan import Plan, ShardPlan
 from videomar_jax.preparation.progress import Progress
@@ -55,7 +55,7 @@ def write_shard(output: Path, shard: ShardPlan, encode: Encode, progress: Progre
 def receipt_of(output: Path, shard: ShardPlan) -> Receipt | None:
     """The receipt of a complete shard, None of any other."""
     try:
-        receipt = json.loads(_receipt_path(output, shard).read_text(encoding="utf-8"))
+        receipt = read_json(_receipt_path(output, shard))
         complete = (output / shard.name).stat().st_size == receipt["bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -13,7 +13,7 @@ from typing import Any
 from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.data.windows import Cutting, Window
-from videomar_jax.io.files import atomic_write
+from videomar_jax.io.files import atomic_write, read_json
 from videomar_jax.preparation.plan import Plan, Settings, ShardPlan
 
 PLAN = "plan.json"
@@ -58,7 +58,7 @@ def load_plan(output: Path) -> Plan:
     """
     path = output / PLAN
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if values["version"] != VERSION:
             raise ValueError(f"version {values['version']}, this code reads {VERSION}")
         settings = _settings(values["settings"])

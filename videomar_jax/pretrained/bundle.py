@@ -24,8 +24,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.streamed import stored_types
-from videomar_jax.checks import UserError, one_of
-from videomar_jax.io.files import atomic_write
+from videomar_jax.checks import UserError, not_finite, one_of
+from videomar_jax.io.files import atomic_write, read_json
 from videomar_jax.io.migration import current
 from videomar_jax.io.paths import user_path
 from videomar_jax.models.config import ModelConfig
@@ -145,7 +145,7 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
             f"or a converted checkpoint."
         )
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(file)
         fields: dict[str, Any] = {name: values[name] for name in _SIZES}
         fields["config"] = ModelConfig.from_dict(values["model"])
         fields["sampling"] = SamplingConfig(**current("sampling", values["sampling"]))
@@ -220,7 +220,8 @@ def load_params(
     Returns:
         The folder of the model, its parameters, and the step of the checkpoint.
     Raises:
-        FileNotFoundError, UserError: as `load_pretrained`.
+        FileNotFoundError, UserError: as `load_pretrained`; also where a parameter holds NaN or
+            infinity.
     """
     one_of("weights", weights, ("ema", "params"))
     folder, step = _split(path)
@@ -234,10 +235,19 @@ def load_params(
         for name, leaf in shapes.items():
             like[name] = np.empty(leaf.shape, types.get(name, leaf.dtype))
         state, _ = checkpoints.restore(step, {weights: unflatten_dict(like, sep="/")})
-    params = state.pop(weights)
-    if dtype is not None:
-        params = _each(params, lambda _, leaf: np.asarray(leaf, dtype))
-    return folder, params, step
+
+    def checked(name: str, leaf: Any) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            array = np.asarray(leaf, dtype)
+        fault = not_finite(array)
+        if fault:
+            raise UserError(
+                f"Checkpoint {folder / 'checkpoints' / str(step)}: {weights}/{name} holds {fault} "
+                f"as {array.dtype}. Such a model makes nothing: take an earlier checkpoint."
+            )
+        return array
+
+    return folder, _each(state.pop(weights), checked), step
 
 
 def _each(params: Params, change: Callable[[str, Any], Any]) -> Params:

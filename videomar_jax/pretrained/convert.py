@@ -18,7 +18,7 @@ import numpy as np
 
 from videomar_jax.checkpoints.manager import check_place
 from videomar_jax.checkpoints.streamed import StreamedCheckpoint
-from videomar_jax.checks import UserError
+from videomar_jax.checks import UserError, not_finite
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
 from videomar_jax.io import lock
 from videomar_jax.io.files import clear_leftovers
@@ -103,7 +103,7 @@ def _import(file: Path, folder: Path, components: ComponentOptions, options: Imp
         weights=weights,
         config_overrides=overrides,
         dtype=options.param_dtype,
-        place=lambda path, array: checkpoint.put(path, _runnable(array)),
+        place=lambda path, array: checkpoint.put(path, _runnable(path, array)),
     )
     checkpoint.commit({"step": 0, "seconds": {}, "source": str(file)})
 
@@ -149,9 +149,20 @@ def _is_leftover(folder: Path, output: Path) -> bool:
     return is_ours and time.time() - folder.stat().st_mtime > _OLD
 
 
-def _runnable(array: np.ndarray) -> np.ndarray:
-    """The array in a type that models run in: float64 and 8 bits become float32."""
-    return array if array.dtype.name in _RUNNABLE else array.astype(np.float32)
+def _runnable(path: str, array: np.ndarray) -> np.ndarray:
+    """The parameter in a type that models run in: float64 and 8 bits become float32.
+
+    Raises:
+        UserError: it holds numbers that are too large for float32.
+    """
+    if array.dtype.name in _RUNNABLE:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(np.float32)
+    fault = not_finite(cast)
+    if fault:
+        raise UserError(f"{path} ({array.dtype}) does not fit float32: it would hold {fault}.")
+    return cast
 
 
 def export_official(

@@ -34,10 +34,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomar_jax.checks import UserError
+from videomar_jax.checks import UserError, not_finite
+from videomar_jax.io.files import check_regular
 from videomar_jax.io.registry import Registry
 from videomar_jax.types import Array, Float, Latents, Pixels, UInt8
 
@@ -212,7 +214,15 @@ def load_tokenizer(directory: str | os.PathLike) -> Tokenizer:
         raise UserError(
             f"{HEADER_FILE} and {ARRAYS_FILE} in {directory} do not belong together: save it again"
         )
-    return TOKENIZERS[header["kind"]].from_state(header["settings"], arrays)
+    tokenizer = TOKENIZERS[header["kind"]].from_state(header["settings"], arrays)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tokenizer)[0]:
+        fault = not_finite(np.asarray(leaf))
+        if fault:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise UserError(
+                f"{Path(directory) / ARRAYS_FILE}: {name} holds {fault}; make the tokenizer anew."
+            )
+    return tokenizer
 
 
 def _header(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,6 +239,7 @@ def _digest(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    check_regular(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} has a {HEADER_FILE} but no {path.name}: copy both or save it again"

@@ -4,6 +4,7 @@ exception."""
 import os
 import pickle
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.helpers.weight_files import (
     write_script,
 )
 from videomar_jax.interop.formats.files import WeightFileError, open_tensors
+from videomar_jax.interop.videomar import inspect_checkpoint
 
 PLACES = 200
 ALARMS: list[str] = []
@@ -254,3 +256,26 @@ def test_safetensors_headers_that_lie(tmp_path):
     path.write_bytes(len(twice).to_bytes(8, "little") + twice)
     with pytest.raises(WeightFileError, match="twice"):
         open_tensors(path)
+
+
+ENTRY = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+CROWDED = {
+    "one name often": ",".join([f'"a":{ENTRY}', *[f'"z_proj.weight":{ENTRY}'] * 60_000]),
+    "one prefix often": f'"{"module." * 60_000}z_proj.weight":{ENTRY}',
+    "one layer often": ",".join(
+        f'"{"module." * (number % 20)}{number}z_proj.weight":{ENTRY}' for number in range(20_000)
+    ),
+    "many layers": ",".join(f'"decoder_blocks.{number}.x":{ENTRY}' for number in range(60_000)),
+}
+
+
+@pytest.mark.parametrize("case", CROWDED)
+def test_a_crowded_header_is_refused_in_seconds(tmp_path, case):
+    header = "{" + CROWDED[case] + "}"
+    header += " " * (-len(header) % 8)
+    path = tmp_path / "crowded.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    start = time.process_time()
+    with pytest.raises(WeightFileError, match=r"crowded\.safetensors"):
+        inspect_checkpoint(path)
+    assert time.process_time() - start < 5

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from videomar_jax.interop.formats.base import TensorSpec
+from videomar_jax.interop.formats.base import TensorSpec, WeightFileError
 from videomar_jax.interop.formats.files import open_tensors, write_tensors
 from videomar_jax.interop.formats.rules import expected, exported
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
@@ -208,3 +208,23 @@ def test_published_key_lists_are_covered(golden):
         ours = {key: "x".join(map(str, slot.shape)) for key, slot in slots.items()}
         assert ours == {row[0]: row[1] for row in rows if row[3] == "yes"}, release
         assert all(is_unused(row[0], config) for row in rows if row[3] != "yes"), release
+
+
+@pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (-np.inf, "infinite")])
+def test_weights_that_are_not_finite(tmp_path, tokenizer, value, kind):
+    def spoil(tensors):
+        tensors["decoder.conv_out.0.conv3d.bias"][0] = value
+
+    path = write(tmp_path / "bad.safetensors", tokenizer, change=spoil)
+    with pytest.raises(WeightFileError, match=rf"conv_out\.0\.conv3d\.bias holds 1 {kind} of"):
+        load_cosmos(path, config=TINY)
+
+
+def test_weights_too_large_for_the_type_they_are_read_in(tmp_path, tokenizer):
+    def enlarge(tensors):
+        tensors["quant_conv.conv3d.bias"][0] = np.finfo(np.float32).max
+
+    path = write(tmp_path / "large.safetensors", tokenizer, change=enlarge)
+    load_cosmos(path, config=TINY)
+    with pytest.raises(WeightFileError, match=r"quant_conv\.conv3d\.bias .*does not fit bfloat16"):
+        load_cosmos(path, config=TINY, dtype="bfloat16")

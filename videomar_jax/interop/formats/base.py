@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from videomar_jax.checks import UserError
+from videomar_jax.checks import UserError, not_finite
+from videomar_jax.io.files import check_regular
 
 _LARGEST = 2**48
 """Entries of a tensor; a larger number means that the file is damaged."""
@@ -70,6 +71,7 @@ class ByteFile:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
+        check_regular(self.path)
         self._file = open(self.path, "rb", buffering=0)
         self._lock = threading.Lock()
         self.size = os.fstat(self._file.fileno()).st_size
@@ -139,6 +141,29 @@ class TensorFile(Mapping, abc.ABC):
         if name not in self.specs:
             raise KeyError(f"{self.path} holds no tensor {name!r}.")
         return self._read(name)
+
+    def read_finite(self, name: str, dtype: np.dtype | str | None = None) -> np.ndarray:
+        """The tensor `name` in another type (None: its own), once all of its values are finite.
+
+        Raises:
+            WeightFileError: it holds NaN or infinity, or numbers too large for the type.
+        """
+        array = self[name]
+        with np.errstate(over="ignore"):  # an overflow is an error of our own below
+            cast = array if dtype is None else array.astype(dtype, copy=False)
+        fault = not_finite(cast)
+        if not fault:
+            return cast
+        own_fault = not_finite(array)
+        if own_fault:
+            raise WeightFileError(
+                f"{self.path}: the tensor {name} holds {own_fault}. A model with such weights "
+                f"makes nothing: take another copy of the file, or an earlier checkpoint."
+            )
+        raise WeightFileError(
+            f"{self.path}: the tensor {name} ({array.dtype}) does not fit {cast.dtype}: it would "
+            f"hold {fault}. Read it in a wider type."
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)

@@ -15,7 +15,6 @@ The format is recognised by the content.
 Names, shapes and types are available at once; arrays are read from disk one by one.
 """
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from videomar_jax.interop.formats.base import TensorFile, TensorSpec, WeightFile
 from videomar_jax.interop.formats.safetensors import SafetensorsFile, write_safetensors
 from videomar_jax.interop.formats.torch_archive import TorchArchive
 from videomar_jax.interop.formats.torch_writer import write_torch
+from videomar_jax.io.files import check_regular, read_json
 
 __all__ = ["TensorFile", "TensorSpec", "WeightFileError", "open_tensors", "write_tensors"]
 
@@ -50,6 +50,7 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
         path = _only_file(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")
+    check_regular(path)
     if path.name.endswith(".index.json"):
         return ShardedFile(path)
     with open(path, "rb") as file:
@@ -121,11 +122,11 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     if path.stat().st_size > _MAX_INDEX:
         raise WeightFileError(f"{path} is too large to be an index.")
     try:
-        index = json.loads(path.read_bytes().decode("utf-8"))
+        index = read_json(path)
         places, metadata = index["weight_map"], index.get("metadata") or {}
         texts = {str(key): str(value) for key, value in metadata.items()}
         good = all(_names_a_neighbour(shard) for shard in places.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightFileError(
             f"{path} is corrupt: not the index of a sharded model ({error!r})."
         ) from error

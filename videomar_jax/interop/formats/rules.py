@@ -139,7 +139,7 @@ def _is_floating(dtype: np.dtype) -> bool:
 def assemble(
     slots: Mapping[str, Slot],
     shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], np.ndarray],
+    read: Callable[[str, np.dtype], np.ndarray],
     dtypes: Mapping[str, np.dtype],
     place: Callable[[str, np.ndarray], Any],
 ) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def assemble(
     Args:
         slots: the tensors of the file.
         shapes: of our parameters, by flat path.
-        read: reads a foreign tensor by its name in `slots`.
+        read: reads a foreign tensor by its name in `slots`, in the type of our parameter.
         dtypes: the type of each parameter, by flat path.
         place: takes a path and the finished array; returns what the result holds (the array, or its
             copy on a device).
@@ -163,7 +163,7 @@ def assemble(
         for name in names[path]:
             slot = slots[name]
             index = ... if slot.layer is None else slot.layer
-            array[index] = slot.rule.transform.ours(read(name))
+            array[index] = slot.rule.transform.ours(read(name, dtypes[path]))
         out[path] = place(path, array)
     return nested({path: out[path] for path in shapes if path in out})
 

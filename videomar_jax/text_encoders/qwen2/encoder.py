@@ -33,6 +33,7 @@ from jaxtyping import Float32, Int32
 from tokenizers import Encoding, Tokenizer
 
 from videomar_jax.checks import Count, UserError, check_fields
+from videomar_jax.io.files import check_regular
 from videomar_jax.io.hub import local_folder
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
@@ -333,6 +334,7 @@ def _overflow(encoding: Encoding) -> list[int]:
 
 
 def _read_text(path: Path) -> str:
+    check_regular(path)
     if not path.is_file():
         raise FileNotFoundError(f"the file of the system text, {path}, does not exist")
     try:

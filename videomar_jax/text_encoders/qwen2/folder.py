@@ -2,13 +2,13 @@
 fingerprint of all of them."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from videomar_jax.checks import UserError
+from videomar_jax.io.files import check_regular, read_json
 from videomar_jax.io.log import log
 from videomar_jax.text_encoders.qwen2.model import Qwen2Config
 
@@ -32,20 +32,21 @@ _SIZES = {
 """Fields of config.json, and those of `Qwen2Config` that they fill."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the folder.
 
     Raises:
         FileNotFoundError: no such file.
         UserError: it does not hold a JSON object.
     """
+    check_regular(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no {path.name} in {path.parent}: expected the folder of a Hugging Face Qwen2 model"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        values = read_json(path)
+    except UserError as error:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a JSON object")
@@ -61,7 +62,7 @@ def read_config(folder: Path, dtype: str) -> Qwen2Config:
             decoder does not implement (scaled rotary positions, another activation).
     """
     path = folder / CONFIG
-    root = read_json(path)
+    root = _read_object(path)
     values = root.get("text_config") or root
     kind = values.get("model_type", root.get("model_type"))
     if kind not in MODEL_TYPES:
@@ -129,6 +130,7 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
         UserError: it is damaged, has no pad token, or has tokens that the model does not have.
     """
     path = folder / TOKENIZER
+    check_regular(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no {TOKENIZER} in {folder}; save one with transformers: "
@@ -140,7 +142,7 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
         raise UserError(f"{path} is damaged: {error}") from error
     hints = {}
     if (folder / TOKENIZER_CONFIG).is_file():
-        hints = read_json(folder / TOKENIZER_CONFIG)
+        hints = _read_object(folder / TOKENIZER_CONFIG)
     if hints.get("padding_side", padding_side) != padding_side:
         log.warning(
             "%s pads on the %s by default; captions are padded on the %s",
@@ -180,7 +182,7 @@ def _weight_files(folder: Path) -> list[Path]:
     path = weights_path(folder)
     if path.name != INDEX:
         return [path]
-    places = read_json(path).get("weight_map")
+    places = _read_object(path).get("weight_map")
     if not isinstance(places, dict) or any(Path(str(n)).name != n for n in places.values()):
         raise UserError(f"{path} is damaged: its weight_map must name files of the same folder")
     files = [folder / name for name in sorted(set(places.values()))]

@@ -76,7 +76,7 @@ def load_model(folder: Path, config: Qwen2Config, mesh: Mesh | None = None) -> Q
     Raises:
         FileNotFoundError: the folder holds no safetensors file.
         WeightFileError: a file is damaged, or does not fit the config; everything that does not fit
-            is listed.
+            is listed. Or a tensor holds NaN or infinity.
     """
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Qwen2(config, rngs=nnx.Rngs(0))))
     shapes = {path: leaf.shape for path, leaf in flat(nnx.to_pure_dict(abstract)).items()}
@@ -156,13 +156,13 @@ def _fill(
 ) -> jax.Array:
     """One parameter of this shape from the tensors `names`, one for each layer if it is stacked."""
     if not rule.stacked:
-        return jax.device_put(rule.transform.ours(file[names[0]]), sharding)
+        return jax.device_put(rule.transform.ours(file.read_finite(names[0])), sharding)
     dtype = file.specs[names[0]].dtype
     stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
     write = _layer_writer(rule.transform.ours, sharding)
     for layer, name in enumerate(names):
         # Waiting keeps a single tensor in flight; otherwise reading would run ahead of writing.
-        stack = write(stack, layer, file[name]).block_until_ready()
+        stack = write(stack, layer, file.read_finite(name)).block_until_ready()
     return stack
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from videomar_jax.checks import UserError
 from videomar_jax.interop.formats.files import TensorFile, TensorSpec, WeightFileError, open_tensors
 from videomar_jax.interop.formats.rules import expected, faults
+from videomar_jax.io.files import check_regular
 from videomar_jax.tokenizers.cosmos.config import RELEASES, CosmosConfig
 from videomar_jax.tokenizers.cosmos.rules import cosmos_rules, is_unused, nested, parameter_shapes
 
@@ -55,7 +56,8 @@ def read_params(
     """The parameters of a network as a nested dict, from files that hold all of it together.
 
     Raises:
-        WeightFileError: lists all missing, unknown, repeated and wrongly shaped tensors.
+        WeightFileError: lists all missing, unknown, repeated and wrongly shaped tensors; or names
+            one that holds NaN, infinity, or numbers too large for `dtype`.
     """
     # The file that each tensor is read from, and what every file says about it.
     holders: dict[str, TensorFile] = {}
@@ -76,8 +78,8 @@ def read_params(
         )
     leaves = {}
     for key, slot in slots.items():
-        array = slot.rule.transform.ours(holders[key][key])
-        leaves[slot.rule.ours] = jnp.asarray(array.astype(dtype))
+        array = holders[key].read_finite(key, jnp.dtype(dtype))
+        leaves[slot.rule.ours] = jnp.asarray(slot.rule.transform.ours(array))
     return nested(leaves)
 
 
@@ -100,6 +102,8 @@ def weight_files(path: str | os.PathLike) -> list[Path]:
         files = [path.with_name(name) for name in _HALVES]
     else:
         files = [path]
+    for file in files:
+        check_regular(file)
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         place = path if path.is_dir() else path.parent
