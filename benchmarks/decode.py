@@ -282,14 +282,14 @@ def _no_drawer(inputs: FrameInputs, guided: bool, bucket: int) -> Callable:
     """Tokens that depend on z, without a head."""
     batch = inputs.batch
 
-    def draw(z, noise, step_noise, step):
+    def draw(z, noise, step_noise, step, prior):
         width = noise.shape[2]
         return noise + z[:batch, :, :width] + z[-batch:, :, :width]
 
     return draw
 
 
-def _no_predictor(inputs: FrameInputs, guided: bool) -> Callable:
+def _no_predictor(inputs: FrameInputs, guided: bool, hint: Any = None) -> Callable:
     """z that depends on the tokens, without a transformer."""
     config = inputs.model.config
     copies = 2 if True in inputs.static.branches else 1

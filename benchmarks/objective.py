@@ -40,9 +40,10 @@ from videomar_jax.tokenizers import PCATokenizer
 from videomar_jax.training.batches import TrainingInputs, to_batch, training_batches
 from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.curriculum import Curriculum
-from videomar_jax.training.draws import Batch, draw, supervised_frames, truncated_frames
+from videomar_jax.training.draws import Batch, draw, supervised_frames
 from videomar_jax.training.loss import next_frame_loss
 from videomar_jax.training.optimizer import make_optimizer
+from videomar_jax.training.stages import truncated_frames
 from videomar_jax.training.state import TrainState, init_state
 from videomar_jax.training.step import make_train_step
 

@@ -16,6 +16,8 @@ from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
 
 GRID = (2, 3)
+FROM_FRAME_BEFORE = dict(linear_prior=True, previous_frame=True, residual=True, regression=True)
+"""Everything that a model of ours takes from the frame before."""
 SIZES = dict(
     latent_channels=3,
     width=32,

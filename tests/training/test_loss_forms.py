@@ -13,8 +13,10 @@ from tests.helpers.tiny_model import GRID, annotations_off, tiny_config, tiny_mo
 from videomar_jax.models.params import abstract_model
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.config import LossConfig
-from videomar_jax.training.draws import Batch, draw, truncated_frames
-from videomar_jax.training.loss import loss_normaliser, next_frame_loss
+from videomar_jax.training.draws import Batch, draw
+from videomar_jax.training.loss import next_frame_loss
+from videomar_jax.training.normaliser import loss_normaliser
+from videomar_jax.training.stages import truncated_frames
 from videomar_jax.training.step import split_draws
 
 COUNT, CLIPS, FRAMES = GRID[0] * GRID[1], 4, 3

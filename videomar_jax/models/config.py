@@ -76,6 +76,14 @@ class ModelConfig:
     """Ours: a readout of the clean token from z (for `loss.regression_weight`)."""
     history_levels: bool = False
     """Give the model the noise level of earlier frames (MAGI 2025; for `loss.history_noise`)."""
+    linear_prior: bool = False
+    """Ours: predict what a linear map of the frame before, fitted beforehand, leaves over of a
+    token (`models.linear_prior`)."""
+    previous_frame: bool = False
+    """Ours: add a projection of the frame before, 3x3 tokens, to the mask token."""
+    residual: bool = False
+    """Ours: the readout predicts the mean of a token, and the head draws the rest; needs
+    model.regression and `loss.regression_weight`."""
 
     # Computation: changes no parameter
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -96,6 +104,8 @@ class ModelConfig:
         if self.rope_split is not None:
             # A tuple, so that the config stays hashable when it comes from a JSON list.
             object.__setattr__(self, "rope_split", tuple(self.rope_split))
+        if self.residual and not self.regression:
+            raise UserError("model.residual needs model.regression=True.")
         self._check_rope_channels()
 
     def _check_rope_channels(self) -> None:
@@ -153,12 +163,21 @@ class ModelConfig:
             "head_depth",
             "regression",
             "history_levels",
+            *_ADDED,
         )
         return {name: getattr(self, name) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a JSON file."""
-        return dataclasses.asdict(self)
+        """Plain values, for a JSON file.
+
+        A field of `_ADDED` is left out at its default: files and digests of models that were made
+        before there was such a field stay as they are.
+        """
+        values = dataclasses.asdict(self)
+        for field in dataclasses.fields(self):
+            if field.name in _ADDED and values[field.name] == field.default:
+                del values[field.name]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
@@ -170,6 +189,9 @@ class ModelConfig:
         known_keys("model", values, [field.name for field in dataclasses.fields(cls)])
         return cls(**values)
 
+
+_ADDED = ("linear_prior", "previous_frame", "residual")
+"""Fields that the first models did not have."""
 
 PRESETS: dict[str, ModelConfig] = {
     "videomar_1p4b": ModelConfig(),

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion_head import TIME_FEATURES
+from videomar_jax.models.linear_prior import NEIGHBOURS
 
 
 class Flops(NamedTuple):
@@ -76,6 +77,10 @@ def forward_flops(
         outside += batch * width**2
     if config.history_levels:
         outside += batch * TIME_FEATURES * width
+    if config.previous_frame:
+        outside += read * NEIGHBOURS * config.token_dim * width
+    if config.linear_prior:
+        outside += read * NEIGHBOURS * config.token_dim**2
     if config.regression:
         outside += read * width * config.token_dim
     head = read * (width * config.head_width + draws_per_token * _head_products(config))

@@ -131,6 +131,7 @@ def predict_frame(
     context: Context,
     past: VisibleCache,
     *,
+    hint: Float[Array, "B S D"] | None = None,
     token_indices: TokenIndices | None = None,
     layers: Sequence[Layer] | None = None,
 ) -> Float[Array, "B R D"]:
@@ -139,11 +140,14 @@ def predict_frame(
     Args:
         rotary: that of the frame (`frame_rotary`).
         context: with keys and values (`with_keys_values`).
+        hint: what hidden tokens know of the frame before (`linear_prior.frame_hint`).
         token_indices: tokens whose z is wanted, [B, R]: the last layer leaves out all others.
             None: all S.
         layers: the layers with text and cache, one by one (`unstacked_layers`).
     """
     x = model.embed(tokens[:, None], mask[:, None], context).astype(jnp.float32)
+    if hint is not None:
+        x = x + jnp.where(mask[..., None], hint, 0.0)[:, None]
     apply = _layer_fn(model, context, rotary, past)
     if token_indices is None and layers is None:
         x, _ = _scan(model, apply, x, context, past)

@@ -24,6 +24,7 @@ from videomar_jax.models import attention
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion_head import TIME_FEATURES, DiffusionHead, time_features
 from videomar_jax.models.layers import linear
+from videomar_jax.models.linear_prior import LinearPrior, PreviousFrameEmbedding, add_hint
 from videomar_jax.models.patchify import positions
 from videomar_jax.models.rope import PositionScale, Rotary, rotary_embedding
 from videomar_jax.models.transformer import Context, Stream, Transformer
@@ -55,6 +56,10 @@ class VideoMAR(nnx.Module):
             self.history_embed = linear(
                 TIME_FEATURES, config.width, config, rngs, use_bias=True, std=0.0
             )
+        if config.linear_prior:
+            self.linear_prior = LinearPrior(config)
+        if config.previous_frame:
+            self.previous_embed = PreviousFrameEmbedding(config, rngs=rngs)
 
     @property
     def process(self) -> Process:
@@ -151,6 +156,7 @@ class VideoMAR(nnx.Module):
             earlier, noise_level: as in `embed`, for a model with `history_levels`.
         """
         h = self.embed(tokens, mask, context, earlier, noise_level)
+        h = add_hint(self, h, mask, tokens[:, :-1], grid)
         pattern = attention.frame_causal if causal else attention.attend_frames
         rotary = self.rotary(tokens.shape[1], grid)
         return self.transformer(h, context, rotary, self.attention_fn(pattern))
@@ -184,6 +190,7 @@ class VideoMAR(nnx.Module):
         hidden = jnp.concatenate([jnp.zeros_like(mask[:, :clean]), mask], axis=1)
         earlier = jnp.arange(hidden.shape[1]) < clean
         h = self.embed(seen, hidden, context, earlier[None], noise_level)
+        h = add_hint(self, h, mask, history, grid)
         # A masked copy stands at the position of its frame.
         numbers = jnp.concatenate([jnp.arange(clean), jnp.arange(first, frames)])
         pattern = self.attention_fn(attention.teacher_forcing, clean=clean)

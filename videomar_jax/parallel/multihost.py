@@ -1,5 +1,6 @@
 """What the processes of a run do together; with one process each function costs nothing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -49,6 +50,14 @@ def to_host(tree: Any) -> Any:
         return np.asarray(copy(leaf).addressable_data(0))
 
     return jax.tree.map(whole, tree)
+
+
+def from_first_process(make: Callable[[], Any]) -> Any:
+    """What process 0 makes, a tree of NumPy arrays, on all of them; all must call it."""
+    made = make()
+    if jax.process_count() > 1:
+        made = multihost_utils.broadcast_one_to_all(made)
+    return jax.tree.map(np.asarray, made)
 
 
 def barrier(name: str) -> None:

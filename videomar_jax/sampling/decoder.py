@@ -142,7 +142,7 @@ def decode_frame(
         draws = draw_frame(shared.keys, number, tokens, width, noisy)
     slots = None if static.all_visible else _filled(number, static)
     visible = VisibleCache(_view(model, cache, number, scale, static), slots)
-    inputs = FrameInputs(model, shared, visible, settings, static, len(state.last))
+    inputs = FrameInputs(model, shared, visible, settings, static, state.last)
     new, trace = reveal_frame(inputs, draws)
     state = DecodeState(*constrain(static.placement, cache, new))
     latents = unpatchify(new[:, None], static.grid, model.config.patch_size)[:, 0]

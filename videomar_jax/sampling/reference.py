@@ -24,6 +24,7 @@ from videomar_jax.diffusion.base import Timesteps
 from videomar_jax.diffusion.solver import init_state, solver_step, solver_timesteps
 from videomar_jax.models.attention import join_frames
 from videomar_jax.models.kernels import attend
+from videomar_jax.models.linear_prior import Standardised, add_hint, complete, frame_prior
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale, rotary_embedding, rotate
 from videomar_jax.models.videomar import Context, VideoMAR
@@ -69,6 +70,7 @@ def reference(
     for index in range(generated):
         number = num_given + index
         draws = draw_frame(keys, jnp.asarray(number), num_tokens, width, noisy)
+        prior = frame_prior(model, tokens[:, number - 1], jnp.asarray(number), grid)
         temperature = jnp.asarray(schedules.temperatures(generated, config)[index])
         bound = schedules.clip_bounds(generated, config)[index]
         hidden = jnp.zeros(tokens.shape[:3], bool).at[:, number].set(True)
@@ -84,6 +86,7 @@ def reference(
                 steps[name],
                 jnp.asarray(plan.guidance[step]),
                 temperature,
+                prior,
             )
             new = jnp.clip(new, -bound, bound).astype(config.token_dtype)
             start = plan.start[step]
@@ -102,6 +105,7 @@ def draw_tokens(
     steps: Timesteps,
     guidance: Array,
     temperature: Array,
+    prior: Standardised | None = None,
 ) -> Float[Array, "B k P"]:
     """Draws tokens given z by (3), N evaluations of the head.
 
@@ -109,6 +113,7 @@ def draw_tokens(
         z: B rows with text, and with guidance B rows without behind them.
         noise, step_noise: standard normal; the second only for a process that adds noise.
         steps: those of the N evaluations (`solver_timesteps`).
+        prior: the tokens' linear prior, for a model that has one.
     """
     process = model.process
     # The part of the head that depends on z alone is the same in all evaluations.
@@ -124,7 +129,8 @@ def draw_tokens(
     injected = step_noise if process.stochastic else None
     state = init_state(process, noise, temperature)
     with jax.named_scope("diffusion_head"):
-        return jax.lax.scan(head_step, state, (steps, injected))[0].x
+        drawn = jax.lax.scan(head_step, state, (steps, injected))[0].x
+    return complete(model, drawn, z, guidance, prior)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "grid"))
@@ -143,6 +149,7 @@ def _predict(
     frames = jnp.arange(tokens.shape[1])
     # Earlier frames are clean: this matters to a model that was trained with noise in them.
     x = model.embed(tokens, hidden, context, earlier=(frames < number)[None])
+    x = add_hint(model, x, hidden, tokens[:, :-1], grid)
     if model.config.rope_frame_origin != "absolute":
         frames = jnp.zeros_like(frames)
     attention_fn = functools.partial(_attention, model=model, config=config, scale=scale)

@@ -21,6 +21,7 @@ from videomar_jax.diffusion.plans import SolverPlan, evaluations
 from videomar_jax.models import incremental
 from videomar_jax.models.attention import TextKV
 from videomar_jax.models.incremental import VisibleCache
+from videomar_jax.models.linear_prior import Standardised, complete, frame_hint, frame_prior
 from videomar_jax.models.masking import ranks
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.transformer import take_tokens
@@ -31,7 +32,7 @@ from videomar_jax.sampling.reference import draw_tokens
 from videomar_jax.sampling.schedules import RevealPlan
 from videomar_jax.sampling.sharding import Placement
 from videomar_jax.sampling.speed import SpeedOptions, chunk_size
-from videomar_jax.types import Array, Bool, Float
+from videomar_jax.types import Array, Bool, Float, Int
 
 
 class FrameSettings(NamedTuple):
@@ -109,7 +110,12 @@ class FrameInputs(NamedTuple):
     visible: VisibleCache
     settings: FrameSettings
     static: StaticConfig
-    batch: int
+    previous: Float[Array, "B S P"]
+    """The finished frame before this one."""
+
+    @property
+    def batch(self) -> int:
+        return len(self.previous)
 
 
 def reveal_frame(inputs: FrameInputs, draws: FrameDraws) -> tuple[Array, FrameTrace | None]:
@@ -121,7 +127,10 @@ def reveal_frame(inputs: FrameInputs, draws: FrameDraws) -> tuple[Array, FrameTr
     # Past the end of the order stands an index that no token has: writes to it are dropped.
     padded_order = jnp.pad(draws.order, ((0, 0), (0, most)), constant_values=num_tokens)
     sample = jnp.arange(batch)[:, None]
-    predictors = [predictor(inputs, guided) for guided in static.branches]
+    place = (inputs.previous, inputs.settings.number, static.grid)
+    prior = frame_prior(inputs.model, *place)
+    hint = frame_hint(inputs.model, *place)
+    predictors = [predictor(inputs, guided, hint) for guided in static.branches]
     drawers = []
     for guided in static.branches:
         drawers += [drawer(inputs, guided, bucket) for bucket in static.buckets]
@@ -140,7 +149,8 @@ def reveal_frame(inputs: FrameInputs, draws: FrameDraws) -> tuple[Array, FrameTr
         # The number of buckets that are too small is the index of the first that is not.
         bucket = jnp.sum(step.count > jnp.asarray(static.buckets[:-1], jnp.int32))
         choice = branch * len(static.buckets) + bucket
-        new = _switch(choice, drawers, z_chosen, noise, step_noise, step)
+        prior_chosen = None if prior is None else _prior_of(prior, chosen)
+        new = _switch(choice, drawers, z_chosen, noise, step_noise, step, prior_chosen)
         new = jnp.clip(new, -inputs.settings.bound, inputs.settings.bound)
         new = new.astype(static.token_dtype).astype(new.dtype)
         tokens = tokens.at[sample, chosen].set(new, mode="drop")
@@ -156,13 +166,22 @@ def _switch(index: Array, branches: list[Callable], *operands):
     return jax.lax.switch(index, branches, *operands)
 
 
-def predictor(inputs: FrameInputs, guided: bool) -> Callable:
+def _prior_of(prior: Standardised, chosen: Int[Array, "B k"]) -> Standardised:
+    """The prior of some tokens."""
+    mean = jnp.take_along_axis(prior.mean, chosen[..., None], axis=1, mode="clip")
+    return prior._replace(mean=mean)
+
+
+def predictor(
+    inputs: FrameInputs, guided: bool, hint: Float[Array, "B S D"] | None = None
+) -> Callable:
     """(tokens, hidden, chosen) → z of all tokens (where traced), z of the chosen ones.
 
     Where some steps are guided and others are not, both return rows for the branch without text;
     in the steps that are not guided these are copies.
     """
-    model, shared, visible, settings, static, batch = inputs
+    model, shared, visible, settings, static, _ = inputs
+    batch = inputs.batch
     context = shared.context
     copies = 2 if guided else 1
     if not guided:
@@ -186,6 +205,7 @@ def predictor(inputs: FrameInputs, guided: bool) -> Callable:
             incremental.frame_rotary(model, settings.number, static.grid, shared.scale),
             context,
             visible,
+            hint=None if hint is None else jnp.tile(hint, (copies, 1, 1)),
             token_indices=chosen if only_chosen else None,
             layers=layers,
         )
@@ -198,15 +218,18 @@ def predictor(inputs: FrameInputs, guided: bool) -> Callable:
 
 
 def drawer(inputs: FrameInputs, guided: bool, bucket: int) -> Callable:
-    """(z, noise, step noise, step) → new tokens; the first `bucket` of them are drawn."""
-    model, shared, _, settings, static, batch = inputs
+    """(z, noise, step noise, step, prior) → new tokens; the first `bucket` of them are drawn."""
+    model, shared, _, settings, static, _ = inputs
+    batch = inputs.batch
     timesteps = shared.timesteps
     rows = 2 * batch if guided else batch
     varying = len(timesteps.count) > 1
     chunk = chunk_size(evaluations(timesteps), rows * bucket, varying)
 
-    def draw(z, noise, step_noise, step):
+    def draw(z, noise, step_noise, step, prior):
         z, noise_used = z[:rows, :bucket], noise[:, :bucket]
+        if prior is not None:
+            prior = prior._replace(mean=prior.mean[:, :bucket])
         step_noise = step_noise[:, :, :bucket]
         values = (step.guidance, settings.temperature)
         if static.speed.fused_head:
@@ -214,9 +237,10 @@ def drawer(inputs: FrameInputs, guided: bool, bucket: int) -> Callable:
             new = draw_tokens_fused(
                 shared.head, model.process, z, noise_used, step_noise, schedule, *values
             )
+            new = complete(model, new, z, step.guidance, prior)
         else:
             row = jax.tree.map(lambda table: table[step.head], timesteps.steps)
-            new = draw_tokens(model, z, noise_used, step_noise, row, *values)
+            new = draw_tokens(model, z, noise_used, step_noise, row, *values, prior)
         return jnp.pad(new, ((0, 0), (0, noise.shape[1] - bucket), (0, 0)))
 
     return draw

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from videomar_jax.models import masking
 from videomar_jax.models.videomar import VideoMAR
@@ -61,19 +60,6 @@ class LossDraws:
 def supervised_frames(frames: int, config: LossConfig) -> int:
     """R, the frames of a clip of `frames` latent frames that carry loss in one step."""
     return 1 if config.supervise == "one_frame" else max(frames - 1, 1)
-
-
-def truncated_frames(seed: int, step: int, frames: int) -> int:
-    """How many of `frames` latent frames are kept at a step of truncated training.
-
-    1 + k with k uniform over 1..T-1, the same for the whole batch; 1 for images. It follows from
-    (seed, step) alone, so every process of a run gets the same.
-    """
-    if frames < 2:
-        return frames
-    # NumPy, not JAX: the host needs the number before it reads the clips.
-    sequence = np.random.SeedSequence((seed, step), spawn_key=(2,))
-    return int(np.random.default_rng(sequence).integers(2, frames + 1))
 
 
 def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossConfig) -> LossDraws:

@@ -27,7 +27,7 @@ from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.flops import forward_flops
 from videomar_jax.models.params import Params, abstract_model, count_params
 from videomar_jax.parallel.mesh import describe_mesh, make_mesh
-from videomar_jax.parallel.multihost import process_share, to_host
+from videomar_jax.parallel.multihost import from_first_process, process_share, to_host
 from videomar_jax.parallel.sharding import (
     batch_shardings,
     layout_rule,
@@ -36,13 +36,15 @@ from videomar_jax.parallel.sharding import (
     state_shardings,
 )
 from videomar_jax.training.batches import TrainingInputs, clip_shape, curriculum_batches
-from videomar_jax.training.draws import Batch, truncated_frames
+from videomar_jax.training.draws import Batch
 from videomar_jax.training.logging import Progress, RunLog
 from videomar_jax.training.metrics import Meters, StageClock, StepReport
 from videomar_jax.training.optimizer import make_optimizer
 from videomar_jax.training.preemption import any_process_stopped, stop_signals
+from videomar_jax.training.prior import fit_on_clips
 from videomar_jax.training.profiling import Profile, Profiler
 from videomar_jax.training.recipe import Recipe, check_mesh, check_stages
+from videomar_jax.training.stages import truncated_frames
 from videomar_jax.training.state import TrainState, init_state
 from videomar_jax.training.step import make_train_step, token_shape
 from videomar_jax.training.validation import Validation
@@ -113,7 +115,7 @@ def train(
                 keep_every=run.keep_every or None,
             )
         )
-        resumed = _resume_or_start(recipe, mesh, checkpoints, initial)
+        resumed = _resume_or_start(recipe, mesh, checkpoints, initial, inputs)
         state, start = resumed.state, resumed.step
         update = make_train_step(
             resumed.graph,
@@ -231,6 +233,7 @@ def _resume_or_start(
     mesh: Mesh,
     checkpoints: Checkpoints,
     initial: Callable[[], Params] | None,
+    inputs: TrainingInputs,
 ) -> _Start:
     """The state of the newest checkpoint, or a fresh one."""
     init_key, step_key = _keys(recipe.seed, mesh)
@@ -241,7 +244,11 @@ def _resume_or_start(
     step = checkpoints.latest_step()
     if step is None:
         params = None if initial is None else place(initial(), shardings.params)
-        state = init_state(recipe.model, optimizer, init_key, params, shardings)
+        prior = None
+        if recipe.model.linear_prior and initial is None:
+            fitted = from_first_process(lambda: fit_on_clips(recipe, inputs))
+            prior = place(fitted, shardings.params["linear_prior"])
+        state = init_state(recipe.model, optimizer, init_key, params, shardings, prior)
         position = {"step": 0, "seconds": {}}
     else:
         like = jax.tree.map(

@@ -32,20 +32,14 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.models import masking
+from videomar_jax.models.linear_prior import FrameNumbers, previous_frames
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import Context, Grid, VideoMAR
 from videomar_jax.training.config import LossConfig
-from videomar_jax.training.draws import Batch, LossDraws, supervised_frames
+from videomar_jax.training.draws import Batch, LossDraws
 from videomar_jax.training.loss_bins import losses_apart
+from videomar_jax.training.normaliser import LossNormaliser, loss_normaliser
 from videomar_jax.types import Array, Bool, Float, Int, Tokens
-
-
-class LossNormaliser(NamedTuple):
-    """What sums over a batch are divided by: counts of tokens, which follow from the draws."""
-
-    hidden: Float[Array, ""]  # N of equation (1)
-    supervised: Float[Array, ""]  # hidden tokens of supervised frames
-    rows: int  # all tokens of supervised frames
 
 
 class SupervisedFrames(NamedTuple):
@@ -54,26 +48,8 @@ class SupervisedFrames(NamedTuple):
     z: Float[Array, "B R S D"]
     target: Float[Array, "B R S P"]  # clean tokens
     hidden: Bool[Array, "B R S"]
-    number: Int[Array, "B R"]  # of the frame in its clip
-
-
-def loss_normaliser(draws: LossDraws, shape: tuple[int, ...], config: LossConfig) -> LossNormaliser:
-    """The counts of a batch of `shape` (B, T, S).
-
-    The counts of the whole batch, handed to `next_frame_loss` with each of its parts, make losses,
-    metrics and gradients of the parts add up to those of the whole.
-    """
-    clips, frames, tokens = shape
-    one_frame = config.supervise == "one_frame"
-    if one_frame:
-        counts = _at(draws.num_masked, draws.current)
-    else:
-        counts = draws.num_masked[:, min(frames - 1, 1) :]
-    supervised = hidden = jnp.sum(counts, dtype=jnp.float32)
-    if one_frame and config.normaliser == "all_masked":
-        # The later frames, all of whose tokens are hidden.
-        hidden = supervised + tokens * jnp.sum(frames - 1 - draws.current, dtype=jnp.float32)
-    return LossNormaliser(hidden, supervised, clips * supervised_frames(frames, config) * tokens)
+    number: FrameNumbers  # of the frame in its clip
+    previous: Float[Array, "B R S P"]  # the frame before, as the model sees it
 
 
 def next_frame_loss(
@@ -100,11 +76,20 @@ def next_frame_loss(
         normaliser = loss_normaliser(draws, tokens.shape[:3], config)
     context = model.context(batch.text, batch.text_mask, draws.drop)
     supervise = _one_frame if config.supervise == "one_frame" else _all_frames
-    z, target, hidden, number = supervise(model, tokens, context, grid, draws, config)
+    z, target, hidden, number, previous = supervise(model, tokens, context, grid, draws, config)
+    if model.config.linear_prior:
+        target = model.linear_prior(previous, number, grid).encode(target)
     # Tokens outside of the loss are zeroed before it as well: an overflow or a NaN that they cause
     # would still reach the gradient, as 0 * NaN.
     inside = hidden[..., None]
     z, target = jnp.where(inside, z, 0.0), jnp.where(inside, target, 0.0)
+    regression_loss = None
+    if config.regression_weight:
+        mean = model.regression(z).astype(jnp.float32)
+        error = jnp.mean((mean - target) ** 2, axis=-1)
+        regression_loss = jnp.sum(error * hidden) / normaliser.supervised
+        if model.config.residual:
+            target = target - jax.lax.stop_gradient(mean)
     # All S tokens went through the head, and only the hidden ones count.
     losses = jnp.where(hidden, diffusion_losses(model, z, target, draws), 0.0)  # [m, B, R, S]
     loss = jnp.sum(losses) / (config.draws_per_token * normaliser.hidden)
@@ -112,10 +97,9 @@ def next_frame_loss(
         "diffusion_loss": loss,
         "masked_fraction": jnp.sum(hidden, dtype=jnp.float32) / normaliser.rows,
     }
-    if config.regression_weight:
-        error = jnp.mean((model.regression(z).astype(jnp.float32) - target) ** 2, axis=-1)
-        metrics["regression_loss"] = jnp.sum(error * hidden) / normaliser.supervised
-        loss = loss + config.regression_weight * metrics["regression_loss"]
+    if regression_loss is not None:
+        metrics["regression_loss"] = regression_loss
+        loss = loss + config.regression_weight * regression_loss
     noise_level = model.process.noise_level(draws.times)
     metrics |= losses_apart(losses, hidden, number, tokens.shape[1], noise_level)
     return loss, metrics | {"loss": loss}
@@ -148,14 +132,14 @@ def _one_frame(
     earlier = jnp.arange(frames) < draws.current[:, None]
     seen = jnp.where(earlier[..., None, None], _with_history_noise(tokens, draws), tokens)
     z = model(seen, mask, context, grid, earlier=earlier, noise_level=draws.history_level)
+    previous = _at(seen, jnp.maximum(draws.current - 1, 0))
 
     def at_current(x):
         # A truncated clip ends with its current frame; a slice is cheaper than a gather.
         return x[:, -1:] if config.truncate else _at(x, draws.current)
 
-    return SupervisedFrames(
-        at_current(z), at_current(tokens), at_current(mask), draws.current[:, None]
-    )
+    number = draws.current[:, None]
+    return SupervisedFrames(at_current(z), at_current(tokens), at_current(mask), number, previous)
 
 
 def _all_frames(
@@ -166,14 +150,12 @@ def _all_frames(
     draws: LossDraws,
     config: LossConfig,
 ) -> SupervisedFrames:
-    clips, frames = tokens.shape[:2]
-    supervised = slice(min(frames - 1, 1), None)
+    supervised = slice(min(tokens.shape[1] - 1, 1), None)
     hidden = masking.hide_last(draws.orders[:, supervised], draws.num_masked[:, supervised])
     history, level = _with_history_noise(tokens, draws)[:, :-1], draws.history_level
     z = model.teacher_forced(tokens, hidden, context, grid, history=history, noise_level=level)
-    numbers = jnp.arange(frames)[supervised]
-    numbers = jnp.broadcast_to(numbers, (clips, len(numbers)))
-    return SupervisedFrames(z, tokens[:, supervised], hidden, numbers)
+    previous, number = previous_frames(history, z.shape[1])
+    return SupervisedFrames(z, tokens[:, supervised], hidden, number, previous)
 
 
 def _with_history_noise(tokens: Tokens, draws: LossDraws) -> Tokens:

@@ -25,7 +25,7 @@ def names(path: tuple) -> tuple[str, ...]:
 
 def decays(path: tuple[str, ...]) -> bool:
     """Whether weight decay applies to the parameter with this name (MAR's rule)."""
-    return path[0] != "head" and path[-1] not in ("bias", "scale")
+    return path[0] not in ("head", "linear_prior") and path[-1] not in ("bias", "scale")
 
 
 def is_matrix(path: tuple[str, ...]) -> bool:
@@ -33,7 +33,8 @@ def is_matrix(path: tuple[str, ...]) -> bool:
 
     The outermost layers are Adam's.
     """
-    return path[-1] == "kernel" and path[-2] not in ("z_proj", "input_proj", "final", "regression")
+    outermost = ("z_proj", "input_proj", "final", "regression", "previous_embed")
+    return path[-1] == "kernel" and path[-2] not in outermost
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:

@@ -54,6 +54,8 @@ def check_stages(recipe: Recipe, tokenizer: Tokenizer) -> None:
     model = recipe.model
     if recipe.loss.regression_weight and not model.regression:
         raise UserError("loss.regression_weight needs model.regression=True.")
+    if model.residual and not recipe.loss.regression_weight:
+        raise UserError("model.residual needs a loss.regression_weight above 0, such as 1.")
     for stage in recipe.curriculum.stages:
         for shape in stage.shapes:
             try:

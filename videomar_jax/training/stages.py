@@ -219,6 +219,19 @@ def draw_shapes(
     return np.searchsorted(levels / levels[-1], draws, side="right")
 
 
+def truncated_frames(seed: int, step: int, frames: int) -> int:
+    """How many of `frames` latent frames are kept at a step of truncated training.
+
+    1 + k with k uniform over 1..T-1, the same for the whole batch; 1 for images. It follows from
+    (seed, step) alone, so every process of a run gets the same.
+    """
+    if frames < 2:
+        return frames
+    # NumPy, not JAX: the host needs the number before it reads the clips.
+    sequence = np.random.SeedSequence((seed, step), spawn_key=(2,))
+    return int(np.random.default_rng(sequence).integers(2, frames + 1))
+
+
 # From rows of plain values to stages
 
 

@@ -37,6 +37,7 @@ def init_state(
     key: Key,
     initial: Params | None = None,
     shardings: TrainState | None = None,
+    prior: Params | None = None,
 ) -> TrainState:
     """A fresh state at step 0, the average equal to the parameters.
 
@@ -44,13 +45,16 @@ def init_state(
         initial: parameters to start from; None: random ones.
         shardings: where every array goes. It is made there, so that no device ever holds the whole
             state.
+        prior: the fitted linear prior, in place of the initial one.
     """
 
-    def build(key, initial):
+    def build(key, initial, prior):
         params = init_params(config, key) if initial is None else _copy(initial)
+        if prior is not None:
+            params["linear_prior"] = _copy(prior)
         return TrainState(jnp.zeros((), jnp.int32), params, _copy(params), optimizer.init(params))
 
-    return jax.jit(build, out_shardings=shardings)(key, initial)
+    return jax.jit(build, out_shardings=shardings)(key, initial, prior)
 
 
 def _copy(params: Params) -> Params:

@@ -19,7 +19,8 @@ from videomar_jax.models.params import Params
 from videomar_jax.models.partitioning import Rule, constrain, sharding_rule
 from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.draws import Batch, LossDraws, draw
-from videomar_jax.training.loss import loss_normaliser, next_frame_loss
+from videomar_jax.training.loss import next_frame_loss
+from videomar_jax.training.normaliser import loss_normaliser
 from videomar_jax.training.optimizer import ema_decay
 from videomar_jax.training.state import TrainState
 from videomar_jax.types import Array, Key
@@ -84,7 +85,11 @@ def make_train_step(
 
 
 def _average(average: Params, new: Params, decay: Array | float) -> Params:
-    return jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, average, new)
+    mean = jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, average, new)
+    if "linear_prior" in new:
+        # It is constant; the average of a constant would drift with every rounding.
+        mean["linear_prior"] = new["linear_prior"]
+    return mean
 
 
 def token_shape(batch: Batch, patch_size: int) -> tuple[int, int, int]:

@@ -1,0 +1,232 @@
+"""A linear predictor of each token from the frame before it, and what the model builds on it.
+
+Ours, for small data: each part is a field of `ModelConfig` and off by default.
+
+`linear_prior`. For token i of frame t, with N(i) the 3x3 tokens around i,
+
+    b = [x_{t-1,j} for j in N(i); 1] W_k,    k = 0 for t = 1 and k = 1 later                   (1)
+
+The frame before frame 1 is an image, whose tokens follow another law, hence the two maps. W, and
+the spread s of what they leave over, are found by ridge regression before training and stay as they
+are (`training.prior`); the model learns (x - b) / s in place of x. Frame 0 has b = 0 and s = 1.
+
+`residual`. The readout of z predicts the mean r of (x - b) / s by squared error, and the head
+learns the distribution of the rest, (x - b) / s - r, as in CorrDiff (Mardani et al. 2023).
+
+`previous_frame`. A learned projection of the same neighbourhood is added to the mask token, so that
+hidden places know what was there.
+
+All of it depends on frame t - 1 only, as the sampler has it: causality, caching and windows hold.
+"""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.types import Array, Bool, Float
+
+if TYPE_CHECKING:
+    from videomar_jax.models.videomar import VideoMAR
+
+Grid = tuple[int, int]
+NEIGHBOURS = 9
+"""Tokens of a neighbourhood."""
+KINDS = 2
+"""Maps: one for frame 1, one for all later frames."""
+
+FrameNumbers = np.ndarray | jax.Array
+"""The number of each of R frames in its clip: [R], or [B, R] where clips differ."""
+
+
+class Standardised(NamedTuple):
+    """An affine change of tokens: what is left over of them in units of its spread."""
+
+    mean: Float[Array, "*frames S P"]
+    """b of equation (1)."""
+    spread: Float[Array, "*#frames 1 P"]
+    """s."""
+
+    def encode(self, tokens: Float[Array, "*frames S P"]) -> Float[Array, "*frames S P"]:
+        """(x - b) / s."""
+        return (tokens - self.mean) / self.spread
+
+    def decode(self, rest: Float[Array, "*frames S P"]) -> Float[Array, "*frames S P"]:
+        """The tokens of which `rest` is left over."""
+        return self.mean + self.spread * rest
+
+
+class LinearPrior(nnx.Module):
+    """Equation (1). Its parameters are fitted in closed form (`training.prior`), never trained."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.token_dim
+        self.weight = nnx.Param(jnp.zeros((KINDS, NEIGHBOURS * width + 1, width)))
+        self.spread = nnx.Param(jnp.ones(width))
+
+    def __call__(
+        self, previous: Float[Array, "B R S P"], number: FrameNumbers, grid: Grid
+    ) -> Standardised:
+        """The prior of R frames.
+
+        Args:
+            previous: the tokens of the frame before each of them; of no matter for frame 0.
+            number: the frames' numbers.
+        """
+        weight = jax.lax.stop_gradient(self.weight[...])
+        spread = jax.lax.stop_gradient(self.spread[...])
+        features = neighbourhoods(previous.astype(jnp.float32), grid)
+        mean = by_kind(features, weight[:, :-1], weight[:, -1], number)
+        predicted = _per_frame(number > 0)
+        return Standardised(
+            jnp.where(predicted, mean, 0.0), jnp.where(predicted, spread, jnp.ones_like(spread))
+        )
+
+
+class PreviousFrameEmbedding(nnx.Module):
+    """What is added to the mask token at a hidden place: a projection of the neighbourhood in the
+    frame before, one for frame 1 and one for later frames."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        inputs = NEIGHBOURS * config.token_dim
+        init = nnx.initializers.xavier_uniform()
+        self.kernel = nnx.Param(init(rngs.params(), (KINDS, inputs, config.width)))
+        self.bias = nnx.Param(jnp.zeros((KINDS, config.width)))
+        self.dtype = config.dtype
+
+    def __call__(
+        self, previous: Float[Array, "B R S P"], number: FrameNumbers, grid: Grid
+    ) -> Float[Array, "B R S D"]:
+        """Zero for frame 0; arguments as those of `LinearPrior`."""
+        features = neighbourhoods(previous, grid).astype(self.dtype)
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...]
+        added = by_kind(features, kernel, bias, number).astype(jnp.float32)
+        return jnp.where(_per_frame(number > 0), added, 0.0)
+
+
+# How training and sampling use them
+
+
+def previous_frames(
+    history: Float[Array, "B n S P"], count: int
+) -> tuple[Float[Array, "B R S P"], np.ndarray]:
+    """The frame before each of `count` frames, and their numbers.
+
+    Args:
+        history: the frames 0..n-1 as later frames see them.
+        count: n for the frames 1..n, n + 1 for the frames 0..n.
+    """
+    first = history.shape[1] + 1 - count
+    previous = jnp.pad(history, ((0, 0), (1 - first, 0), (0, 0), (0, 0)))
+    return previous, np.arange(first, first + count)
+
+
+def add_hint(
+    model: "VideoMAR",
+    x: Float[Array, "B N S D"],
+    mask: Bool[Array, "B R S"],
+    history: Float[Array, "B n S P"],
+    grid: Grid,
+) -> Float[Array, "B N S D"]:
+    """Adds the embedding of the frame before to hidden tokens of the last R frames of `x`; for a
+    model without it `x` as it is. Other arguments as in `previous_frames`."""
+    if not model.config.previous_frame:
+        return x
+    count = mask.shape[1]
+    hint = model.previous_embed(*previous_frames(history, count), grid)
+    hint = jnp.where(mask[..., None], hint, 0.0)
+    return x + jnp.pad(hint, ((0, 0), (x.shape[1] - count, 0), (0, 0), (0, 0)))
+
+
+def frame_prior(
+    model: "VideoMAR", previous: Float[Array, "B S P"], number: Array, grid: Grid
+) -> Standardised | None:
+    """The prior of one frame, [B, S, P]; None for a model without one.
+
+    Args:
+        previous: the finished frame before it.
+        number: of the frame in the video, a scalar.
+    """
+    if not model.config.linear_prior:
+        return None
+    prior = model.linear_prior(previous[:, None], number[None], grid)
+    return Standardised(prior.mean[:, 0], prior.spread[0])
+
+
+def frame_hint(
+    model: "VideoMAR", previous: Float[Array, "B S P"], number: Array, grid: Grid
+) -> Float[Array, "B S D"] | None:
+    """The embedding of the frame before; None for a model without it. Arguments as there."""
+    if not model.config.previous_frame:
+        return None
+    return model.previous_embed(previous[:, None], number[None], grid)[:, 0]
+
+
+def complete(
+    model: "VideoMAR",
+    drawn: Float[Array, "B k P"],
+    z: Float[Array, "G k D"],
+    guidance: Array,
+    prior: Standardised | None,
+) -> Float[Array, "B k P"]:
+    """Tokens of what the head has drawn: with the mean that the readout of z gives, guided as the
+    head's output is, and behind the prior.
+
+    Args:
+        z: as in `sampling.reference.draw_tokens`.
+        prior: that of these tokens.
+    """
+    if model.config.residual:
+        mean = model.regression(z).astype(jnp.float32)
+        if len(mean) > len(drawn):
+            with_text, without = jnp.split(mean, 2)
+            mean = without + guidance * (with_text - without)
+        drawn = drawn + mean
+    return drawn if prior is None else prior.decode(drawn)
+
+
+# Neighbourhoods
+
+
+def neighbourhoods(tokens: Float[Array, "B R S P"], grid: Grid) -> Float[Array, "B R S 9*P"]:
+    """The 3x3 tokens around each token, row by row; past the border stands the border's token."""
+    height, width = grid
+    image = tokens.reshape(*tokens.shape[:2], height, width, -1)
+    padded = jnp.pad(image, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    shifted = []
+    for row in range(3):
+        for column in range(3):
+            shifted.append(padded[:, :, row : row + height, column : column + width])
+    return jnp.concatenate(shifted, axis=-1).reshape(*tokens.shape[:3], -1)
+
+
+def by_kind(
+    features: Float[Array, "B R S F"],
+    kernel: Float[Array, "2 F N"],
+    bias: Float[Array, "2 N"],
+    number: FrameNumbers,
+) -> Float[Array, "B R S N"]:
+    """Each frame through the map of its kind."""
+
+    def through(kind: int, rows: Array) -> Array:
+        # Flat rows are what XLA multiplies fast on a CPU.
+        flat = rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
+        product = jnp.matmul(flat, kernel[kind], precision="highest")
+        return product.reshape(*rows.shape[:-1], kernel.shape[-1]) + bias[kind]
+
+    if isinstance(number, np.ndarray):
+        # Known before compilation: frame 1, if it is among them, comes before all later ones.
+        early = int(np.sum(number <= 1))
+        parts = [through(0, features[:, :early]), through(1, features[:, early:])]
+        return jnp.concatenate(parts, axis=1)
+    later = _per_frame(number > 1)
+    return jnp.where(later, through(1, features), through(0, features))
+
+
+def _per_frame(flags: Array | np.ndarray) -> Array:
+    """[R] or [B, R] → [..., R, 1, 1]."""
+    return jnp.asarray(flags)[..., None, None]

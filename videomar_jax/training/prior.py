@@ -1,0 +1,265 @@
+"""Fits the linear prior of a model (`models.linear_prior`) on windows of the training clips.
+
+For each map k, over all tokens x of the windows and their neighbourhoods f in the frame before,
+
+    W_k = argmin  sum |x - f W|^2 + ridge |W - W_0|^2                                       (1)
+
+W_0 predicts no change for frames after frame 1, whose predecessor has the same code, and nothing
+for frame 1. The ridge is the one that predicts best what the fit left out, clip by clip: few
+windows give a cautious map. s is the spread of what is left over there,
+
+    s_c = sqrt(d_c rms(d)),    d_c the root mean square of x - f W in value c of a token       (2)
+
+half-way in logarithms between a spread for each value and one for all.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from videomar_jax.checks import UserError
+from videomar_jax.data.loader import fixed_clips
+from videomar_jax.data.sources import ClipShape, clips_for
+from videomar_jax.io.log import log
+from videomar_jax.models.linear_prior import KINDS, NEIGHBOURS, neighbourhoods
+from videomar_jax.models.params import Params
+from videomar_jax.models.patchify import patchify
+from videomar_jax.tokenizers import latent_shape
+from videomar_jax.training.batches import TrainingInputs, clip_shape, encode
+from videomar_jax.training.recipe import Recipe
+from videomar_jax.types import Float
+
+FOLDS = 4
+"""Parts of the clips; each is predicted by a fit on the others."""
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Penalties to choose from, as multiples of the mean square of a feature."""
+LEAST_SPREAD = 1e-3
+MUCH_LEFT_OVER = 0.9
+MOST_WINDOWS = 1000
+ENOUGH_TOKENS = 300_000
+"""Predicted tokens beyond which more windows would change nothing."""
+LEAST_WINDOWS = 32
+ROWS_AT_ONCE = 1024
+
+Window = tuple[int, Float[np.ndarray, "T S P"]]
+"""The number of its clip, and its tokens."""
+
+
+class PriorFit(NamedTuple):
+    """A fitted prior, and how much it leaves over of tokens that the fit left out."""
+
+    params: Params
+    """As `models.linear_prior.LinearPrior` has them, float32."""
+    windows: int
+    clips: int
+    left_over: tuple[float, ...]
+    """The share of the tokens' variance that map k does not predict; 1: it predicts their mean."""
+
+
+class _Sums:
+    """What equation (1) needs of some tokens, in float64."""
+
+    def __init__(self, inputs: int, outputs: int):
+        self.inputs = np.zeros((inputs, inputs))
+        self.products = np.zeros((inputs, outputs))
+        self.squares = np.zeros(outputs)
+        self.count = 0
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, features: Float[np.ndarray, "n F"], targets: Float[np.ndarray, "n P"]) -> None:
+        """Adds tokens; they count after the next `flush` at the latest."""
+        self.count += len(features)
+        self._waiting.append((features, targets))
+        # Products of a few rows would only write the large matrix over and over.
+        if sum(len(rows) for rows, _ in self._waiting) >= ROWS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        features, targets = (np.concatenate(rows) for rows in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        self.inputs += features.T @ features
+        self.products += features.T @ targets
+        self.squares += np.sum(targets**2, axis=0)
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        total = _Sums(*self.products.shape)
+        total.inputs = self.inputs + other.inputs
+        total.products = self.products + other.products
+        total.squares = self.squares + other.squares
+        total.count = self.count + other.count
+        return total
+
+    def solve(self, ridge: float, towards: Float[np.ndarray, "F P"]) -> Float[np.ndarray, "F P"]:
+        """W of equation (1)."""
+        size = len(self.inputs)
+        penalty = np.full(size, ridge * np.trace(self.inputs) / size)
+        # The constant is free, up to what keeps the system solvable.
+        penalty[-1] = 1e-6
+        penalty = np.maximum(penalty, 1e-12)
+        products = self.products + penalty[:, None] * towards
+        return scipy.linalg.solve(self.inputs + np.diag(penalty), products, assume_a="pos")
+
+    def errors(self, weight: Float[np.ndarray, "F P"]) -> Float[np.ndarray, "P"]:
+        """The sum of |x - f W|^2 for each value of a token."""
+        explained = np.sum(weight * (2 * self.products - self.inputs @ weight), axis=0)
+        return np.maximum(self.squares - explained, 0.0)
+
+    def spread(self) -> float:
+        """The sum of |x - mean|^2."""
+        mean = self.products[-1] / self.count
+        return float(np.sum(self.squares - self.count * mean**2))
+
+
+class _Map(NamedTuple):
+    """One fitted map, with its errors on tokens that were left out."""
+
+    weight: Float[np.ndarray, "F P"]
+    errors: Float[np.ndarray, "P"]
+    count: int
+    left_over: float
+
+
+def fit_prior(windows: Iterable[Window], grid: tuple[int, int]) -> PriorFit:
+    """Fits W and s in one pass over `windows`, in memory that does not grow with their number.
+
+    Args:
+        windows: of at least two latent frames each; those of one clip are left out together.
+        grid: (H, W), token rows and columns.
+    Raises:
+        UserError: there is no window, or what is read is not finite.
+    """
+    folds: list[list[_Sums]] = []
+    clips, count = set(), 0
+    for clip, tokens in windows:
+        width = tokens.shape[-1]
+        if not folds:
+            size = NEIGHBOURS * width + 1
+            folds = [[_Sums(size, width) for _ in range(FOLDS)] for _ in range(KINDS)]
+        _add_window(folds, clip, tokens, grid)
+        clips.add(clip)
+        count += 1
+    if not count:
+        raise UserError("The linear prior cannot be fitted: no clip has two latent frames.")
+    for sums in (*folds[0], *folds[1]):
+        sums.flush()
+    has_later = any(part.count for part in folds[1])
+    early = _fit_map(folds[0], towards=np.zeros_like(folds[0][0].products))
+    # Clips of two latent frames never show the second map: the first one serves.
+    later = _fit_map(folds[1], towards=_no_change(folds[1][0])) if has_later else early
+    deviation = np.sqrt((early.errors + later.errors) / (early.count + later.count))
+    spread = np.sqrt(deviation * np.sqrt(np.mean(deviation**2)))
+    params = {
+        "weight": np.stack([early.weight, later.weight]).astype(np.float32),
+        "spread": np.maximum(spread, LEAST_SPREAD).astype(np.float32),
+    }
+    return PriorFit(params, count, len(clips), (early.left_over, later.left_over))
+
+
+def _add_window(
+    folds: list[list[_Sums]], clip: int, tokens: Float[np.ndarray, "T S P"], grid: tuple[int, int]
+) -> None:
+    if not np.isfinite(tokens).all():
+        raise UserError(
+            f"The linear prior cannot be fitted: latents of clip {clip} are not finite."
+        )
+    features = np.asarray(_features(tokens[None, :-1], grid)[0], np.float64)
+    constant = np.ones((*features.shape[:2], 1))
+    features = np.concatenate([features, constant], axis=-1)
+    targets = np.asarray(tokens[1:], np.float64)
+    for sums, frames in zip(folds, (slice(0, 1), slice(1, None)), strict=True):
+        rows = features[frames].reshape(-1, features.shape[-1])
+        if len(rows):
+            sums[clip % FOLDS].add(rows, targets[frames].reshape(-1, targets.shape[-1]))
+
+
+_features = jax.jit(neighbourhoods, static_argnames="grid")
+
+
+def _no_change(sums: _Sums) -> Float[np.ndarray, "F P"]:
+    """The map to the token in the middle of the neighbourhood."""
+    width = sums.products.shape[1]
+    weight = np.zeros_like(sums.products)
+    middle = NEIGHBOURS // 2
+    weight[middle * width : (middle + 1) * width] = np.eye(width)
+    return weight
+
+
+def _fit_map(folds: list[_Sums], towards: Float[np.ndarray, "F P"]) -> _Map:
+    """The map with the best ridge; a single fold that holds tokens is judged on itself."""
+    used = [fold for fold in folds if fold.count]
+    whole = used[0]
+    for fold in used[1:]:
+        whole = whole + fold
+    best = None
+    for ridge in RIDGES:
+        errors = np.zeros(whole.products.shape[1])
+        for number, fold in enumerate(used):
+            others = [other for i, other in enumerate(used) if i != number] or [fold]
+            rest = others[0]
+            for other in others[1:]:
+                rest = rest + other
+            errors += fold.errors(rest.solve(ridge, towards))
+        if best is None or errors.sum() < best[1].sum():
+            best = ridge, errors
+    assert best is not None
+    ridge, errors = best
+    share = float(errors.sum() / max(whole.spread(), 1e-12))
+    return _Map(whole.solve(ridge, towards), errors, whole.count, share)
+
+
+def training_windows(
+    inputs: TrainingInputs, shape: ClipShape, patch_size: int, seed: int
+) -> Iterator[Window]:
+    """Random windows of the training clips as tokens, the clips in turn.
+
+    Raises:
+        UserError: no clip is long enough for `shape`.
+    """
+    indices = clips_for(inputs.source, shape, ((shape.height, shape.width),)).tolist()
+    if not indices:
+        raise UserError(
+            f"The linear prior cannot be fitted: no clip has {shape.num_frames} frames of "
+            f"{shape.height}x{shape.width}."
+        )
+    tokens_seen = 0
+    for number in range(MOST_WINDOWS):
+        if tokens_seen >= ENOUGH_TOKENS and number >= LEAST_WINDOWS:
+            return
+        repeat, place = divmod(number, len(indices))
+        clip = fixed_clips(inputs.source, [indices[place]], shape=shape, seed=seed + repeat)
+        if "latents" in clip:
+            latents = np.asarray(clip["latents"], np.float32)
+        else:
+            latents = encode(inputs.tokenizer, jnp.asarray(clip["video"]))
+        tokens = np.asarray(patchify(jnp.asarray(latents), patch_size))[0]
+        tokens_seen += tokens[1:, :, 0].size
+        yield indices[place], tokens
+
+
+def fit_on_clips(recipe: Recipe, inputs: TrainingInputs) -> Params:
+    """The prior of a run, fitted on windows of its last stage's shape; the log says how well."""
+    shape, patch = clip_shape(recipe.curriculum.stages[-1]), recipe.model.patch_size
+    _, rows, columns = latent_shape(inputs.tokenizer, shape.num_frames, shape.height, shape.width)
+    windows = training_windows(inputs, shape, patch, recipe.seed)
+    fitted = fit_prior(windows, (rows // patch, columns // patch))
+    first, later = fitted.left_over
+    log.info(
+        "linear prior: fitted on %d windows of %d clips; in clips left out it leaves over %.1f %% "
+        "of the variance of latent frame 1 and %.1f %% of that of later ones",
+        fitted.windows,
+        fitted.clips,
+        100 * first,
+        100 * later,
+    )
+    if min(first, later) > MUCH_LEFT_OVER:
+        log.warning(
+            "linear prior: in these clips the frame before says little about the next one: they "
+            "are too few, or move too far from frame to frame (see data.fps)"
+        )
+    return fitted.params
