@@ -32,6 +32,8 @@ class VisibleCache(NamedTuple):
     """[depth, B, L, S, n, d]."""
     slots: Bool[Array, "L"] | None = None
     """None: all of them, which spares the mask."""
+    hint: Float[Array, "B S D"] | None = None
+    """What hidden tokens know of the frame before (`linear_prior.frame_hint`)."""
 
 
 class Layer(NamedTuple):
@@ -131,7 +133,6 @@ def predict_frame(
     context: Context,
     past: VisibleCache,
     *,
-    hint: Float[Array, "B S D"] | None = None,
     token_indices: TokenIndices | None = None,
     layers: Sequence[Layer] | None = None,
 ) -> Float[Array, "B R D"]:
@@ -140,14 +141,13 @@ def predict_frame(
     Args:
         rotary: that of the frame (`frame_rotary`).
         context: with keys and values (`with_keys_values`).
-        hint: what hidden tokens know of the frame before (`linear_prior.frame_hint`).
         token_indices: tokens whose z is wanted, [B, R]: the last layer leaves out all others.
             None: all S.
         layers: the layers with text and cache, one by one (`unstacked_layers`).
     """
     x = model.embed(tokens[:, None], mask[:, None], context).astype(jnp.float32)
-    if hint is not None:
-        x = x + jnp.where(mask[..., None], hint, 0.0)[:, None]
+    if past.hint is not None:
+        x = x + jnp.where(mask[..., None], past.hint, 0.0)[:, None]
     apply = _layer_fn(model, context, rotary, past)
     if token_indices is None and layers is None:
         x, _ = _scan(model, apply, x, context, past)

@@ -187,6 +187,8 @@ def predictor(
     if not guided:
         context = _text_rows(context, batch)
         visible = visible._replace(cache=_first_rows(visible.cache, batch))
+    if hint is not None:
+        visible = visible._replace(hint=jnp.tile(hint, (copies, 1, 1)))
     layers = None
     if static.speed.unstack_layers:
         assert isinstance(context.tokens, TextKV)
@@ -205,7 +207,6 @@ def predictor(
             incremental.frame_rotary(model, settings.number, static.grid, shared.scale),
             context,
             visible,
-            hint=None if hint is None else jnp.tile(hint, (copies, 1, 1)),
             token_indices=chosen if only_chosen else None,
             layers=layers,
         )
