@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,23 @@ def test_a_file_of_requests(tmp_path):
             "line 2: .*'utf-8' codec can't decode byte 0xe9",
         ),
         ('{"image": "gs://bucket/a.png"}', "line 2: 'gs://bucket/a.png' is not a local path"),
+        ('{"image": "a.png", "name": ".."}', "line 2: name must be a file name"),
+        ('{"image": "a.png", "name": "a\\u0000b"}', r"line 2: name must be .* not 'a\\x00b'"),
+        ('{"image": "a\\u0000b.png"}', "line 2: .*holds a NUL character"),
+        (json.dumps({"image": "a.png", "name": "n" * 300}), "line 2: name .*too long: it has 300"),
+        (json.dumps({"image": "a.png", "name": "字" * 84}), "line 2: name .*too long: it has 252"),
+        (json.dumps({"image": "i" * 300 + ".png"}), "line 2: .*too long"),
+        (json.dumps({"image": "i" * 251}), "line 2: name .*too long: it has 251 bytes"),
+        (json.dumps({"image": "/".join(["d" * 200] * 20) + "/a.png"}), "line 2: .*too long"),
+        ('{"image": ' + "[" * 200_000, "line 2: is nested too deeply"),
+        ('{"image": ' + "[" * 200_000 + "]" * 200_000 + "}", "line 2: is nested too deeply"),
+        ('{"image": ' + "[" * 900 + "]" * 900 + "}", "line 2: "),
+        ('{"image": "a.png", "seed": ' + "9" * 5000 + "}", "line 2: .*digits"),
+        ('{"image": "a.png", "seed": 1e999}', "line 2: seed must be a whole number, not inf"),
+        ('{"image": "a.png", "seed": NaN}', "line 2: seed must be a whole number, not nan"),
+        ('{"image": "a.png", "prompt": ' + "7" * 3000 + "}", r"line 2: prompt must.* \[\.\.\.\] 7"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_broken_line_is_named_and_the_others_are_kept(tmp_path, line, words, caplog):
     file = tmp_path / "r.jsonl"
@@ -148,3 +165,34 @@ def test_no_file_or_an_empty_one(tmp_path):
     (tmp_path / "r.jsonl").write_text("\n")
     with pytest.raises(ValueError, match=r"r.jsonl holds no usable request"):
         requests.from_file(tmp_path / "r.jsonl", 0)
+
+
+def test_a_flag_that_cannot_be_used_is_that_videos_fault_alone(caplog):
+    asked, faults = RequestFlags(image=("gs://b/a.png", "n" * 260 + ".png", "good.png")).read()
+    assert [(r.name, r.seed) for r in asked] == [("good", 2)], "seeds count all that is asked for"
+    assert len(faults) == 2 and "not a local path" in faults[0] and "too long" in faults[1]
+    assert faults == caplog.messages
+    with pytest.raises(UserError, match="not a local path"):
+        RequestFlags(image=("gs://b/a.png",)).read()
+
+
+def test_many_requests_for_one_image_are_named_at_once(tmp_path):
+    """Each number was once tried again for each request: 30 000 took more than a minute."""
+    file = tmp_path / "r.jsonl"
+    lines = ['{"image": "a.png"}'] * 10_000
+    lines[10] = '{"image": "a.png", "name": "a_12"}'
+    file.write_text("\n".join(lines))
+    start = time.monotonic()
+    asked, faults = requests.from_file(file, 0)
+    assert time.monotonic() - start < 30
+    names = [r.name for r in asked]
+    assert not faults and len(set(names)) == 10_000
+    assert names[:2] + names[9:13] == ["a", "a_2", "a_10", "a_12", "a_11", "a_13"]
+
+
+def test_a_name_that_its_number_makes_too_long_is_that_requests_fault(tmp_path):
+    file = tmp_path / "r.jsonl"
+    file.write_text("\n".join([json.dumps({"image": "a.png", "name": "n" * 249})] * 2))
+    asked, faults = requests.from_file(file, 0)
+    assert [r.name for r in asked] == ["n" * 249]
+    assert len(faults) == 1 and "too long: it has 251 bytes" in faults[0]

@@ -1,10 +1,11 @@
 """What is asked for: requests, how they are generated, and the files they become. Needs no JAX."""
 
 import codecs
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,9 @@ SEEDS = 2**32
 """Seeds lie in 0..SEEDS - 1."""
 
 _KEYS = ("image", "video", "given_frames", "prompt", "seed", "name")
+# A file system allows 255 bytes, and each file of a video has an ending.
+_LONGEST_NAME = 255 - max(len(ending) for ending in (".json", *FORMATS.values()))
+_LONGEST_FAULT = 600  # Characters; what is wrong stands at the beginning or at the end.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ class Request:
 
     def __post_init__(self):
         check_value("given_frames", self.given_frames, Count | None)
+        check_seed(self.seed)
         # All three go into a record, which is UTF-8.
         for field in ("prompt", "name", "image"):
             text = str(getattr(self, field))
@@ -60,6 +65,19 @@ class Request:
                 raise UserError(
                     f"{field} {text!a} is no text in UTF-8: it holds parts of characters."
                 ) from None
+        _check_name(self.name)
+
+
+def _check_name(name: str) -> None:
+    """Raises a UserError for a name that no file of a video can have."""
+    if name != Path(name).name or name in ("", "..") or "\0" in name:
+        raise UserError(f"name must be a file name without folders, not {name!r}")
+    size = len(name.encode())
+    if size > _LONGEST_NAME:
+        raise UserError(
+            f"name {name!r} is too long: it has {size} bytes, and at most {_LONGEST_NAME} are "
+            'possible; give a shorter "name", or rename the image'
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,12 +156,21 @@ class Output:
         Raises:
             OSError: files are in the way, or the folder cannot be written to.
         """
-        files = [path for name in names for path in self.paths(name).values()]
+        self.check_folder()
+        for name in names:
+            self.check_free(self.paths(name).values())
+
+    def check_free(self, files: Iterable[Path], reason: str = "") -> None:
+        """Raises a FileExistsError, which ends with `reason`, for a file that is in the way."""
         for path in files:
-            if path.exists() and not self.overwrite:
+            if not self.overwrite and os.path.lexists(path):
                 raise FileExistsError(
-                    f"{path} exists already; choose another --output, or replace with --overwrite."
+                    f"{path} exists already; choose another --output, or replace with "
+                    f"--overwrite.{reason}"
                 )
+
+    def check_folder(self) -> None:
+        """Raises an OSError if the folder cannot be written to."""
         above = [self.folder, *self.folder.parents]
         existing = next(path for path in above if path.exists())
         if not existing.is_dir():
@@ -170,16 +197,16 @@ class RequestFlags:
     """Seed of the first video; the n-th takes seed + n."""
 
     def read(self) -> tuple[list[Request], list[str]]:
-        """The requests, and what is wrong with lines of the file that cannot be used.
+        """The requests, and what is wrong with those that cannot be used (logged, too).
 
         Raises:
             FileNotFoundError: there is no such file.
-            UserError: nothing is asked for, flags exclude each other, or the numbers of images and
-                prompts do not match.
+            UserError: nothing is asked for, none of it can be used, flags exclude each other, or
+                the numbers of images and prompts do not match.
         """
         check_seed(self.seed)
         if self.requests is None:
-            return self._from_flags(), []
+            return self._from_flags()
         if self.image or self.video or self.prompt:
             raise UserError(
                 "Name images and prompts either in --requests=FILE or with --image and --prompt, "
@@ -192,7 +219,7 @@ class RequestFlags:
             )
         return from_file(user_path(self.requests, "--requests"), self.seed)
 
-    def _from_flags(self) -> list[Request]:
+    def _from_flags(self) -> tuple[list[Request], list[str]]:
         if not self.image and not self.video:
             raise UserError(
                 "Nothing to do: name an image with --image=FILE, a video to continue with "
@@ -205,19 +232,22 @@ class RequestFlags:
             )
         sources = [(image, None) for image in self.image]
         sources += [(video, self.given_frames) for video in self.video]
-        requests = []
+        requests, faults = [], []
         for number, prompt in enumerate(one_prompt_each(self.prompt or [""], len(sources))):
             file, count = sources[number]
-            requests.append(
-                Request(
+            with _fault_of(file, faults):
+                request = Request(
                     image=user_path(file),
                     prompt=prompt,
                     seed=(self.seed + number) % SEEDS,
                     name=Path(file).stem,
                     given_frames=count,
                 )
-            )
-        return _with_own_names(requests)
+                requests.append(request)
+        requests = _with_own_names(requests, faults)
+        if not requests:
+            raise UserError("\n".join(faults))
+        return requests, faults
 
     def single_image(self) -> str | None:
         """The image where at most one is named."""
@@ -262,15 +292,32 @@ def from_file(file: Path, seed: int) -> tuple[list[Request], list[str]]:
     for number, line in enumerate(lines):
         if not line.strip():
             continue
-        try:
+        with _fault_of(f"{file}, line {number + 1}", faults):
             entry = json.loads(line.decode())
             requests.append(_request(entry, file.parent, (seed + number) % SEEDS))
-        except ValueError as error:  # JSON and UTF-8 errors are of this kind, too
-            faults.append(f"{file}, line {number + 1}: {error}")
-            log.warning("%s", faults[-1])
+    requests = _with_own_names(requests, faults)
     if not requests:
         raise UserError("\n".join([f"{file} holds no usable request.", *faults]))
-    return _with_own_names(requests), faults
+    return requests, faults
+
+
+@contextlib.contextmanager
+def _fault_of(place: str, faults: list[str]) -> Iterator[None]:
+    """Turns an error into a text in `faults` and a warning, so that the others go on."""
+    try:
+        yield
+    except RecursionError:
+        reason = "is nested too deeply"
+    except ValueError as error:  # JSON and UTF-8 errors are of this kind, too
+        reason = str(error)
+    else:
+        return
+    text = f"{place}: {reason}"
+    if len(text) > _LONGEST_FAULT:
+        half = _LONGEST_FAULT // 2
+        text = f"{text[:half]} [...] {text[-half:]}"
+    faults.append(text)
+    log.warning("%s", text)
 
 
 def _request(entry: Any, folder: Path, seed: int) -> Request:
@@ -294,12 +341,14 @@ def _request(entry: Any, folder: Path, seed: int) -> Request:
     check_value("given_frames", given_frames, int | None)
     written = entry["image"] if "image" in entry else entry["video"]
     user_path(written)  # refuses addresses and what is no path
-    image = folder / Path(written).expanduser()
-    name = entry.get("name", image.stem)
-    if not name or name != Path(name).name:
-        raise UserError(f"name must be a file name without folders, not {name!r}")
-    prompt = entry.get("prompt", "")
-    return Request(image=image, prompt=prompt, seed=seed, name=name, given_frames=given_frames)
+    image = user_path(folder / Path(written).expanduser())
+    return Request(
+        image=image,
+        prompt=entry.get("prompt", ""),
+        seed=seed,
+        name=entry.get("name", image.stem),
+        given_frames=given_frames,
+    )
 
 
 def check_seed(seed: Any) -> None:
@@ -309,13 +358,20 @@ def check_seed(seed: Any) -> None:
         raise UserError(f"Seeds must lie in 0..2**32 - 1, not {seed}.")
 
 
-def _with_own_names(requests: Sequence[Request]) -> list[Request]:
-    """The requests under names that differ, so that no video overwrites another."""
+def _with_own_names(requests: Sequence[Request], faults: list[str]) -> list[Request]:
+    """The requests under names that differ, so that no video overwrites another.
+
+    A name that becomes too long by its number is added to `faults`.
+    """
     renamed: dict[str, Request] = {}
+    # The number that a name had last: 30 000 requests may share an image.
+    counts: dict[str, int] = {}
     for request in requests:
-        name, count = request.name, 1
+        name, count = request.name, counts.get(request.name, 1)
         while name in renamed:
             count += 1
             name = f"{request.name}_{count}"
-        renamed[name] = dataclasses.replace(request, name=name)
+        counts[request.name] = count
+        with _fault_of(str(request.image), faults):
+            renamed[name] = dataclasses.replace(request, name=name)
     return list(renamed.values())
