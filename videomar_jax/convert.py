@@ -11,7 +11,9 @@ from absl import flags
 from videomar_jax.checks import UserError
 from videomar_jax.commands import app
 from videomar_jax.commands.field_flags import FieldFlags
+from videomar_jax.interop.videomar_sizes import HEADER_FIELDS
 from videomar_jax.io.paths import user_path
+from videomar_jax.models.config import ModelConfig
 from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -24,6 +26,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "New folder for the converted mode
 _EXPORT = flags.DEFINE_string("export", None, "New .safetensors or .pth with the published names.")
 _COMPONENTS = FieldFlags(ComponentOptions)
 _IMPORT_OPTIONS = FieldFlags(ImportOptions)
+_MODEL_SETTINGS = FieldFlags(ModelConfig, HEADER_FIELDS)
 _EXPORT_OPTIONS = FieldFlags(ExportOptions)
 
 
@@ -38,7 +41,12 @@ def main(_: Sequence[str]) -> None:
             "Name the result: --output=DIR for a published file, --export=FILE for a trained model."
         )
     importing, exporting = _IMPORT_OPTIONS.given(), _EXPORT_OPTIONS.given()
+    settings = _MODEL_SETTINGS.given()
     if export is not None:
+        if settings:
+            raise UserError(
+                f"--{next(iter(settings))} belongs to --output=DIR: a trained model says it itself."
+            )
         last = importing.get("weights", "ema") != "ema"
         export_official(
             checkpoint,
@@ -54,6 +62,7 @@ def main(_: Sequence[str]) -> None:
         user_path(str(output), "--output"),
         ComponentOptions(**_COMPONENTS.given()),
         ImportOptions(**importing),
+        settings,
     )
 
 

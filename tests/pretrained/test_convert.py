@@ -4,6 +4,7 @@ published names."""
 import dataclasses
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -14,25 +15,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from flax import nnx
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import start, tiny
+from tests.helpers.weight_files import write
 from videomar_jax.checkpoints.streamed import stored_types
 from videomar_jax.checks import UserError
+from videomar_jax.commands.field_flags import FieldFlags
 from videomar_jax.inference.metadata import model_digests
 from videomar_jax.interop import videomar
 from videomar_jax.interop.formats.files import open_tensors
 from videomar_jax.interop.formats.rules import expected, exported, nested
 from videomar_jax.interop.videomar import write_checkpoint
-from videomar_jax.models.config import ModelConfig
+from videomar_jax.interop.videomar_sizes import HEADER_FIELDS
+from videomar_jax.io.log import log
+from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.videomar import VideoMAR
-from videomar_jax.pretrained.bundle import load_params, load_pretrained
-from videomar_jax.pretrained.convert import _reserved, export_official, import_official
+from videomar_jax.pretrained.bundle import (
+    load_bundle,
+    load_config,
+    load_params,
+    load_pretrained,
+    save_settings,
+)
+from videomar_jax.pretrained.convert import (
+    _reserved,
+    export_official,
+    flags_that_restore,
+    import_official,
+)
 from videomar_jax.pretrained.open import open_text_encoder, open_tokenizer
 from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
+from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.tokenizers.cosmos.config import CosmosConfig
 from videomar_jax.tokenizers.cosmos.rules import cosmos_rules, parameter_shapes
 from videomar_jax.tokenizers.cosmos.tokenizer import CosmosTokenizer
@@ -125,7 +143,7 @@ def official(tmp_path_factory) -> Official:
 
 
 def convert(official: Official, output: Path, **changes) -> Path:
-    """`changes` are fields of the options, and `file` for another file of weights."""
+    """`changes` are fields of the options, `file` for another file of weights, or `settings`."""
     names = {field.name for field in dataclasses.fields(ComponentOptions)}
     values = {
         "file": official.weights,
@@ -136,10 +154,10 @@ def convert(official: Official, output: Path, **changes) -> Path:
         "height": 16,
         "width": 24,
     } | changes
-    file = values.pop("file")
+    file, settings = values.pop("file"), values.pop("settings", None)
     components = ComponentOptions(**{key: values[key] for key in names & set(values)})
     options = ImportOptions(**{key: values[key] for key in set(values) - names})
-    import_official(file, output, components, options)
+    import_official(file, output, components, options, settings)
     return output
 
 
@@ -156,6 +174,19 @@ def command(module: str, *flags: str, home: Path | None = None) -> subprocess.Co
     return subprocess.run(
         arguments, capture_output=True, text=True, cwd=home or ROOT, timeout=300, env=env
     )
+
+
+def logged(act) -> list[str]:
+    """The warnings while `act` runs."""
+    lines = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log.addHandler(handler)
+    try:
+        act()
+    finally:
+        log.removeHandler(handler)
+    return lines
 
 
 def assert_same(ours, theirs) -> None:
@@ -490,3 +521,123 @@ def test_a_folder_where_checkpoints_would_be_lost_is_refused(official, tmp_path)
     with pytest.raises(UserError, match="rename the folder, or choose another"):
         convert(official, tmp_path / "a[1]")
     assert not list(tmp_path.iterdir())
+
+
+# ---- what a file of weights does not carry
+
+
+def read_flags(words: list[str]) -> tuple[dict, dict]:
+    """(fields of ImportOptions, model settings) that `convert` reads from these flags."""
+    values = flags.FlagValues()
+    groups = [
+        FieldFlags(ImportOptions, flag_values=values),
+        FieldFlags(ModelConfig, HEADER_FIELDS, flag_values=values),
+    ]
+    values(["convert", *words])
+    return groups[0].given(), groups[1].given()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_an_export_prints_the_flags_that_restore_what_it_cannot_carry(official, tmp_path, suffix):
+    odd = dataclasses.replace(
+        official.config,
+        patch_size=2,
+        rope_split=(4, 8, 4),
+        rope_base=60.0,
+        rope_frame_origin="restart",
+        text_mask=False,
+        null_text_mask="ones",
+        dtype="bfloat16",
+    )
+    write_checkpoint(random_params(odd), odd, tmp_path / "odd.safetensors")
+    sizes = {"num_frames": 9, "height": 16, "width": 32, "fps": 8.0, "dtype": "bfloat16"}
+    first = convert(
+        official, tmp_path / "first", file=tmp_path / "odd.safetensors", **sizes, **official.plain
+    )
+    assert load_config(first) == odd
+    sampling = SamplingConfig(steps=7, guidance_interval=(0.25, 1.0), clip_first=True)
+    bundle = dataclasses.replace(load_bundle(first), sampling=sampling)
+    save_settings(bundle, first)
+
+    file = tmp_path / f"export.{suffix}"
+    lines = logged(lambda: export_official(first, file, ExportOptions()))
+    importing, of_sample = flags_that_restore(bundle, has_header=suffix == "safetensors")
+    assert any(" ".join(importing) in line and "convert" in line for line in lines)
+    assert of_sample == ["--steps=7", "--guidance_interval=0.25,1.0", "--clip_first"]
+    assert any(" ".join(of_sample) in line for line in lines)
+
+    given, settings = read_flags(importing)
+    assert (settings == {}) == (suffix == "safetensors"), settings
+    again = convert(
+        official, tmp_path / "again", file=file, settings=settings, **given, **official.plain
+    )
+    restored = dataclasses.replace(load_bundle(again), sampling=sampling)
+    for field in ("config", "num_frames", "height", "width", "fps"):
+        assert getattr(restored, field) == getattr(bundle, field), field
+    assert_same(load_params(again)[1], load_params(first)[1])
+
+
+def test_a_model_with_the_published_settings_needs_no_flags(converted):
+    published = dataclasses.replace(load_bundle(converted), num_frames=49, height=480, width=768)
+    assert flags_that_restore(published, has_header=False) == ([], [])
+
+
+def without_last_block(file: Path, prefix: str, path: Path) -> Path:
+    """The same bare file without the last of the blocks `prefix.N.`."""
+    with open_tensors(file) as tensors:
+        last = max(int(n[len(prefix) + 1 :].split(".")[0]) for n in tensors if prefix in n)
+        kept = {n: tensors[n] for n in tensors if not n.startswith(f"{prefix}.{last}.")}
+        metadata = dict(tensors.metadata)
+    return write(path, kept, metadata=metadata)
+
+
+@pytest.mark.parametrize("prefix", ["decoder_blocks", "diffloss.net.res_blocks"])
+def test_a_file_without_its_last_block(official, tmp_path, prefix):
+    tiny_config = dataclasses.replace(
+        PRESETS["tiny"], text_tokens=10, text_width=official.config.text_width
+    )
+    whole = tmp_path / "whole.safetensors"
+    write_checkpoint(random_params(tiny_config), tiny_config, whole)
+    assert not [
+        line
+        for line in logged(lambda: convert(official, tmp_path / "a", file=whole))
+        if "incomplete" in line
+    ]
+    # An export of ours says in its header how many there were.
+    cut = without_last_block(whole, prefix, tmp_path / "cut.safetensors")
+    with pytest.raises(UserError, match=r"not all of the model that was exported .*depth 1, not 2"):
+        convert(official, tmp_path / "b", file=cut)
+    # A published file says nothing: the count is unusual.
+    bare = without_last_block(whole, prefix, tmp_path / "cut.pth")
+    lines = logged(lambda: convert(official, tmp_path / "c", file=bare))
+    assert any("found; tiny 2 and 2. If your model has more" in line for line in lines)
+    with pytest.raises(UserError, match=r"not hold a model of the size tiny .*depth 1, not 2"):
+        convert(official, tmp_path / "d", file=bare, preset="tiny")
+    assert not (tmp_path / "d").exists()
+
+
+def test_two_sets_of_weights_with_different_numbers_of_blocks(official, tmp_path):
+    slots = expected(videomar.RULES, videomar.parameter_shapes(official.config))
+    tensors = {}
+    for container in ("model", "model_ema"):
+        for name, slot in slots.items():
+            tensors[f"{container}.{name}"] = np.ones(slot.shape, np.float32)
+    cut = {n: x for n, x in tensors.items() if not n.startswith("model_ema.decoder_blocks.1.")}
+    words = (
+        "of decoder_blocks there are 2 in 'model', 1 in 'model_ema'|1 in 'model_ema', 2 in 'model'"
+    )
+    with pytest.raises(UserError, match=words):
+        convert(official, tmp_path / "m", file=write(tmp_path / "cut.pth", cut))
+
+
+def test_a_preset_fills_in_what_the_file_does_not_say(official, tmp_path):
+    """Its rotary split, for example; whatever is asked for or in the header comes first."""
+    preset = dataclasses.replace(
+        PRESETS["quickstart"], pooled_text=False, regression=False, latent_channels=4
+    )
+    file = tmp_path / "q.pth"
+    write_checkpoint(random_params(preset), preset, file)
+    with pytest.raises(UserError, match=r"size quickstart \(latent_channels 4, not 16\)"):
+        convert(official, tmp_path / "a", file=file, preset="quickstart")
+    with pytest.raises(UserError, match="Did you mean 'quickstart'"):
+        ImportOptions(preset="quickstrat")

@@ -78,10 +78,14 @@ _DEFINE = {
 
 
 class _Numbers(flags.ListParser):
-    """Numbers with commas between them."""
+    """Numbers of one type with commas between them."""
 
-    def parse(self, argument: str | list) -> list[float]:
-        return [float(entry) for entry in super().parse(argument)]
+    def __init__(self, kind: type):
+        super().__init__()
+        self._kind = kind
+
+    def parse(self, argument: str | list) -> list[int | float]:
+        return [self._kind(entry) for entry in super().parse(argument)]
 
 
 def _define(
@@ -98,7 +102,7 @@ def _define(
             name, None, f"{text} May be repeated.", flag_values=flag_values
         )
     if origin is Sequence or origin is tuple:
-        parser = flags.ListParser() if arguments[0] is str else _Numbers()
+        parser = flags.ListParser() if arguments[0] is str else _Numbers(arguments[0])
         serializer = flags.ListSerializer(",")
         return flags.DEFINE(
             parser, name, None, text, serializer=serializer, flag_values=flag_values

@@ -39,9 +39,13 @@ from videomar_jax.interop.videomar_rules import RULES
 from videomar_jax.interop.videomar_sizes import (
     HEADER_FIELDS,
     HEADER_KEY,
+    SIZES_KEY,
+    check_sizes,
     header_fields,
     header_text,
     infer_sizes,
+    layers,
+    sizes_text,
 )
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.params import Params, abstract_model
@@ -270,12 +274,26 @@ def _select(file: TensorFile, weights: str) -> _Selection:
                 f"{other!r}."
             )
         ignored = {top: len(names) for top, names in groups.items() if top != wanted}
+        _check_alike(file, {container: groups[container] for container in present})
         return _Selection(wanted, groups[wanted], ignored)
     names = [(name, _official(name)) for name in file]
     official = [name for _, name in names]
     if not any(name in _MARKS or name.startswith("decoder_blocks.") for name in official):
         raise WeightFileError(f"{file.path} does not hold VideoMAR's weights: {_guess(official)}.")
     return _Selection("bare", names, {})
+
+
+def _check_alike(file: TensorFile, sets: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+    """Raises a WeightFileError if one of two sets of weights has fewer blocks than the other."""
+    for prefix in ("decoder_blocks", "diffloss.net.res_blocks"):
+        counts = {}
+        for container, names in sets.items():
+            counts[container] = layers({official: None for _, official in names}, prefix)
+        if len(set(counts.values())) > 1:
+            found = ", ".join(f"{count} in {container!r}" for container, count in counts.items())
+            raise WeightFileError(
+                f"{file.path} is incomplete: of {prefix} there are {found}. Take another copy."
+            )
 
 
 def _guess(names: Sequence[str]) -> str:
@@ -302,6 +320,7 @@ def _config(
             lines = [*faults(slots, found, shapes=False), *sizes.problems]
             raise UserError("\n  ".join(["", *lines]))
         config = ModelConfig.from_dict(sizes.fields | settings)
+        check_sizes(file.metadata, config)
     except ValueError as error:
         raise WeightFileError(f"{file.path} does not fit VideoMAR: {error}") from error
     assumed = {}
@@ -400,6 +419,6 @@ def write_checkpoint(
         specs,
         make,
         container="model_ema" if container == "ema" else None,
-        metadata={"format": "pt", HEADER_KEY: header_text(config)},
+        metadata={"format": "pt", HEADER_KEY: header_text(config), SIZES_KEY: sizes_text(config)},
         overwrite=overwrite,
     )

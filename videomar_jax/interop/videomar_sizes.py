@@ -18,6 +18,8 @@ from videomar_jax.checks import UserError
 from videomar_jax.models.config import ModelConfig
 
 HEADER_KEY = "videomar_jax"
+SIZES_KEY = "videomar_jax_sizes"
+"""Entry of the header with all sizes of the exported model, so that a missing block is noticed."""
 HEADER_FIELDS = (
     "patch_size",
     "rope_split",
@@ -28,6 +30,9 @@ HEADER_FIELDS = (
     "flow_time",
 )
 """Fields of the model that change its output and do not show in any shape."""
+
+NEVER_PUBLISHED = ("regression", "pooled_text", "history_levels")
+"""Parts of ours without a place in a published file; an export refuses them or leaves them out."""
 
 _LARGEST = 2**24
 """A size above this means that the file is something else."""
@@ -129,6 +134,51 @@ def infer_sizes(shapes: Mapping[str, tuple[int, ...]], patch_size: int) -> Infer
 def header_text(config: ModelConfig) -> str:
     """The fields that no shape tells, as our exports carry them."""
     return json.dumps({field: getattr(config, field) for field in HEADER_FIELDS})
+
+
+def sizes_text(config: ModelConfig) -> str:
+    """All sizes of a model, as our exports carry them."""
+    return json.dumps(config.sizes())
+
+
+def check_sizes(metadata: Mapping[str, str], config: ModelConfig) -> None:
+    """Compares the sizes in the header, if there are any, with those of the tensors.
+
+    Raises:
+        UserError: they differ, or the header holds something else.
+    """
+    if SIZES_KEY not in metadata:
+        return
+    try:
+        announced = json.loads(metadata[SIZES_KEY])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"its header's entry {SIZES_KEY!r} is not JSON ({error}).") from error
+    if not isinstance(announced, dict):
+        raise UserError(f"its header's entry {SIZES_KEY!r} does not describe a model.")
+    found = config.sizes()
+    differing = [
+        f"{name} {found[name]}, not {value!r}"
+        for name, value in announced.items()
+        if name in found and name not in NEVER_PUBLISHED and found[name] != value
+    ]
+    if differing:
+        raise UserError(
+            f"its tensors are not all of the model that was exported ({', '.join(differing)}): "
+            f"take another copy of the file."
+        )
+
+
+def unusual_count(config: ModelConfig, presets: Mapping[str, ModelConfig]) -> str:
+    """What is unusual about the number of blocks, in words; "" where a preset has as many."""
+    counts = {name: (preset.depth, preset.head_depth) for name, preset in presets.items()}
+    alike = {name: counts[name] for name in presets if presets[name].width == config.width}
+    if (config.depth, config.head_depth) in (alike or counts).values():
+        return ""
+    known = [f"{name} {depth} and {head}" for name, (depth, head) in (alike or counts).items()]
+    return (
+        f"{config.depth} blocks of the transformer and {config.head_depth} of the head were found; "
+        f"{', '.join(known)}. If your model has more, the file is incomplete"
+    )
 
 
 def header_fields(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -5,14 +5,16 @@ import gives the tensors of the file back bit by bit.
 """
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,18 +22,17 @@ from videomar_jax.checkpoints.manager import check_place
 from videomar_jax.checkpoints.streamed import StreamedCheckpoint
 from videomar_jax.checks import UserError, not_finite
 from videomar_jax.interop.videomar import inspect_checkpoint, read_checkpoint, write_checkpoint
+from videomar_jax.interop.videomar_sizes import HEADER_FIELDS, NEVER_PUBLISHED, unusual_count
 from videomar_jax.io import lock
 from videomar_jax.io.files import clear_leftovers
 from videomar_jax.io.lock import holding
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
+from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
 from videomar_jax.pretrained.open import open_components
 from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
 from videomar_jax.sampling.config import SamplingConfig
-
-FPS = 12.0
-"""Frames per second that the published models were trained at."""
 
 _OLD = 3600
 """Seconds after which a folder that an earlier version was making is known to be left over."""
@@ -40,13 +41,19 @@ _RUNNABLE = ("float32", "bfloat16", "float16")
 
 
 def import_official(
-    file: str | os.PathLike, output: Path, components: ComponentOptions, options: ImportOptions
+    file: str | os.PathLike,
+    output: Path,
+    components: ComponentOptions,
+    options: ImportOptions,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes OUTPUT/model and OUTPUT/checkpoints/0 from published weights; logs what it found.
 
     Args:
         file: .safetensors or .pth with the published names.
         output: a new folder. After an error nothing is left in it.
+        settings: fields of the model that no shape tells (`HEADER_FIELDS`); by default those of the
+            file's header, of the named preset, or the published ones.
     Raises:
         FileExistsError: `output` is not empty.
         UserError, OSError: a file is missing or broken, the parts do not fit together, or another
@@ -61,7 +68,7 @@ def import_official(
     with _reserved(output) as part:
         _check_empty(output)
         start = time.monotonic()
-        _import(file, part, components, options)
+        _import(file, part, components, options, settings or {})
         os.replace(part, output)
     size = sum(entry.stat().st_size for entry in output.rglob("*") if entry.is_file())
     log.info("wrote %s (%.2f GB) in %.0f s", output, size / 1e9, time.monotonic() - start)
@@ -74,12 +81,28 @@ def _check_empty(output: Path) -> None:
         )
 
 
-def _import(file: Path, folder: Path, components: ComponentOptions, options: ImportOptions) -> None:
+def _import(
+    file: Path,
+    folder: Path,
+    components: ComponentOptions,
+    options: ImportOptions,
+    settings: Mapping[str, Any],
+) -> None:
     """Fills the new `folder` with the converted model."""
     weights = "ema" if options.weights == "ema" else "model"
-    overrides = {"dtype": options.dtype}
+    overrides = {"dtype": options.dtype, **settings}
     report = inspect_checkpoint(file, weights=weights, config_overrides=overrides)
+    if options.preset is not None:
+        preset = PRESETS[options.preset]
+        for field, (_, origin) in report.assumed.items():
+            if origin == "assumed":
+                overrides[field] = getattr(preset, field)
+        report = inspect_checkpoint(file, weights=weights, config_overrides=overrides)
+        _check_preset(file, report.config, options.preset)
     log.info("reading %s", report)
+    unusual = unusual_count(report.config, PRESETS)
+    if unusual:
+        log.warning("%s: %s (--preset=NAME refuses such a file).", file, unusual)
     tokenizer, text_encoder = open_components(components)
     if text_encoder is None:
         raise UserError("Name the text encoder: --text_encoder=qwen2:PLACE.")
@@ -91,7 +114,7 @@ def _import(file: Path, folder: Path, components: ComponentOptions, options: Imp
         num_frames=options.num_frames,
         height=options.height,
         width=options.width,
-        fps=FPS,
+        fps=options.fps,
     )
     folder.mkdir()
     save_bundle(bundle, folder)
@@ -106,6 +129,21 @@ def _import(file: Path, folder: Path, components: ComponentOptions, options: Imp
         place=lambda path, array: checkpoint.put(path, _runnable(path, array)),
     )
     checkpoint.commit({"step": 0, "seconds": {}, "source": str(file)})
+
+
+def _check_preset(file: Path, config: ModelConfig, name: str) -> None:
+    """Raises a UserError unless the sizes of a file's model are those of the preset."""
+    wanted, found = PRESETS[name].sizes(), config.sizes()
+    differing = [
+        f"{size} {found[size]}, not {wanted[size]}"
+        for size in wanted
+        if size not in NEVER_PUBLISHED and found[size] != wanted[size]
+    ]
+    if differing:
+        raise UserError(
+            f"{file} does not hold a model of the size {name} ({', '.join(differing)}): the file "
+            f"is incomplete or of another model. Without --preset it is read as what it is."
+        )
 
 
 @contextlib.contextmanager
@@ -186,10 +224,11 @@ def export_official(
     if not file.parent.is_dir():
         raise FileNotFoundError(f"Cannot write {file}: there is no folder {file.parent}.")
     folder, params, step = load_params(checkpoint, weights, dtype=None)
+    bundle = load_bundle(folder)
     with _reserved(file):
         write_checkpoint(
             params,
-            load_bundle(folder).config,
+            bundle.config,
             file,
             container=options.container,
             drop_regression=options.drop_regression,
@@ -197,3 +236,52 @@ def export_official(
         )
     size = file.stat().st_size / 1e9
     log.info("wrote the %s weights of step %d to %s (%.2f GB)", weights, step, file, size)
+    has_header = file.suffix == ".safetensors"
+    importing, sampling = flags_that_restore(bundle, has_header=has_header)
+    if importing:
+        log.warning(
+            "%s cannot carry all settings; to read it with convert, add %s",
+            file.name,
+            " ".join(importing),
+        )
+    if sampling:
+        log.warning(
+            "%s carries no settings of sampling; to sample as before, give sample %s",
+            file.name,
+            " ".join(sampling),
+        )
+
+
+def flags_that_restore(bundle: ModelBundle, *, has_header: bool) -> tuple[list[str], list[str]]:
+    """The flags of `convert`, and those of `sample`, for what a file of weights does not carry.
+
+    Only what differs from the value that is assumed without the flag needs one.
+
+    Args:
+        has_header: the file is a .safetensors, whose header holds the settings of the model.
+    """
+    config, assumed = bundle.config, ModelConfig()
+    model = {} if has_header else {field: getattr(config, field) for field in HEADER_FIELDS}
+    model["dtype"] = config.dtype
+    importing = [
+        _as_flag(field, value) for field, value in model.items() if value != getattr(assumed, field)
+    ]
+    for field in ("num_frames", "height", "width", "fps"):
+        value = getattr(bundle, field)
+        if value != getattr(ImportOptions(), field):
+            importing.append(_as_flag(field, value))
+    sampling = []
+    for field in dataclasses.fields(SamplingConfig):
+        value = getattr(bundle.sampling, field.name)
+        if value != field.default:
+            sampling.append(_as_flag(field.name, value))
+    return importing, sampling
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """A flag as it is written on a command line."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    if isinstance(value, tuple):
+        return f"--{name}={','.join(map(str, value))}"
+    return f"--{name}={value}"

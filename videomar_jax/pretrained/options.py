@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from videomar_jax.checks import Count, check_fields
+from videomar_jax.checks import Count, Positive, check_fields, one_of
+from videomar_jax.models.config import PRESETS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,11 @@ class ImportOptions:
     """Pixel rows that the model generates by default."""
     width: Count = 768
     """Pixel columns that the model generates by default."""
+    fps: Positive = 12.0
+    """Frames per second that the model was trained at."""
+    preset: str | None = None
+    """videomar_1p4b or another named size: a file of other sizes is refused, such as one that lacks
+    its last blocks. What no shape tells is then as in the preset, unless the file says it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """In which the model computes its matrix products."""
     param_dtype: Literal["float32", "bfloat16"] | None = None
@@ -54,6 +60,8 @@ class ImportOptions:
 
     def __post_init__(self):
         check_fields("", self)
+        if self.preset is not None:
+            one_of("preset", self.preset, tuple(PRESETS))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
