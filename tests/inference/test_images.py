@@ -1,14 +1,18 @@
 """Images of every kind become what a person expects, and a file that is none is named."""
 
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import write_clip
 from videomar_jax.checks import UserError
 from videomar_jax.inference import images
+from videomar_jax.io.media import write_mp4
 
 
 def _smooth(frames=6, height=32, width=48):
@@ -184,6 +188,9 @@ def test_the_last_frames_of_a_clip_at_the_rate_asked_for(tmp_path):
     assert clip.shape == (3, 32, 40, 3)
     left = [int((frame[12].max(-1) > 75).argmax()) for frame in clip]
     assert left == [20, 22, 24]
+    wanted = images.given_frames(clip, height=24, width=20, fit="crop")
+    sized = images.load_clip(path, 3, fps=6, height=24, width=20, fit="crop")
+    np.testing.assert_array_equal(sized, wanted)
     with pytest.raises(ValueError, match=r"clip\.mp4 has 13 frames at 6 fps, fewer than the 14"):
         images.load_clip(path, 14, fps=6)
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
@@ -250,3 +257,59 @@ def _display_p3():
     head = struct.pack(">I", start + len(data)) + bytes(4) + b"\4\0\0\0mntrRGB XYZ "
     head += bytes(12) + b"acsp" + bytes(28) + fixed(*white)
     return head.ljust(128, b"\0") + table + data
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "YCbCr"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_large_picture_is_converted_in_bands_to_the_same_pixels(mode, monkeypatch):
+    pixels = _smooth(1, 40, 30)[0]
+    if mode.startswith("I"):
+        wide = pixels[..., 0].astype(np.uint16 if mode == "I;16" else np.int32) * 257
+        picture = Image.fromarray(wide)
+    else:
+        picture = Image.fromarray(pixels).convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(Image.fromarray(pixels[..., 1]))
+    if mode == "RGB":
+        picture.info["icc_profile"] = _display_p3()
+    whole = images.given_frames(picture, height=16, width=16)
+    monkeypatch.setattr(images, "_BAND_PIXELS", 30 * 7)
+    np.testing.assert_array_equal(images.given_frames(picture, height=16, width=16), whole)
+    if mode in ("L", "I;16"):
+        grey = np.repeat(pixels[..., :1] if mode == "I;16" else np.array(picture)[..., None], 3, -1)
+        np.testing.assert_array_equal(images.given_frames(grey, height=16, width=16), whole)
+
+
+_MEASURE = """
+import resource, sys
+from videomar_jax.inference import images
+from videomar_jax.io.media import write_mp4
+size = dict(height=48, width=64)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+images.load_image(sys.argv[1] + "/small.png", **size)
+images.load_clip(sys.argv[1] + "/short.mp4", 3, fps=24, **size)
+before = peak()
+images.load_clip(sys.argv[1] + "/long.mp4", 3, fps=24, **size)
+clip = peak() - before
+images.load_image(sys.argv[1] + "/large.png", **size)
+print(clip, peak() - before)
+"""
+
+
+def test_memory_is_flat_in_the_length_of_a_clip_and_narrow_for_16_bit_grey(tmp_path):
+    """Once 5.2 GB for a minute of 720p, and 27 bytes for each pixel of the picture."""
+    rows, columns = 360, 640
+    ramp = np.zeros((rows, columns, 3), np.uint8)
+    ramp[..., 0] = np.arange(columns) % 256
+    for name, count in ("short", 12), ("long", 480):
+        write_mp4(tmp_path / f"{name}.mp4", np.broadcast_to(ramp, (count, *ramp.shape)), 24)
+    _save(tmp_path / "small.png", Image.new("I;16", (64, 64)))
+    _save(tmp_path / "large.png", Image.new("I;16", (6000, 6000)))
+    call = [sys.executable, "-c", _MEASURE, str(tmp_path)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=True)
+    clip, picture = map(float, done.stdout.split())
+    assert clip < 40, f"{clip:.0f} MiB more for 480 frames of 640x360 than for 12"
+    assert picture < 250, f"{picture:.0f} MiB for 36 million pixels"

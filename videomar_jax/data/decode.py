@@ -12,7 +12,7 @@ Decoding is strict: damage that the decoder notices is an error that names the f
 repeated or grey frame.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -159,18 +159,25 @@ def nearest(timed: Iterable[tuple[float, Item]], times: Sequence[float]) -> list
 
     Reading stops when all are decided. `timed` must be ascending and hold at least one item.
     """
-    picked: list[Item] = []
+    return list(each_nearest(timed, times))
+
+
+def each_nearest(timed: Iterable[tuple[float, Item]], times: Sequence[float]) -> Iterator[Item]:
+    """Yields the items of `nearest` as soon as they are decided, holding no others."""
+    number = 0
     previous = None
     for time, item in timed:
         if previous is not None:
             middle = (previous[0] + time) / 2
-            while len(picked) < len(times) and times[len(picked)] <= middle:
-                picked.append(previous[1])
-        if len(picked) == len(times):
-            return picked
+            while number < len(times) and times[number] <= middle:
+                yield previous[1]
+                number += 1
+        if number == len(times):
+            return
         previous = time, item
     # What is left is after the middle between the last two items.
-    return picked + [previous[1]] * (len(times) - len(picked))
+    for _ in times[number:]:
+        yield previous[1]
 
 
 def grid(first: float, last: float, fps: float) -> Float[np.ndarray, "F"]:
@@ -215,12 +222,18 @@ def _oriented(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
 
 def read_last(
-    path: str | Path, frames: int, *, fps: float
+    path: str | Path,
+    frames: int,
+    *,
+    fps: float,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> UInt8[np.ndarray, "{frames} Hp Wp 3"]:
     """The last frames of a video file at `fps` (nearest times).
 
     Only these are kept in memory, however long the file is.
 
+    Args:
+        change: applied to each frame, such as to make it smaller before the next one is decoded.
     Raises:
         FileNotFoundError: there is no such file.
         UserError: the file does not decode or is too short, or fps is not positive.
@@ -239,7 +252,8 @@ def read_last(
         )
     wanted = times[-frames:].tolist()
     timed = frames_between(path, first, last, start=wanted[0])
-    return np.stack([to_rgb(picture) for picture in nearest(timed, wanted)])
+    pictures = (to_rgb(picture) for picture in each_nearest(timed, wanted))
+    return _stacked(pictures if change is None else map(change, pictures), frames)
 
 
 def read_video(
@@ -265,10 +279,24 @@ def read_video(
     first, last = float(info.times[0]), float(info.times[-1])
     timed = frames_between(path, first, last, start=first)
     if fps is None:
-        pictures = [to_rgb(frame) for _, frame in islice(timed, max_frames)]
-        return np.stack(pictures), info.fps
-    frames = nearest(timed, grid(first, last, fps)[:max_frames].tolist())
-    return np.stack([to_rgb(frame) for frame in frames]), float(fps)
+        pictures = (to_rgb(picture) for _, picture in islice(timed, max_frames))
+        return _stacked(pictures, len(info.times[:max_frames])), info.fps
+    times = grid(first, last, fps)[:max_frames].tolist()
+    pictures = (to_rgb(picture) for picture in each_nearest(timed, times))
+    return _stacked(pictures, len(times)), float(fps)
+
+
+def _stacked(frames: Iterator[np.ndarray], expected: int) -> np.ndarray:
+    """Frames in one array that is filled as they come, so they are never held twice."""
+    first = next(frames)
+    array = np.empty((expected, *first.shape), first.dtype)
+    array[0] = first
+    count = 1
+    for frame in islice(frames, expected - 1):
+        array[count] = frame
+        count += 1
+    more = list(frames)
+    return np.concatenate([array, more]) if more else array[:count]
 
 
 @contextmanager

@@ -33,6 +33,8 @@ Given: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 # told by their first bytes stand first.
 _FORMATS = "BMP GIF JPEG MPO PNG PPM AVIF DDS DIB ICO JPEG2000 QOI SGI TIFF WEBP PCX TGA".split()
 _MOST_PIXELS = 178_956_970  # Where Pillow refuses by itself too, unless a program changed it.
+# Pixels converted at a time, so that a large picture is not held in several modes at once.
+_BAND_PIXELS = 2**22
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,15 +68,31 @@ def load_image(
 
 
 def load_clip(
-    path: str | os.PathLike, frames: int, *, fps: float | int
+    path: str | os.PathLike,
+    frames: int,
+    *,
+    fps: float | int,
+    height: int | None = None,
+    width: int | None = None,
+    fit: str = "resize",
 ) -> UInt8[np.ndarray, "{frames} Hp Wp 3"]:
     """The last `frames` frames of a video file at `fps` frames per second (nearest times).
 
+    Args:
+        height, width, fit: the size and how it is reached, as in `load_image`; one frame at a time
+            is then held in the size of the file. None: the size of the file.
     Raises:
         FileNotFoundError: there is no such file.
         UserError: it cannot be decoded, or is too short.
     """
-    return read_last(path, frames, fps=float(fps))
+    if height is None or width is None:
+        return read_last(path, frames, fps=float(fps))
+    _check_size(height, width, fit)
+
+    def sized(frame: np.ndarray) -> np.ndarray:
+        return _sized(Image.fromarray(frame), height, width, fit)
+
+    return read_last(path, frames, fps=float(fps), change=sized)
 
 
 def given_frames(
@@ -122,11 +140,13 @@ def _errors_named(name: str) -> Iterator[None]:
 
 
 def _sized(picture: Image.Image, height: int, width: int, fit: str) -> np.ndarray:
-    if picture.size == (width, height):
-        return np.array(picture)
-    if fit == "crop":
-        return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
-    return np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
+    """RGB of this size from a picture of mode RGB or L."""
+    size = (width, height)
+    if picture.size != size and fit == "crop":
+        picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    elif picture.size != size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.array(picture.convert("RGB"))
 
 
 def _upright(picture: Image.Image) -> Image.Image:
@@ -147,17 +167,36 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Eight-bit sRGB from any Pillow mode, transparent parts over white."""
+    """Eight-bit sRGB or grey (RGB or L) from any Pillow mode, transparent parts over white."""
     if picture.mode == "F":
         raise UserError("its values are floats of unknown range; save it with 8 or 16 bits")
+    transform = _srgb_transform(picture)
+    rows = max(1, _BAND_PIXELS // picture.width)
+    if rows >= picture.height:
+        return _band_to_rgb(picture, transform)
+    whole = None
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        band = _band_to_rgb(picture.crop(box), transform)
+        whole = whole or Image.new(band.mode, picture.size)
+        whole.paste(band, box)
+    assert whole is not None
+    return whole
+
+
+def _band_to_rgb(picture: Image.Image, transform: ImageCms.ImageCmsTransform | None) -> Image.Image:
+    """Some rows of a picture as `_to_rgb` says."""
     if picture.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
+        return Image.fromarray(_eight_bits(np.asarray(picture)))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-    picture = _to_srgb(picture)
-    if picture.mode != "RGBA":
-        return picture.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if transform is not None:
+        picture = ImageCms.applyTransform(picture, transform) or picture
+    if picture.mode == "RGBA":
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    # A grey picture becomes RGB when it is small.
+    return picture if picture.mode == "L" else picture.convert("RGB")
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:
@@ -170,20 +209,19 @@ def _eight_bits(grey: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _to_srgb(picture: Image.Image) -> Image.Image:
-    """The picture in the colours of sRGB, if it has a profile of other ones."""
+def _srgb_transform(picture: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """From the profile of a picture to sRGB; None where nothing has to be converted."""
     profile = picture.info.get("icc_profile")
-    if not profile or picture.mode not in ("L", "RGB", "RGBA", "CMYK"):
-        return picture
+    mode = "RGBA" if picture.has_transparency_data else picture.mode
+    if not profile or mode not in ("L", "RGB", "RGBA", "CMYK"):
+        return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "sRGB" in ImageCms.getProfileDescription(source):
-            return picture
-        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+            return None
         srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(picture, source, srgb, outputMode=mode)
+        converted = "RGBA" if mode == "RGBA" else "RGB"
+        return ImageCms.buildTransform(source, srgb, mode, converted)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         log.warning("an image has an unusable colour profile (%s): taken as sRGB", error)
-        return picture
-    assert converted is not None
-    return converted
+        return None

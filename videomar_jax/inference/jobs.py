@@ -330,8 +330,14 @@ def _load(request: Request, bundle: ModelBundle, spec: VideoSpec) -> LoadedReque
                 f"{request.image}: {request.given_frames} given frames leave nothing of "
                 f"{spec.num_frames} to generate."
             )
-        clip = load_clip(request.image, request.given_frames, fps=bundle.fps)
-        frames = spec.fitted(clip)
+        frames = load_clip(
+            request.image,
+            request.given_frames,
+            fps=bundle.fps,
+            height=spec.height,
+            width=spec.width,
+            fit=spec.fit,
+        )
     return LoadedRequest(request, frames, sha256(request.image))
 
 
