@@ -2,11 +2,10 @@
 
 For each map k, over all tokens x of the windows and their neighbourhoods f in the frame before,
 
-    W_k = argmin  sum |x - f W|^2 + ridge |W - W_0|^2                                       (1)
+    W_k = argmin  sum |x - f W|^2 + ridge |W|^2                                             (1)
 
-W_0 predicts no change for frames after frame 1, whose predecessor has the same code, and nothing
-for frame 1. The ridge is the one that predicts best what the fit left out, clip by clip: few
-windows give a cautious map. s is the spread of what is left over there,
+The ridge is the one that predicts best what the fit left out, clip by clip: few clips give a
+cautious map. s is the spread of what is left over there,
 
     s_c = sqrt(d_c rms(d)),    d_c the root mean square of x - f W in value c of a token       (2)
 
@@ -35,7 +34,7 @@ from videomar_jax.types import Float
 
 FOLDS = 4
 """Parts of the clips; each is predicted by a fit on the others."""
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Penalties to choose from, as multiples of the mean square of a feature."""
 LEAST_SPREAD = 1e-3
 MUCH_LEFT_OVER = 0.9
@@ -95,15 +94,14 @@ class _Sums:
         total.count = self.count + other.count
         return total
 
-    def solve(self, ridge: float, towards: Float[np.ndarray, "F P"]) -> Float[np.ndarray, "F P"]:
+    def solve(self, ridge: float) -> Float[np.ndarray, "F P"]:
         """W of equation (1)."""
         size = len(self.inputs)
         penalty = np.full(size, ridge * np.trace(self.inputs) / size)
         # The constant is free, up to what keeps the system solvable.
         penalty[-1] = 1e-6
         penalty = np.maximum(penalty, 1e-12)
-        products = self.products + penalty[:, None] * towards
-        return scipy.linalg.solve(self.inputs + np.diag(penalty), products, assume_a="pos")
+        return scipy.linalg.solve(self.inputs + np.diag(penalty), self.products, assume_a="pos")
 
     def errors(self, weight: Float[np.ndarray, "F P"]) -> Float[np.ndarray, "P"]:
         """The sum of |x - f W|^2 for each value of a token."""
@@ -149,9 +147,9 @@ def fit_prior(windows: Iterable[Window], grid: tuple[int, int]) -> PriorFit:
     for sums in (*folds[0], *folds[1]):
         sums.flush()
     has_later = any(part.count for part in folds[1])
-    early = _fit_map(folds[0], towards=np.zeros_like(folds[0][0].products))
+    early = _fit_map(folds[0])
     # Clips of two latent frames never show the second map: the first one serves.
-    later = _fit_map(folds[1], towards=_no_change(folds[1][0])) if has_later else early
+    later = _fit_map(folds[1]) if has_later else early
     deviation = np.sqrt((early.errors + later.errors) / (early.count + later.count))
     spread = np.sqrt(deviation * np.sqrt(np.mean(deviation**2)))
     params = {
@@ -181,16 +179,7 @@ def _add_window(
 _features = jax.jit(neighbourhoods, static_argnames="grid")
 
 
-def _no_change(sums: _Sums) -> Float[np.ndarray, "F P"]:
-    """The map to the token in the middle of the neighbourhood."""
-    width = sums.products.shape[1]
-    weight = np.zeros_like(sums.products)
-    middle = NEIGHBOURS // 2
-    weight[middle * width : (middle + 1) * width] = np.eye(width)
-    return weight
-
-
-def _fit_map(folds: list[_Sums], towards: Float[np.ndarray, "F P"]) -> _Map:
+def _fit_map(folds: list[_Sums]) -> _Map:
     """The map with the best ridge; a single fold that holds tokens is judged on itself."""
     used = [fold for fold in folds if fold.count]
     whole = used[0]
@@ -204,13 +193,13 @@ def _fit_map(folds: list[_Sums], towards: Float[np.ndarray, "F P"]) -> _Map:
             rest = others[0]
             for other in others[1:]:
                 rest = rest + other
-            errors += fold.errors(rest.solve(ridge, towards))
+            errors += fold.errors(rest.solve(ridge))
         if best is None or errors.sum() < best[1].sum():
             best = ridge, errors
     assert best is not None
     ridge, errors = best
     share = float(errors.sum() / max(whole.spread(), 1e-12))
-    return _Map(whole.solve(ridge, towards), errors, whole.count, share)
+    return _Map(whole.solve(ridge), errors, whole.count, share)
 
 
 def training_windows(
