@@ -400,7 +400,10 @@ def write_checkpoint(
     if wrong:
         raise UserError(f"These parameters do not fit the config: {', '.join(sorted(wrong))}.")
     extra = uncovered(RULES, shapes)
-    readout = [path for path in extra if path.startswith("regression/")]
+    readout = []
+    if not config.residual:
+        # Of a residual the readout is the mean, which sampling does use.
+        readout = [path for path in extra if path.startswith("regression/")]
     refused = [path for path in extra if not (drop_regression and path in readout)]
     if refused:
         hint = ""
