@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_model import SIZES, annotations_off, tiny_model
+from videomar_jax.checks import UserError
+from videomar_jax.inference import stream
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.sampling.config import SamplingConfig
@@ -176,3 +178,16 @@ def test_reconstruct_is_encode_and_decode_of_every_clip():
 def test_what_cannot_be_made(given, prompts, seeds, frames, words):
     with annotations_off(), pytest.raises(ValueError, match=words):
         make(given, prompts, seeds, num_frames=frames)
+
+
+def test_a_reconstruction_of_nan_is_an_error_that_names_the_clip(monkeypatch):
+    encode = stream._encode
+
+    def spoilt(tokenizer, video):
+        latents = encode(tokenizer, video)
+        return latents.at[len(latents) - 1, 0, 0, 0, 0].set(jnp.nan)
+
+    monkeypatch.setattr(stream, "_encode", spoilt)
+    video = clips(2, 5)
+    with pytest.raises(UserError, match="The reconstruction of clip 1 holds NaN or infinity"):
+        sampler().reconstruct(video)

@@ -1,8 +1,10 @@
 """VideoMARPipeline: what its docstring shows is true, and its streams are the whole video in
 pieces."""
 
+import copy
 import dataclasses
 import doctest
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,10 @@ import videomar_jax
 from tests.helpers.paths import ROOT
 from tests.helpers.tiny_model import annotations_off
 from videomar_jax.checks import UserError
-from videomar_jax.inference import pipeline
+from videomar_jax.inference import pipeline, stream
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.pipeline import VideoMARPipeline
+from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.tokenizers import PCATokenizer, to_pixels, to_video
 
@@ -205,6 +208,54 @@ def test_weights_that_are_not_finite_make_no_video(pipe, value):
     faulty = dataclasses.replace(pipe, model=broken)
     with pytest.raises(UserError, match=r"'left' \(seed 3\) hold NaN.*--temperature"):
         faulty(picture(), "left", seed=3, steps=1)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(clip_first=True), dict(latent_clip=0.0)])
+def test_a_temperature_beyond_all_sense_gives_no_video(pipe, changes):
+    """Its latents may be finite, and clipping would turn them into plain colours."""
+    with pytest.raises(UserError, match=r"'left' \(seed 3\) hold NaN.*--temperature"):
+        pipe(picture(), "left", seed=3, steps=2, temperature=1e38, **changes)
+
+
+def damaged_decoder(tokenizer):
+    """Encodes as before, and decodes to NaN."""
+    damaged = copy.copy(tokenizer)
+    decode_stream = tokenizer.decode_stream
+
+    def spoilt(latents, **sizes):
+        return decode_stream((frame * jnp.nan for frame in latents), **sizes)
+
+    object.__setattr__(damaged, "decode_stream", spoilt)
+    return damaged
+
+
+def test_a_decoder_that_gives_nan_gives_no_video(pipe):
+    bundle = dataclasses.replace(pipe.bundle, tokenizer=damaged_decoder(pipe.bundle.tokenizer))
+    faulty = dataclasses.replace(pipe, bundle=bundle)
+    with pytest.raises(UserError, match="The decoded pixels of 'left'"):
+        faulty(picture(), "left", steps=1)
+
+
+def test_a_faulty_video_leaves_the_others_of_its_batch_as_they_are(pipe, monkeypatch):
+    sampler = VideoSampler.from_bundle(pipe.model, pipe.bundle)
+    given = np.stack([picture()[None]] * 3)
+    asked = (given, ["a", "b", "c"], [1, 2, 3], 5)
+    whole = sampler.stream(*asked).finish()
+    drawn = stream.decode_frames
+
+    def spoilt(*args, rows=(1,)):
+        for number, (frame, trace) in enumerate(drawn(*args)):
+            yield frame.at[jnp.asarray(rows), 2, 3, 0].set(jnp.inf) if number else frame, trace
+
+    monkeypatch.setattr(stream, "decode_frames", spoilt)
+    with pytest.raises(UserError, match=r"generated latents of 'b' \(seed 2\) hold NaN"):
+        sampler.stream(*asked).finish()
+    kept = sampler.stream(*asked, skip_faulty=True).finish()
+    assert list(kept.faults) == [1] and "'b' (seed 2)" in kept.faults[1]
+    np.testing.assert_array_equal(kept.frames[[0, 2]], whole.frames[[0, 2]])
+    monkeypatch.setattr(stream, "decode_frames", functools.partial(spoilt, rows=(0, 1, 2)))
+    with pytest.raises(UserError, match=r"'a' \(seed 1\), 'b' \(seed 2\), 'c'"):
+        sampler.stream(*asked, skip_faulty=True).finish()
 
 
 def test_more_than_memory_holds_is_refused_before_it_is_started(pipe, monkeypatch):

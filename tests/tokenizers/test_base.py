@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videomar_jax.checks import UserError
 from videomar_jax.tokenizers import base
 from videomar_jax.tokenizers.base import (
     fingerprint,
+    finite_clips,
     latent_shape,
     load_tokenizer,
     pixel_frames,
@@ -102,6 +104,15 @@ def test_video_is_rounded_to_the_nearest_level_and_clipped():
     levels = np.array([-40.0, -0.4, 99.4, 99.6, 255.3, 900.0])
     pixels = np.repeat(levels[:, None, None] / 127.5 - 1, 3, axis=2).astype(np.float32)
     np.testing.assert_array_equal(to_video(pixels)[:, 0, 0], [0, 0, 99, 100, 255, 255])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_is_no_black_pixel(value):
+    pixels = np.zeros((2, 1, 4, 4, 3), np.float32)
+    pixels[1, 0, 2, 2, 1] = value
+    with pytest.raises(UserError, match="NaN or infinity"):
+        to_video(pixels)
+    np.testing.assert_array_equal(finite_clips(jnp.asarray(pixels)), [True, False])
 
 
 def test_save_and_load_by_kind(saved):

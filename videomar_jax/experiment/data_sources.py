@@ -38,7 +38,7 @@ from videomar_jax.data.videos import VideoFolder
 from videomar_jax.evaluation.report import Case
 from videomar_jax.experiment.cases import CaseSettings, footage_cases, shape_cases
 from videomar_jax.io.paths import user_path
-from videomar_jax.tokenizers import load_tokenizer, to_video
+from videomar_jax.tokenizers import finite_clips, load_tokenizer, to_video
 
 _Kind = TypeVar("_Kind", bound="DataKind")
 
@@ -276,9 +276,16 @@ def tfds_split(config: DataConfig, split: str) -> str:
 def _decoder(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     """Latents [T, h, w, C] to uint8 video [F, Hp, Wp, 3], with the tokenizer of prepared clips."""
     tokenizer = load_tokenizer(path / "model" / "tokenizer")
-    decode = jax.jit(lambda tokenizer, latents: to_video(tokenizer.decode(latents)))
+
+    @jax.jit
+    def decode(tokenizer, latents):
+        pixels = tokenizer.decode(latents)
+        return to_video(pixels), finite_clips(pixels)
 
     def decoded(latents: np.ndarray) -> np.ndarray:
-        return np.asarray(decode(tokenizer, np.asarray(latents[None], np.float32))[0])
+        video, finite = decode(tokenizer, np.asarray(latents[None], np.float32))
+        if not finite.all():
+            raise UserError(f"A clip of {path} decodes to NaN or infinity: prepare it again.")
+        return np.asarray(video[0])
 
     return decoded

@@ -25,8 +25,8 @@ from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import decode_frames, plan_generation, start
 from videomar_jax.sampling.precision import for_sampling
 from videomar_jax.text_encoders import TextEncoder
-from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels, to_video
-from videomar_jax.types import Array, Float, Latents, UInt8
+from videomar_jax.tokenizers import Tokenizer, finite_clips, latent_shape, to_pixels, to_video
+from videomar_jax.types import Array, Bool, Float, Latents, UInt8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +72,8 @@ class VideoSampler:
         prompts: Sequence[str],
         seeds: Sequence[int],
         num_frames: int,
+        *,
+        skip_faulty: bool = False,
     ) -> "FrameStream":
         """Starts one batch of videos.
 
@@ -79,11 +81,14 @@ class VideoSampler:
             given: conditioning frames, G = 1 for images and 1 + stride * k for clips.
             prompts, seeds: one for each video; a video depends on its own alone, not on its batch.
             num_frames: pixel frames in all, the given ones included.
+            skip_faulty: videos with NaN or infinity are listed in `FrameStream.faults` and the
+                others go on; False: one such video is an error.
         Raises:
             UserError: numbers that do not match, sizes that the tokenizer cannot cut, or too little
-                memory; nothing has been computed then. Iterating raises it for latents with NaN.
+                memory; nothing has been computed then. Here and while iterating: latents or pixels
+                with NaN or infinity, with `skip_faulty` of all videos.
         """
-        return FrameStream(self, given, prompts, seeds, num_frames)
+        return FrameStream(self, given, prompts, seeds, num_frames, skip_faulty)
 
     def __call__(
         self,
@@ -110,11 +115,23 @@ class VideoSampler:
     def reconstruct(
         self, video: UInt8[np.ndarray, "N F Hp Wp 3"]
     ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
-        """Encodes and decodes: the best that any model over these latents can do."""
+        """Encodes and decodes: the best that any model over these latents can do.
+
+        Raises:
+            UserError: the tokenizer gives NaN or infinity.
+        """
         videos = []
         for row in range(0, len(video), self.batch_size):
             latents = _encode(self.tokenizer, jnp.asarray(video[row : row + self.batch_size]))
-            videos.append(np.asarray(_decode(self.tokenizer, latents)))
+            decoded, finite = _decode(self.tokenizer, latents)
+            finite = np.asarray(finite & finite_clips(latents))
+            if not finite.all():
+                clips = ", ".join(str(row + i) for i in np.flatnonzero(~finite))
+                raise UserError(
+                    f"The reconstruction of clip {clips} holds NaN or infinity: the tokenizer's "
+                    f"weights are damaged, or its compute type is too narrow; convert it again."
+                )
+            videos.append(np.asarray(decoded))
         return np.concatenate(videos)
 
 
@@ -126,6 +143,7 @@ class FrameStream:
 
         frames          uint8 [B, F, Hp, Wp, 3], the given ones (untouched) and the new ones so far
         latents         float32 [B, T, h, w, C], likewise
+        faults          row of a video with NaN or infinity → what is wrong, in words
         first_frame_s   seconds from the start to the first new pixels, compilation included
         seconds         seconds from the start to the last new pixels
     """
@@ -137,6 +155,7 @@ class FrameStream:
         prompts: Sequence[str],
         seeds: Sequence[int],
         num_frames: int,
+        skip_faulty: bool = False,
     ):
         """Arguments and errors as in `VideoSampler.stream`."""
         if not len(given) == len(prompts) == len(seeds):
@@ -149,6 +168,8 @@ class FrameStream:
         self.prompts, self.seeds, self.config = list(prompts), list(seeds), sampler.config
         self.first_frame_s: float | None = None
         self.seconds = 0.0
+        self.faults: dict[int, str] = {}
+        self._skip_faulty = skip_faulty
         self._started = time.monotonic()
         self._frames = [given]
         tokenizer = sampler.tokenizer
@@ -158,7 +179,7 @@ class FrameStream:
             tokenizer = jax.device_put(tokenizer, replicated(mesh))
         first = _spread(_encode(tokenizer, jnp.asarray(given)), mesh, "context")
         self._latents = [np.asarray(first)]
-        self._check_finite(self._latents[0], "given")
+        self._check_finite(finite_clips(first), "given latents")
         text, mask = sampler.text_encoder.encode(self.prompts)
         keys = jax.vmap(jax.random.key)(jnp.asarray(np.asarray(seeds, np.uint32)))
         plan = plan_generation(
@@ -167,7 +188,7 @@ class FrameStream:
         shared, state = start(plan, first, jnp.asarray(text), jnp.asarray(mask), keys)
         new = (frame for frame, _ in decode_frames(plan, shared, state))
         pieces = (_spread(piece, mesh) for piece in self._one_by_one(first, new))
-        self._pixels = map(to_video, tokenizer.decode_stream(pieces, max_frames=total))
+        self._pixels = self._shown(tokenizer.decode_stream(pieces, max_frames=total))
         # The decoder needs the given latents, but their pixels come back as they were given.
         for _ in range(first.shape[1]):
             jax.block_until_ready(next(self._pixels))
@@ -182,21 +203,37 @@ class FrameStream:
         for t in range(first.shape[1]):
             yield first[:, t : t + 1]
         for frame in new:
-            latents = np.asarray(frame)[:, None]
-            self._check_finite(latents, "generated")
-            self._latents.append(latents)
+            self._check_finite(finite_clips(frame), "generated latents")
+            self._latents.append(np.asarray(frame)[:, None])
             yield frame[:, None]
 
-    def _check_finite(self, latents: Float[np.ndarray, "B T h w C"], kind: str) -> None:
-        """Raises a UserError that names the videos with NaN or inf; they would decode to black."""
-        finite = np.isfinite(latents).all(axis=(1, 2, 3, 4))
-        if finite.all():
-            return
-        faulty = [f"{self.prompts[i]!r} (seed {self.seeds[i]})" for i in np.flatnonzero(~finite)]
-        raise UserError(
-            f"The {kind} latents of {', '.join(faulty)} hold NaN or infinity, so there is no video "
-            f"to show. Lower --temperature and --guidance; if the model's own settings give the "
-            f"same, its weights are damaged: take another checkpoint or convert it again."
+    def _shown(
+        self, pieces: Iterable[Float[Array, "B f Hp Wp 3"]]
+    ) -> Iterator[UInt8[Array, "B f Hp Wp 3"]]:
+        for pixels in pieces:
+            video, finite = _to_video(pixels)
+            self._check_finite(finite, "decoded pixels")
+            yield video
+
+    def _check_finite(self, finite: Bool[Array, "B"], kind: str) -> None:
+        """Notes the videos with NaN or inf, which would look black.
+
+        Raises:
+            UserError: there is one, or with `skip_faulty` no other is left.
+        """
+        faulty = np.flatnonzero(~np.asarray(finite))
+        for row in faulty.tolist():
+            self.faults.setdefault(row, self._fault([row], kind))
+        left = len(self.prompts) - len(self.faults)
+        if len(faulty) and not (self._skip_faulty and left):
+            raise UserError(self._fault(faulty.tolist(), kind))
+
+    def _fault(self, rows: Sequence[int], kind: str) -> str:
+        named = [f"{_brief(self.prompts[row])!r} (seed {self.seeds[row]})" for row in rows]
+        return (
+            f"The {kind} of {', '.join(named)} hold NaN or infinity, so there is no video to show. "
+            f"Lower --temperature and --guidance; if the model's own settings give the same, its "
+            f"weights are damaged: take another checkpoint or convert it again."
         )
 
     def __iter__(self) -> "FrameStream":
@@ -283,5 +320,20 @@ def _encode(tokenizer: Tokenizer, video: UInt8[Array, "B F Hp Wp 3"]) -> Latents
 
 
 @jax.jit
-def _decode(tokenizer: Tokenizer, latents: Latents) -> UInt8[Array, "B F Hp Wp 3"]:
-    return to_video(tokenizer.decode(latents))
+def _decode(
+    tokenizer: Tokenizer, latents: Latents
+) -> tuple[UInt8[Array, "B F Hp Wp 3"], Bool[Array, "B"]]:
+    return _to_video(tokenizer.decode(latents))
+
+
+@jax.jit
+def _to_video(
+    pixels: Float[Array, "B F Hp Wp 3"],
+) -> tuple[UInt8[Array, "B F Hp Wp 3"], Bool[Array, "B"]]:
+    """Grey levels, and which videos are finite."""
+    return to_video(pixels), finite_clips(pixels)
+
+
+def _brief(text: str) -> str:
+    """A text that fits into a message."""
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -34,6 +34,9 @@ from videomar_jax.sampling.sharding import Placement
 from videomar_jax.sampling.speed import SpeedOptions, chunk_size
 from videomar_jax.types import Array, Bool, Float, Int
 
+# Latents are of the order of 1: such values come from damaged weights or absurd settings.
+_EXPLODED = 1e6
+
 
 class FrameSettings(NamedTuple):
     """The values of one generated frame; none of them changes the compiled program."""
@@ -151,7 +154,10 @@ def reveal_frame(inputs: FrameInputs, draws: FrameDraws) -> tuple[Array, FrameTr
         choice = branch * len(static.buckets) + bucket
         prior_chosen = None if prior is None else _prior_of(prior, chosen)
         new = _switch(choice, drawers, z_chosen, noise, step_noise, step, prior_chosen)
+        # Clipping would make a plain picture of values that have exploded: NaN is noticed later.
+        exploded = ~(jnp.abs(new) < _EXPLODED)
         new = jnp.clip(new, -inputs.settings.bound, inputs.settings.bound)
+        new = jnp.where(exploded, jnp.nan, new)
         new = new.astype(static.token_dtype).astype(new.dtype)
         tokens = tokens.at[sample, chosen].set(new, mode="drop")
         return tokens, FrameTrace(z, tokens, hidden) if static.trace else None

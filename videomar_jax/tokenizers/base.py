@@ -41,7 +41,7 @@ import numpy as np
 from videomar_jax.checks import UserError, not_finite
 from videomar_jax.io.files import check_regular
 from videomar_jax.io.registry import Registry
-from videomar_jax.types import Array, Float, Latents, Pixels, UInt8
+from videomar_jax.types import Array, Bool, Float, Latents, Pixels, UInt8
 
 HEADER_FILE = "tokenizer.json"
 ARRAYS_FILE = "tokenizer.npz"
@@ -152,9 +152,22 @@ def to_pixels(
 def to_video(
     pixels: Float[Array | np.ndarray, "*frames Hp Wp 3"],
 ) -> UInt8[Array, "*frames Hp Wp 3"]:
-    """Pixels in [-1, 1] to the nearest grey level; values outside are clipped."""
-    levels = (jnp.asarray(pixels).astype(jnp.float32) + 1.0) * 127.5
+    """Pixels in [-1, 1] to the nearest grey level; values outside are clipped.
+
+    Raises:
+        UserError: pixels are NaN or infinite, which would look black. Inside of `jax.jit` nobody
+            can raise it: look at `finite_clips` there.
+    """
+    pixels = jnp.asarray(pixels)
+    if not isinstance(pixels, jax.core.Tracer) and not jnp.isfinite(pixels).all():
+        raise UserError("Pixels hold NaN or infinity, so there is no video to show.")
+    levels = (pixels.astype(jnp.float32) + 1.0) * 127.5
     return jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8)
+
+
+def finite_clips(values: Float[Array, "B *rest"]) -> Bool[Array, "B"]:
+    """Which clips of a batch of latents or pixels hold neither NaN nor infinity."""
+    return jnp.isfinite(values).all(axis=tuple(range(1, values.ndim)))
 
 
 # Identity
