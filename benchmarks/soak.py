@@ -36,7 +36,7 @@ import orbax.checkpoint as ocp
 
 from videomar_jax.checkpoints.compatibility import leaves
 from videomar_jax.checkpoints.manager import Checkpoints
-from videomar_jax.commands.app import INTERRUPTED
+from videomar_jax.io.signals import CTRL_C, INTERRUPTED
 
 ROOT = Path(__file__).parents[1]
 CLOCKED = re.compile(r"_per_second$|^data_wait$|^mfu$|^device_memory|seconds")
@@ -198,6 +198,8 @@ def _wait(run: Run, kill: Kill, before: int, rng: random.Random) -> None:
 def _check_kill(run: Run, kill: Kill, before: int, silent: bool) -> None:
     """Raises Failed if a kill did not end as it must."""
     allowed = {-signal.SIGKILL} if kill.signal == "SIGKILL" else {INTERRUPTED}
+    if kill.signal == "SIGTERM" and not kill.checkpoint:
+        allowed.add(CTRL_C)  # there was nothing to save yet
     if kill.signal == "SIGTERM" and silent:
         allowed.add(-signal.SIGTERM)  # Python itself was still starting
     if kill.signal == "SIGTERM" and kill.when == "report":

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import videomar_jax
+from videomar_jax.commands import interrupts
 
 COMMANDS = {
     "train": ("main", "train a model on clips"),
@@ -27,9 +28,11 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"There is no command {command!r}.\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
+    name = COMMANDS[command][0]
+    interrupts.watch(name)  # before the imports below, which take seconds
     from videomar_jax.commands import app
 
-    module = importlib.import_module(f"videomar_jax.{COMMANDS[command][0]}")
+    module = importlib.import_module(f"videomar_jax.{name}")
     app.run(module.main, [f"videomar {command}", *arguments])
 
 

@@ -4,6 +4,11 @@ python -m videomar_jax.convert --checkpoint=FILE --tokenizer=… --text_encoder=
 python -m videomar_jax.convert --checkpoint=DIR --export=FILE.safetensors
 """
 
+from videomar_jax.commands import interrupts
+
+if __name__ == "__main__":
+    interrupts.watch("convert")  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 
 from absl import flags

@@ -5,6 +5,11 @@
 --config.SECTION.KEY=VALUE changes one entry of the config.
 """
 
+from videomar_jax.commands import interrupts
+
+if __name__ == "__main__":
+    interrupts.watch("evaluate")  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 
 from absl import flags

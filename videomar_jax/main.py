@@ -6,6 +6,11 @@
 scripts for one machine, SLURM and TPU pods (docs/launch.md).
 """
 
+from videomar_jax.commands import interrupts
+
+if __name__ == "__main__":
+    interrupts.watch("main")  # before the imports below, which take seconds
+
 from collections.abc import Sequence
 
 from absl import flags
@@ -36,7 +41,6 @@ flags.mark_flag_as_required("config")
 
 def main(_: Sequence[str]) -> None:
     """Trains through the config's curriculum and reports."""
-    app.stop_on_sigterm()
     launch.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from videomar_jax.experiment.config import Experiment
     from videomar_jax.experiment.run import run

@@ -5,6 +5,11 @@ python -m videomar_jax.prepare --videos=DIR --tokenizer=… --text_encoder=… -
 Without --text_encoder captions are kept as text, and training encodes them.
 """
 
+from videomar_jax.commands import interrupts
+
+if __name__ == "__main__":
+    interrupts.watch("prepare")  # before the imports below, which take seconds
+
 import os
 from collections.abc import Sequence
 

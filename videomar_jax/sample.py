@@ -6,6 +6,11 @@ Ctrl-C keeps the frames so far: shorter videos are written, and the exit code is
 code is 0 if all videos were generated, 1 if some could not be (listed at the end), 2 if none was.
 """
 
+from videomar_jax.commands import interrupts
+
+if __name__ == "__main__":
+    interrupts.watch("sample")  # before the imports below, which take seconds
+
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +21,7 @@ from videomar_jax.commands import app
 from videomar_jax.commands.field_flags import FieldFlags
 from videomar_jax.inference.requests import JobOptions, Output, RequestFlags
 from videomar_jax.io.paths import user_path
+from videomar_jax.io.signals import CTRL_C
 from videomar_jax.parallel.config import AXES, MeshConfig
 from videomar_jax.sampling.config import SamplingConfig
 
@@ -47,8 +53,8 @@ def main(_: Sequence[str]) -> None:
         job_options = JobOptions(**options, settings=_SAMPLING.given(), mesh=mesh)
         asked, faults = requests.read()
         faults += jobs.run_jobs(asked, job_options, output)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        app.leave(str(stop) or "Interrupted before the first frame.", app.CTRL_C)
+    except Interrupted as stop:
+        app.leave(str(stop), CTRL_C)
     if faults:
         sys.exit("\n".join([f"{len(faults)} of the requests could not be met:", *faults]))
 

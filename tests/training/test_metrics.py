@@ -89,7 +89,7 @@ def test_stage_seconds_go_on_from_earlier_starts():
 
 def test_a_signal_asks_once_and_stops_at_the_second():
     before = signal.getsignal(signal.SIGTERM)
-    with stop_signals() as stop:
+    with stop_signals(at_once=True) as stop:
         assert not stop.asked
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked

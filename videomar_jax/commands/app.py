@@ -6,10 +6,8 @@ our own fault and keeps its traceback, as does everything with `--traceback`.
 """
 
 import inspect
-import os
 import re
 import shutil
-import signal
 import sys
 import textwrap
 import traceback
@@ -25,13 +23,8 @@ from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.experiment.config_files import with_config_paths
 from videomar_jax.io.log import show_log
 from videomar_jax.io.migration import current_flags
+from videomar_jax.io.signals import CTRL_C, INTERRUPTED
 from videomar_jax.parallel import launch
-
-INTERRUPTED = 75
-"""Exit code of a run that was asked to stop and saved its state: start the same command again
-(EX_TEMPFAIL)."""
-CTRL_C = 130
-"""Exit code after Ctrl-C, as in shells."""
 
 Main = Callable[[Sequence[str]], None]
 
@@ -60,20 +53,6 @@ def run(main: Main, argv: list[str] | None = None) -> None:
         argv=argv,
         flags_parser=lambda arguments: _parse(arguments, module),
     )
-
-
-def stop_on_sigterm() -> None:
-    """Lets SIGTERM end the program with code `INTERRUPTED`, for commands that lose nothing by it.
-
-    Code that must finish something first, such as the training loop, installs its own handler for
-    that time.
-    """
-
-    def stop(number, frame):
-        os.write(2, b"SIGTERM: stopped. To continue from what is saved, run the same command.\n")
-        os._exit(INTERRUPTED)
-
-    signal.signal(signal.SIGTERM, stop)
 
 
 def leave(text: str, code: int) -> NoReturn:
@@ -190,6 +169,8 @@ def _guarded(main: Main, argv: Sequence[str]) -> None:
         main(argv)
     except Interrupted as stop:
         leave(str(stop), INTERRUPTED)
+    except KeyboardInterrupt:
+        leave("Interrupted.", CTRL_C)
     except Exception as error:
         if flags.FLAGS.traceback:
             raise

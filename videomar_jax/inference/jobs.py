@@ -1,14 +1,13 @@
 """Many requests to video files, each with a record from which the video can be generated again.
 
-Ctrl-C loses nothing that is generated: the videos of the batch are written as far as they are.
+Ctrl-C and SIGTERM lose nothing that is generated: the videos of the batch are written as far as
+they are.
 """
 
 import contextlib
 import dataclasses
 import math
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ from videomar_jax.inference.video import Video
 from videomar_jax.io.files import atomic_write, sha256
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
+from videomar_jax.io.signals import postponed
 from videomar_jax.parallel.config import AXES, MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, run_folder
@@ -200,57 +200,31 @@ def _generate(
         [one.request.seed for one in batch],
         job.spec.num_frames,
     )
-    interrupted = False
-    try:
+    promise = "the frames so far of this batch are written"
+    # Until the first new frame there is nothing to keep of this batch.
+    with postponed(promise, at_once=True) as stop:
         while stream.given_frames + stream.new_frames < (until or job.spec.num_frames):
             new = next(stream).shape[1]
+            stop.at_once = False
             job.progress.set_postfix_str(f"first after {stream.first_frame_s:.1f} s", refresh=False)
             job.progress.update(new * len(rows))
-    except KeyboardInterrupt:
-        interrupted = True
-    with _postponed_interrupts() as interrupts:
-        if stream.new_frames or not interrupted:
-            videos = stream.videos(job.output.fps or job.pipe.bundle.fps)
-            for row in rows:
-                _write(job, batch[row], videos[row], _record(job, batch, row, stream))
-    if interrupted or interrupts:
+            if stop.asked:
+                break
+        videos = stream.videos(job.output.fps or job.pipe.bundle.fps)
+        for row in rows:
+            _write(job, batch[row], videos[row], _record(job, batch, row, stream))
+    if stop.asked:
         names = ", ".join(batch[row].request.name for row in rows)
         kept = f"kept {stream.given_frames + stream.new_frames} of {job.spec.num_frames} frames"
         raise Interrupted(
-            f"Interrupted: {kept if stream.new_frames else 'no frame yet'} of {names} in "
-            f"{job.output.folder}; videos that were not started are left out."
+            f"Interrupted: {kept} of {names} in {job.output.folder}; videos that were not started "
+            f"are left out."
         )
     log.info(
         "first new frame after %.1f s, %.2f frames/s",
         stream.first_frame_s,
         stream.new_frames * len(rows) / stream.seconds,
     )
-
-
-@contextlib.contextmanager
-def _postponed_interrupts() -> Iterator[list[int]]:
-    """Lets the first Ctrl-C wait until the block has ended; a second one interrupts at once.
-
-    Yields a list that holds the postponed signal, if there was one.
-    """
-    interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts  # only the main thread is interrupted
-        return
-
-    def postpone(number, frame):
-        if interrupts:
-            raise KeyboardInterrupt
-        interrupts.append(number)
-        log.warning(
-            "Interrupted: the files of this batch are written first; Ctrl-C again skips them."
-        )
-
-    before = signal.signal(signal.SIGINT, postpone)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def _write(job: _JobContext, loaded: LoadedRequest, video: Video, record: GenerationRecord) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from videomar_jax.checks import UserError
 from videomar_jax.io.log import log
+from videomar_jax.io.signals import cleaning_up
 
 HEARTBEAT = 15.0
 """Seconds between two signs of life of a process that holds a lock."""
@@ -75,7 +76,8 @@ def holding(file: Path, what: str) -> Iterator["Lock"]:
     try:
         lock = Lock(file, what)
         try:
-            yield lock
+            with cleaning_up(lock.drop):
+                yield lock
         finally:
             lock.release()
     finally:
@@ -146,6 +148,10 @@ class Lock:
         """Gives the lock up."""
         self._ended.set()
         self._heart.join()
+        self.drop()
+
+    def drop(self) -> None:
+        """Removes the file."""
         if self._is_mine():
             self._file.unlink(missing_ok=True)
 

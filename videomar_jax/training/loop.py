@@ -80,7 +80,7 @@ def train(
     """Runs the curriculum from where `workdir` left off to its end, or until SIGINT or SIGTERM.
 
     Writes checkpoints/, metrics.jsonl, tensorboard/ and samples/ under `workdir`. A second signal
-    stops at once.
+    stops at once, and so does the first before there is anything to save.
 
     Args:
         preview: called on process 0 at the end of each stage and every `run.sample_every` steps.
@@ -140,7 +140,9 @@ def train(
         meters = Meters(record, progress, run.log_every, recipe.learning_rate())
         clock = StageClock(resumed.seconds)
         profiler = enter(Profiler(profile, workdir / "profile", start, total))
-        stop = enter(stop_signals())
+        # Until this start has done a step, there is nothing new to save. Several processes stop
+        # after the same step, so they wait for it.
+        stop = enter(stop_signals(at_once=alone))
         validation = _make_validation(recipe, inputs, resumed.graph, mesh)
         enter(_naming_the_last_checkpoint(checkpoints, workdir))
         batches = curriculum_batches(
@@ -193,6 +195,7 @@ def train(
             data_wait = time.monotonic() - asked_at
             batch = _place_batch(_truncate(batch, recipe, step), mesh, share, shares)
             state, metrics = update(state, batch, resumed.step_key)
+            stop.at_once = False
             report = StepReport(
                 step=step + 1,
                 stage=stage.name,

@@ -1,52 +1,25 @@
 """Stopping between two steps when a signal asks for it, on all processes after the same step."""
 
-import dataclasses
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videomar_jax.io.log import log
+from videomar_jax.io.signals import Stop, postponed
 from videomar_jax.types import Array
 
 
-@dataclasses.dataclass
-class Stop:
-    """Whether this process was asked to stop."""
-
-    asked: bool = False
-
-
-@contextmanager
-def stop_signals() -> Iterator[Stop]:
+def stop_signals(*, at_once: bool) -> AbstractContextManager[Stop]:
     """Turns the first SIGINT or SIGTERM into a request that the loop reads between two steps.
 
-    A second signal raises KeyboardInterrupt at once.
+    A second signal ends the run at once.
+
+    Args:
+        at_once: nothing is to be saved yet; the loop sets this False after its first step.
     """
-    stop = Stop()
-
-    def handle(number, frame):
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        name = signal.Signals(number).name
-        log.warning("%s: saving after this step; a second signal stops at once", name)
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    except ValueError:
-        pass  # not the main thread: the program that runs us handles its signals
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    return postponed("saving after this step", at_once=at_once)
 
 
 _any = jax.jit(jnp.any)
