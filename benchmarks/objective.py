@@ -202,7 +202,7 @@ class Judge:
             config=SAMPLING,
             batch_size=len(self.batch.latents),
         )
-        scores, _ = score(self.case, sampler, sampler.reconstruct)
+        scores = score(self.case, sampler, sampler.reconstruct).scores[self.case.name]
         by_frame = losses["by_frame"]["sum"][1:] / losses["by_frame"]["count"][1:]
         named = {f"loss_frame_{i + 1}": float(value) for i, value in enumerate(by_frame)}
         return {"loss": float(losses["loss"])} | named | scores

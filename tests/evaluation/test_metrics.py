@@ -107,3 +107,49 @@ def test_clips_that_cannot_be_compared_are_refused(score, video, says):
     reference = np.zeros((1, 2, 8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=says):
         inspect.unwrap(score)(video, reference)  # without the annotations' own check
+
+
+def table_score(name, video, reference, last):
+    tally = metrics.METRICS[name].tally(video, reference, last)
+    return metrics.METRICS[name].score(tally.amount.sum() / tally.weight.sum())
+
+
+def test_the_psnr_of_changed_pixels_is_pooled_over_clips():
+    """One clip changes at one pixel, the other at three; all four values weigh the same."""
+    last = np.full((2, 1, 4, 4, 3), 100, np.uint8)
+    reference = np.full((2, 2, 4, 4, 3), 100, np.uint8)
+    reference[0, 1, 0, 0, 1] = 111
+    reference[1, 0, :3, 2] = 50
+    reference[1, 1, 1, 1] = 110, 90, 100  # ten levels are not more than ten
+    changed = metrics.changed_pixels(reference, last)
+    assert changed.sum() == 4 and changed[0, 1, 0, 0] and changed[1, 0, :3, 2].all()
+    video = reference.copy()
+    video[1, 0, 0, 2] = 56
+    video[0, 0] = 255  # not where the truth changes
+    error = 3 * 6**2 / (4 * 3)
+    assert table_score("changed_psnr", video, reference, last) == pytest.approx(
+        10 * np.log10(255**2 / error)
+    )
+    copied = (11**2 + 9 * 50**2) / 12
+    still = np.repeat(last, 2, axis=1)
+    assert table_score("changed_psnr", still, reference, last) == pytest.approx(
+        10 * np.log10(255**2 / copied)
+    )
+    assert table_score("changed_psnr", reference, reference, last) == 100
+
+
+def test_motion_counts_from_the_last_given_frame():
+    last = np.full((1, 1, 4, 4, 3), 100, np.uint8)
+    reference = np.full((1, 2, 4, 4, 3), 90, np.uint8)
+    reference[:, 1] = 98
+    video = np.full((1, 2, 4, 4, 3), 103, np.uint8)
+    assert table_score("motion", video, reference, last) == pytest.approx(3 / 18)
+    assert table_score("motion", reference, reference, last) == 1
+    assert table_score("motion", np.repeat(last, 2, axis=1), reference, last) == 0
+
+
+def test_every_row_of_the_table_says_what_it_means():
+    video, reference = _pair((2, 3, 16, 16, 3))
+    for name, metric in metrics.METRICS.items():
+        assert metric.description and metric.better in ("higher", "lower", "near 1"), name
+        assert np.isfinite(table_score(name, video, reference, reference[:, :1])), name

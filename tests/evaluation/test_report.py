@@ -1,6 +1,7 @@
 """The report says what was measured: scores leave the given frame out, files are complete, links
 lead somewhere."""
 
+import dataclasses
 import json
 import re
 from urllib.parse import unquote
@@ -11,9 +12,18 @@ import pytest
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.evaluation import metrics
+from videomar_jax.evaluation import metrics, report
+from videomar_jax.evaluation.baselines import repeat_last
 from videomar_jax.evaluation.motion import direction_of
-from videomar_jax.evaluation.report import Case, quality, score, sheet_rows, write_report
+from videomar_jax.evaluation.report import (
+    Case,
+    Part,
+    Shown,
+    quality,
+    score,
+    sheet_rows,
+    write_report,
+)
 
 
 def shapes_case(count=3):
@@ -36,7 +46,8 @@ def echo(case):
     """A perfect model: it answers with the truth, having been given the first frames, the prompts
     and the length."""
 
-    def generate(first, prompts, frames):
+    def generate(first, prompts, frames, seeds):
+        assert list(seeds) == list(range(len(first)))
         assert frames == case.reference.shape[1] and list(prompts) == list(case.prompts)
         np.testing.assert_array_equal(first, case.reference[:, :1])
         return case.reference
@@ -52,8 +63,13 @@ def psnr_by_hand(video, truth):
 def test_a_perfect_model():
     case = shapes_case()
     blurred = (case.reference // 16 * 16).astype(np.uint8)
-    scores, generated = score(case, echo(case), lambda clips: blurred)
-    assert scores["clips"] == 3 and generated is case.reference
+    found = score(case, echo(case), lambda clips: blurred)
+    scores = found.scores["held_out"]
+    assert scores["clips"] == 3
+    for number, clip in enumerate(found.shown["held_out"]):
+        assert clip.caption == case.prompts[number] and set(clip.videos) == {"truth", "generated"}
+        np.testing.assert_array_equal(clip.videos["generated"], case.reference[number])
+    assert scores["changed_psnr"] == 100 and scores["motion"] == scores["better_than_copy"] == 1
     assert scores["psnr"] == 100 and scores["ssim"] == pytest.approx(1)
     assert scores["direction_accuracy"] == scores["object_present"] == 1
     assert scores["centroid_error"] == scores["centroid_error_last"] == 0
@@ -69,7 +85,8 @@ def test_a_perfect_model():
 def test_a_model_that_repeats_the_first_frame():
     case = shapes_case()
     still = np.repeat(case.reference[:, :1], 9, axis=1)
-    scores, _ = score(case, lambda *_: still, lambda clips: clips)
+    scores = score(case, lambda *_: still, lambda clips: clips).scores["held_out"]
+    assert scores["motion"] == scores["better_than_copy"] == 0
     assert (
         scores["psnr"] == scores["psnr_copy_first"] and scores["ssim"] == scores["ssim_copy_first"]
     )
@@ -113,34 +130,149 @@ def test_the_report_says_what_its_scores_mean(tmp_path):
     assert "- ssim:" not in text, "a score that no case has"
 
 
+METRICS = ("psnr", "ssim", "changed_psnr", "motion")
+
+
+def suffixed(*candidates):
+    return {f"{name}_{other}" if other else name for name in METRICS for other in candidates}
+
+
 def test_footage_has_no_directions():
     case = shapes_case()
     footage = Case(name="a", title="A", reference=case.reference, prompts=case.prompts)
-    assert set(score(footage, echo(footage), lambda clips: clips)[0]) == {
-        "clips",
-        "psnr",
-        "psnr_copy_first",
-        "psnr_ceiling",
-        "ssim",
-        "ssim_copy_first",
-        "ssim_ceiling",
-    }
+    scores = score(footage, echo(footage), lambda clips: clips).scores["a"]
+    assert set(scores) == suffixed("", "copy_first", "ceiling") | {"clips", "better_than_copy"}
+
+
+def footage_case(count=7, given=3, **changes):
+    """Clips that become brighter, each with a caption of its own but one."""
+    video = np.full((count, 6, 8, 8, 3), 100, np.uint8)
+    video += (10 * np.arange(6, dtype=np.uint8))[:, None, None, None]
+    video += np.arange(count, dtype=np.uint8)[:, None, None, None, None]
+    prompts = [f"caption {number}" for number in range(count - 1)] + [""]
+    others = ["other"] * (count - 1) + [""]
+    parts = (Part(name="some", title="Some", clips=[1, 5]),)
+    case = Case(name="whole", title="Whole", reference=video, prompts=prompts, given=given)
+    return dataclasses.replace(case, **{"other_prompts": others, "parts": parts} | changes)
+
+
+class Model:
+    """Off by some grey levels that the prompt decides; records how it was called."""
+
+    def __init__(self, case, off):
+        self.case, self.off, self.calls = case, off, []
+
+    def __call__(self, given, prompts, frames, seeds):
+        self.calls.append((given.shape, list(prompts), list(seeds)))
+        made = self.case.reference[list(seeds)].copy()
+        np.testing.assert_array_equal(given, made[:, : self.case.given])
+        made[:, self.case.given :] += np.array(
+            [self.off(prompt) for prompt in prompts], np.uint8
+        ).reshape(-1, 1, 1, 1, 1)
+        return made
+
+
+def dB(error):
+    return 10 * np.log10(255**2 / error**2)
+
+
+def test_footage_beside_its_baselines():
+    """The model is 4 levels off, with another caption 8, the linear predictor 5."""
+    case = footage_case()
+    model = Model(case, lambda prompt: 8 if prompt == "other" else 4)
+    linear = Model(case, lambda _: 5)
+    found = score(case, model, lambda clips: clips, linear=linear, batch_size=2, show=3)
+    assert set(found.scores) == {"whole", "some"}
+    for name, clips in (("whole", 7), ("some", 2)):
+        scores = found.scores[name]
+        assert set(scores) == suffixed("", "copy_last", "linear", "ceiling", "other_caption") | {
+            "clips",
+            "better_than_copy",
+            "better_than_linear",
+            "right_caption_better",
+        }
+        assert scores["clips"] == clips
+        assert scores["psnr"] == pytest.approx(dB(4))
+        assert scores["psnr_linear"] == pytest.approx(dB(5))
+        assert scores["psnr_other_caption"] == pytest.approx(dB(8)), "a clip without one counts"
+        assert scores["psnr_copy_last"] == pytest.approx((dB(10) + dB(20) + dB(30)) / 3)
+        # Ten levels are no visible change, so the first new frame does not count.
+        assert scores["changed_psnr"] == pytest.approx(dB(4))
+        pooled = np.sqrt((20**2 + 30**2) / 2)
+        assert scores["changed_psnr_copy_last"] == pytest.approx(dB(pooled))
+        assert scores["motion"] == pytest.approx(34 / 30)
+        assert scores["motion_copy_last"] == 0 and scores["motion_ceiling"] == 1
+        assert scores["better_than_copy"] == scores["better_than_linear"] == 1
+        assert scores["right_caption_better"] == 1
+    for clips in found.shown.values():
+        labels = ["truth", "generated", "linear predictor", "repeated frame"]
+        assert all(list(clip.videos) == labels for clip in clips)
+    assert [clip.caption for clip in found.shown["some"]] == ["caption 1", "caption 5"]
+    assert len(found.shown["whole"]) == 3
+
+
+def test_clips_are_scored_some_at_a_time(monkeypatch):
+    """Scores do not depend on how many are in memory; whole batches of the model are asked for."""
+    case = footage_case()
+    off = {prompt: number % 3 + 1 for number, prompt in enumerate(case.prompts)} | {"other": 6}
+    model = Model(case, off.__getitem__)
+    at_once = score(case, model, lambda clips: clips, batch_size=2)
+    assert [len(seeds) for _, _, seeds in model.calls] == [7, 7]
+    monkeypatch.setattr(report, "_AT_A_TIME", 5 * case.reference[0].nbytes)
+    model.calls.clear()
+    in_parts = score(case, model, lambda clips: clips, batch_size=2)
+    assert [seeds for _, _, seeds in model.calls[::2]] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert at_once.scores == in_parts.scores
+    for name, clips in at_once.shown.items():
+        for one, other in zip(clips, in_parts.shown[name], strict=True):
+            for label, video in one.videos.items():
+                np.testing.assert_array_equal(video, other.videos[label])
+
+
+def test_large_clips_are_not_all_kept_for_pictures(monkeypatch):
+    case = footage_case()
+    monkeypatch.setattr(report, "_FOR_PICTURES", 2 * 2 * 4 * case.reference[0].nbytes)
+    found = score(case, Model(case, lambda _: 1), lambda clips: clips)
+    assert [len(clips) for clips in found.shown.values()] == [2, 2]
+
+
+def test_clips_in_which_nothing_changes():
+    video = np.full((2, 3, 8, 8, 3), 50, np.uint8)
+    case = Case(name="a", title="A", reference=video, prompts=["", ""])
+    still = score(case, lambda *call: repeat_last(*call), lambda clips: clips).scores["a"]
+    assert "changed_psnr" not in still and "motion" not in still
+    assert all(np.isfinite(value) for value in still.values())
 
 
 def test_sheet_rows_pair_truth_and_generated():
-    case = Case(
-        name="a", title="A", reference=shapes_case().reference, prompts=["one", "", "three"]
-    )
-    made = 255 - case.reference
-    rows = sheet_rows(case, made, count=2)
+    videos = np.arange(4 * 2 * 3 * 3 * 3, dtype=np.uint8).reshape(4, 2, 3, 3, 3)
+    shown = [
+        Shown("one", {"truth": videos[0], "generated": videos[1]}),
+        Shown("", {"truth": videos[2], "generated": videos[3]}),
+    ]
+    rows = sheet_rows(shown)
     assert [label for label, _ in rows] == [
         "truth: one",
         "generated: one",
         "truth: (no caption)",
         "generated: (no caption)",
     ]
-    np.testing.assert_array_equal(rows[2][1], case.reference[1])
-    np.testing.assert_array_equal(rows[3][1], made[1])
+    for (_, video), expected in zip(rows, videos, strict=True):
+        np.testing.assert_array_equal(video, expected)
+
+
+def test_each_baseline_has_its_row_below_the_model(tmp_path):
+    scores = {"psnr": 30.0, "psnr_copy_last": 28.0, "psnr_linear": 29.5, "better_than_copy": 0.75}
+    sentence = "Better than repeating."
+    report = {"cases": {"a": scores}, "verdict": "All in all.", "verdicts": {"a": sentence}}
+    write_report(tmp_path, report, {})
+    text = (tmp_path / "report.md").read_text()
+    assert "| case | psnr | better_than_copy |" in text
+    assert "| a | 30 | 0.75 |\n| – repeating the last given frame | 28 |  |" in text
+    assert "| – linear predictor | 29.5 |  |" in text
+    assert "**All in all.**" in text and f"- a: {sentence}" in text
+    assert "- ..._linear in report.json: the same score of linear predictor" in text
+    assert "- better_than_copy: " in text
 
 
 def test_files(tmp_path):

@@ -211,29 +211,48 @@ def footage(tmp_path_factory):
 def test_footage_is_scored_by_clip(footage):
     workdir, report, _ = footage
     assert report == read_report(workdir)
-    assert list(report["cases"]) == ["held_out", "b (1)", "a.avi"]
-    for scores in report["cases"].values():
-        assert set(scores) == {
-            "clips",
-            "psnr",
-            "psnr_copy_first",
-            "psnr_ceiling",
-            "ssim",
-            "ssim_copy_first",
-            "ssim_ceiling",
-        }
-    counts = [scores["clips"] for scores in report["cases"].values()]
-    assert counts[0] == sum(counts[1:]) and counts[0] > 0
-    for key in ("psnr_copy_first", "psnr_ceiling", "ssim_ceiling"):
-        sums = [scores["clips"] * scores[key] for scores in report["cases"].values()]
-        assert sums[0] == pytest.approx(sum(sums[1:])), "the whole is not the mean of its clips"
+    assert list(report["cases"]) == [
+        "held_out",
+        "b (1)",
+        "a.avi",
+        "held_out_given_3",
+        "b (1)_given_3",
+        "a.avi_given_3",
+    ], "clips of 5 frames are not continued from 5"
+    cases = list(report["cases"].values())
+    for number, scores in enumerate(cases):
+        expected = {"clips", "better_than_copy", "better_than_linear"}
+        for metric in ("psnr", "ssim", "changed_psnr", "motion"):
+            copy = "copy_first" if number < 3 else "copy_last"
+            expected |= {metric, f"{metric}_{copy}", f"{metric}_linear", f"{metric}_ceiling"}
+        assert set(scores) == expected, number
+    for whole, *parts in (cases[:3], cases[3:]):
+        assert whole["clips"] == sum(part["clips"] for part in parts) > 0
+        for key in ("psnr", "psnr_linear", "psnr_ceiling", "ssim_ceiling"):
+            total = sum(part["clips"] * part[key] for part in parts)
+            assert whole["clips"] * whole[key] == pytest.approx(total), key
     assert not set(report) & {"direction_accuracy", "counterfactual_accuracy"}
 
 
 def test_footage_has_pictures_whatever_its_names(footage):
     workdir, _, _ = footage
     pictures = linked_pictures(workdir)
-    assert len(pictures) == 6 and all(path.exists() for path in pictures), pictures
+    names = {path.name.removesuffix(path.suffix) for path in pictures}
+    assert names == {"held_out", "held_out_given_3", "b (1)_given_3", "a.avi_given_3"}
+    assert len(pictures) == 8 and all(path.exists() for path in pictures), pictures
+    with Image.open(workdir / "report" / "held_out.png") as picture:
+        assert picture.size[0] > 5 * 128 and picture.size[1] > 4 * 4 * 128, "rows of 128 pixels"
+
+
+def test_the_report_of_footage_begins_with_a_verdict(footage):
+    workdir, report, _ = footage
+    text = (workdir / "report.md").read_text()
+    assert text.startswith(f"# Report\n\n**{report['verdict']}**")
+    assert re.match(r"From 1 frame: .+\. From 3 frames: .+\.$", report["verdict"])
+    assert set(report["verdicts"]) == set(report["cases"])
+    for sentence in report["verdicts"].values():
+        assert "repeating" in sentence and sentence in text
+    assert set(report["linear_predictor"]) == {"held_out", "held_out_given_3"}
 
 
 def test_clips_that_cannot_be_used_are_listed_and_skipped(footage):

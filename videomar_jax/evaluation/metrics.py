@@ -1,4 +1,4 @@
-"""PSNR and SSIM of clips, the copy-first baseline, and the table of metrics that reports use.
+"""Scores of generated clips against true ones, and the table of them that reports use.
 
     PSNR  = 10 log10(255^2 / MSE), with the MSE over the pixels and channels of one frame. A clip's
             PSNR is the mean of its frames' PSNR, not the PSNR of its mean error, so that one
@@ -11,12 +11,21 @@
             C1 = (0.01 * 255)^2, C2 = (0.03 * 255)^2. Frames with a side under 11 pixels use the
             largest odd window that fits, with the same sigma, so that their values are comparable
             among themselves only.
+    changed pixels
+            are those of which some channel differs from the last given frame by more than 10 grey
+            levels: where something happens. Their PSNR has the squared error of all of them, over
+            all clips, in one mean. On slow footage it tells what the PSNR of whole frames hides:
+            whether the moving part is there.
+    motion  = mean |x_t - x_t-1| of the video over that of the truth, from the last given frame on.
+            0 is a still picture, 1 as much motion as in the truth.
 
 Every frame passed in counts. Leave out conditioning frames first (`video[:, 1:]`): they come back
-nearly unchanged and flatter a model. A plain copy of the first frame scores well on slow clips, so
-report `copy_first` beside the model.
+nearly unchanged and flatter a model. A plain copy of the last given frame scores well on slow
+clips, so report it beside the model (`baselines`).
 
-To add a metric of this kind, write its function and a row of `METRICS`.
+To add a metric, write its function and a row of `METRICS`: a `Metric` gives each clip its value,
+and the score of a set of clips is their mean. A `PooledMetric` gives each clip a sum and a weight,
+and the score is the quotient of their totals.
 """
 
 from collections.abc import Callable
@@ -25,12 +34,16 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from videomar_jax.checks import UserError
-from videomar_jax.types import Float, UInt8
+from videomar_jax.types import Bool, Float, UInt8
 
 Clips: TypeAlias = UInt8[np.ndarray, "N F Hp Wp 3"]
 """A batch of RGB clips in memory, 0..255."""
+LastFrames: TypeAlias = UInt8[np.ndarray, "N 1 Hp Wp 3"]
+"""The last given frame of each clip."""
 
 MAX_PSNR = 100.0
+CHANGED = 10
+"""Grey levels of 255; a pixel that differs by more from the last given frame has changed."""
 _PEAK = 255.0
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
@@ -66,6 +79,35 @@ def ssim_per_frame(video: Clips, reference: Clips) -> Float[np.ndarray, "N F"]:
     return _per_frame(_frame_ssim, video, reference)
 
 
+def changed_pixels(reference: Clips, last: LastFrames) -> Bool[np.ndarray, "N F Hp Wp"]:
+    """Where the truth differs visibly from the last given frame: some channel by more than
+    `CHANGED` grey levels."""
+    changed = np.empty(reference.shape[:4], bool)
+    for index in np.ndindex(*reference.shape[:2]):
+        difference = np.abs(reference[index].astype(np.int16) - last[index[0], 0])
+        changed[index] = difference.max(axis=-1) > CHANGED
+    return changed
+
+
+def changed_error(video: Clips, reference: Clips, last: LastFrames) -> "Tally":
+    """The sum of the squared errors at the changed pixels of each clip, and their values."""
+    _check_pair(video, reference)
+    changed = changed_pixels(reference, last)
+    total = np.zeros(len(video))
+    for number, frame in np.ndindex(*video.shape[:2]):
+        where = changed[number, frame]
+        error = video[number, frame][where].astype(np.int64) - reference[number, frame][where]
+        total[number] += np.sum(error**2)
+    values = changed.sum(axis=(1, 2, 3)) * reference.shape[-1]
+    return Tally(total, values.astype(np.float64))
+
+
+def motion(video: Clips, reference: Clips, last: LastFrames) -> "Tally":
+    """The mean absolute difference between neighbouring frames of each clip, and the truth's."""
+    _check_pair(video, reference)
+    return Tally(_frame_difference(video, last), _frame_difference(reference, last))
+
+
 def copy_first(reference: Clips) -> Clips:
     """The baseline without motion: each clip's first frame repeated over its length."""
     check_clips(reference, "reference")
@@ -73,6 +115,8 @@ def copy_first(reference: Clips) -> Clips:
 
 
 # The table
+
+Better = Literal["higher", "lower", "near 1"]
 
 
 class Score(NamedTuple):
@@ -84,28 +128,87 @@ class Score(NamedTuple):
     """
 
     unit: str
-    better: Literal["higher", "lower"]
+    better: Better
     description: str
 
 
+class Tally(NamedTuple):
+    """What each clip adds to a score: of any set of clips it is a function of
+    sum(amount) / sum(weight)."""
+
+    amount: Float[np.ndarray, " N"]
+    weight: Float[np.ndarray, " N"]
+
+
 class Metric(NamedTuple):
-    """A score that compares generated clips with true ones; fields beside `function` as in
-    `Score`.
+    """A score that compares generated clips with true ones, and is the mean over clips; fields
+    beside `function` as in `Score`.
 
     function: (video [N, F, Hp, Wp, 3], reference of the same shape) → one value for each clip.
     """
 
     function: Callable[[np.ndarray, np.ndarray], np.ndarray]
     unit: str
-    better: Literal["higher", "lower"]
+    better: Better
     description: str
 
+    def tally(self, video: Clips, reference: Clips, last: LastFrames) -> Tally:
+        """Of clips without their given frames; `last` is the last of these."""
+        values = self.function(video, reference)
+        return Tally(values, np.ones(len(values)))
 
-METRICS: dict[str, Metric] = {
+    def score(self, mean: float) -> float:
+        """The score of clips whose tallies have this quotient."""
+        return float(mean)
+
+
+class PooledMetric(NamedTuple):
+    """A score of a set of clips as a whole; fields beside the first two as in `Score`.
+
+    function: (video, reference, `LastFrames`) → what each clip adds.
+    finish: the quotient of the totals → the score.
+    """
+
+    function: Callable[[np.ndarray, np.ndarray, np.ndarray], Tally]
+    finish: Callable[[float], float]
+    unit: str
+    better: Better
+    description: str
+
+    def tally(self, video: Clips, reference: Clips, last: LastFrames) -> Tally:
+        """As `Metric.tally`."""
+        return self.function(video, reference, last)
+
+    def score(self, mean: float) -> float:
+        """As `Metric.score`."""
+        return float(self.finish(mean))
+
+
+def decibels(mse: float) -> float:
+    """The PSNR of a mean squared error, at most `MAX_PSNR`."""
+    return MAX_PSNR if mse == 0 else min(MAX_PSNR, float(10 * np.log10(_PEAK**2 / mse)))
+
+
+METRICS: dict[str, Metric | PooledMetric] = {
     "psnr": Metric(psnr, "dB", "higher", "peak signal-to-noise ratio, mean over frames"),
     "ssim": Metric(ssim, "", "higher", "structural similarity, mean over frames; 1 is equal"),
+    "changed_psnr": PooledMetric(
+        changed_error,
+        decibels,
+        "dB",
+        "higher",
+        f"PSNR over the pixels that differ from the last given frame by more than {CHANGED} grey "
+        "levels: the moving part",
+    ),
+    "motion": PooledMetric(
+        motion,
+        float,
+        "",
+        "near 1",
+        "mean absolute difference between neighbouring frames over the truth's; 0 is still",
+    ),
 }
-"""What every report compares, by name; `evaluation.report` adds two baselines to each."""
+"""What every report compares, by name; `evaluation.report` adds the baselines to each."""
 
 
 # Checks
@@ -151,9 +254,18 @@ def _per_frame(
     return scores
 
 
+def _frame_difference(video: Clips, last: LastFrames) -> Float[np.ndarray, " N"]:
+    """The mean over pixels, channels and frames of |x_t - x_t-1|, beginning with the first new
+    frame."""
+    total = np.zeros(len(video))
+    for number, frame in np.ndindex(*video.shape[:2]):
+        before = video[number, frame - 1] if frame else last[number, 0]
+        total[number] += np.mean(np.abs(video[number, frame].astype(np.int16) - before))
+    return total / video.shape[1]
+
+
 def _frame_psnr(x: np.ndarray, y: np.ndarray) -> float:
-    mse = float(np.mean((x - y) ** 2))
-    return MAX_PSNR if mse == 0 else min(MAX_PSNR, float(10 * np.log10(_PEAK**2 / mse)))
+    return decibels(float(np.mean((x - y) ** 2)))
 
 
 def _frame_ssim(x: np.ndarray, y: np.ndarray) -> float:

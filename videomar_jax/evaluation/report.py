@@ -1,9 +1,9 @@
 """Scores of generated clips, and the report that shows them.
 
-A `Case` holds true clips and the prompts they are regenerated from, given their first frame. All
-scores leave out the first frame, because it is given. Beside each score of `metrics.METRICS` stand
-two more: that of repeating the first frame, which a model must beat, and that of encoding and
-decoding the truth, which no model over these latents can beat.
+A `Case` holds true clips and the prompts they are regenerated from, given their first frames. All
+scores leave the given frames out. Beside each score of `metrics.METRICS` stand those of repeating
+the last given frame, which a model must beat, of the linear predictor where there is one, which it
+should beat, and of encoding and decoding the truth, which no model over these latents can beat.
 
 The report is report.json for machines and report.md, with pictures, for people.
 """
@@ -13,75 +13,242 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import numpy as np
 
-from videomar_jax.evaluation.metrics import METRICS, Clips, copy_first
+from videomar_jax.evaluation.baselines import repeat_last
+from videomar_jax.evaluation.metrics import METRICS, Clips, Score, copy_first
 from videomar_jax.evaluation.motion import SCORES, movement
+from videomar_jax.evaluation.scorecard import (
+    CANDIDATES,
+    CEILING,
+    LINEAR,
+    MODEL,
+    OTHER_CAPTION,
+    Scorecard,
+    copy_name,
+)
 from videomar_jax.io.files import atomic_write
 
-Generate = Callable[[np.ndarray, Sequence[str], int], np.ndarray]
-"""(first frames [N, 1, Hp, Wp, 3], prompts, frames in all) → clips."""
+Generate = Callable[[np.ndarray, Sequence[str], int, Sequence[int]], np.ndarray]
+"""(given frames [N, G, Hp, Wp, 3], prompts, frames in all, seeds) → clips."""
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 """Clips → encoded and decoded clips."""
+
+SHARES: dict[str, Score] = {
+    "better_than_copy": Score(
+        "", "higher", "share of the clips with a higher PSNR than repeating the last given frame"
+    ),
+    "better_than_linear": Score(
+        "", "higher", "share of the clips with a higher PSNR than the linear predictor"
+    ),
+    "right_caption_better": Score(
+        "", "higher", "share of the clips with a higher PSNR than with another clip's caption"
+    ),
+}
+"""Scores that compare the model with a baseline clip by clip."""
+
+# Bytes of clips that are scored at a time, and of clips that are kept for pictures.
+_AT_A_TIME = 2**27
+_FOR_PICTURES = 2**29
+
+
+@runtime_checkable
+class ClipReader(Protocol):
+    """Clips that are read when they are asked for; an array [N, F, Hp, Wp, 3] is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, clips: slice) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some clips of a case that are also scored by themselves."""
+
+    name: str
+    """Of the scores, and of the files with pictures."""
+    title: str
+    """For people."""
+    clips: Sequence[int]
+    """Numbers of the clips."""
+    in_pictures: bool = True
+    """Some of them are kept for pictures."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """Clips to regenerate.
-
-    name: of the scores and of the files with pictures; title: for people.
-    reference: the true clips, [N, F, Hp, Wp, 3].
-    prompts: what is asked for, one for each clip.
-    directions: where the object of each clip goes, for captioned moving shapes; None for other
-        footage.
-    """
+    """Clips to regenerate."""
 
     name: str
+    """Of the scores, and of the files with pictures."""
     title: str
-    reference: Clips
+    """For people."""
+    reference: ClipReader | Clips
+    """The true clips, [N, F, Hp, Wp, 3]."""
     prompts: Sequence[str]
+    """What is asked for, one for each clip."""
+    given: int = 1
+    """Frames that each clip is continued from."""
     directions: Sequence[str] | None = None
+    """Where the object of each clip goes, for captioned moving shapes; None for other footage."""
+    other_prompts: Sequence[str] | None = None
+    """For each clip the caption of another one, to see what captions are worth; "" leaves a clip
+    out."""
+    parts: Sequence[Part] = ()
+    """What is also scored by itself."""
+
+
+class Shown(NamedTuple):
+    """One clip for pictures."""
+
+    caption: str
+    videos: dict[str, np.ndarray]
+    """What is shown one below the other, by label: "truth", "generated", baselines."""
+
+
+class Scored(NamedTuple):
+    """What became of a case."""
+
+    scores: dict[str, dict[str, float]]
+    """By the name of the case and of its parts."""
+    shown: dict[str, list[Shown]]
+    """A few clips of the case and of its parts."""
 
 
 def quality(generated: Clips, reference: Clips, reconstruction: Clips) -> dict[str, float]:
-    """The mean over clips of every metric, of the copy-first baseline and of the tokenizer's
-    ceiling, without frame 0."""
-    truth = reference[:, 1:]
+    """Every score of clips that were given one frame, of repeating it, and of the tokenizer's
+    ceiling."""
+    card = Scorecard()
     candidates = {
-        "": generated[:, 1:],
-        "_copy_first": copy_first(reference)[:, 1:],
-        "_ceiling": reconstruction[:, 1:],
+        MODEL: generated,
+        copy_name(1): copy_first(reference),
+        CEILING: reconstruction,
     }
-    scores = {}
-    for name, metric in METRICS.items():
-        for suffix, video in candidates.items():
-            scores[f"{name}{suffix}"] = float(metric.function(video, truth).mean())
-    return scores
+    card.add(candidates, reference, 1)
+    return card.scores()
 
 
 def score(
-    case: Case, generate: Generate, reconstruct: Reconstruct
-) -> tuple[dict[str, float], Clips]:
-    """All scores of a case, and the generated clips."""
-    reference = case.reference
-    generated = generate(reference[:, :1], case.prompts, reference.shape[1])
-    scores = {"clips": float(len(reference))}
-    scores |= quality(generated, reference, reconstruct(reference))
+    case: Case,
+    generate: Generate,
+    reconstruct: Reconstruct,
+    *,
+    linear: Generate | None = None,
+    batch_size: int = 1,
+    show: int = 4,
+) -> Scored:
+    """All scores of a case and of its parts, and a few clips to show.
+
+    Clips are read, generated and scored some at a time; clip i is drawn with seed i.
+
+    Args:
+        linear: the linear predictor, if there is one.
+        batch_size: clips that `generate` works on at a time, which is called for whole batches.
+        show: clips to keep of the case, and of each part, for pictures; fewer if they are large.
+    """
+    count, frames = case.reference.shape[:2]
+    clip_bytes = int(np.prod(case.reference.shape[1:]))
+    step = max(1, _AT_A_TIME // clip_bytes // batch_size) * batch_size
+    card = Scorecard()
+    shown = _clips_to_show(case, show, clip_bytes)
+    to_keep = set().union(*shown.values())
+    kept: dict[int, Shown] = {}
+    movements: list[tuple[np.ndarray, np.ndarray]] = []
+    for start in range(0, count, step):
+        seeds = range(start, min(start + step, count))
+        chosen = slice(seeds.start, seeds.stop)
+        reference = np.asarray(case.reference[chosen])
+        given, prompts = reference[:, : case.given], list(case.prompts[chosen])
+        videos = {
+            MODEL: generate(given, prompts, frames, seeds),
+            copy_name(case.given): repeat_last(given, prompts, frames),
+        }
+        if linear is not None:
+            videos[LINEAR] = linear(given, prompts, frames, seeds)
+        for number in to_keep.intersection(seeds):
+            row = number - start
+            kept[number] = Shown(case.prompts[number], _shown(case, reference, videos, row))
+        videos[CEILING] = reconstruct(reference)
+        counted = {}
+        if case.other_prompts is not None:
+            others = list(case.other_prompts[chosen])
+            videos[OTHER_CAPTION] = generate(given, others, frames, seeds)
+            counted[OTHER_CAPTION] = np.array([bool(prompt) for prompt in others])
+        card.add(videos, reference, case.given, counted)
+        if case.directions is not None:
+            movements.append((videos[MODEL], reference))
+    scores = {case.name: _scores(card, case, range(count))}
     if case.directions is not None:
-        scores |= movement(generated, reference, case.directions)
-    return scores, generated
+        generated, truth = (np.concatenate(clips) for clips in zip(*movements, strict=True))
+        scores[case.name] |= movement(generated, truth, case.directions)
+    for part in case.parts:
+        scores[part.name] = _scores(card, case, part.clips)
+    return Scored(scores, {name: [kept[i] for i in numbers] for name, numbers in shown.items()})
 
 
-def sheet_rows(case: Case, generated: Clips, count: int = 4) -> list[tuple[str, np.ndarray]]:
-    """Labelled rows for a contact sheet: each of the first clips above what was generated."""
+def _scores(card: Scorecard, case: Case, clips: Sequence[int]) -> dict[str, float]:
+    """Of these clips of a case."""
+    scores = {"clips": float(len(clips))} | card.scores(clips)
+    shares = {
+        "better_than_copy": copy_name(case.given),
+        "better_than_linear": LINEAR,
+        "right_caption_better": OTHER_CAPTION,
+    }
+    for name, candidate in shares.items():
+        share = card.wins(candidate, clips) if card.has(candidate) else None
+        if share is not None:
+            scores[name] = share
+    return scores
+
+
+def _clips_to_show(case: Case, show: int, clip_bytes: int) -> dict[str, Sequence[int]]:
+    """The numbers of the clips to show of the case and of its parts.
+
+    Of footage they are evenly spread, since neighbours come from one file.
+    """
+    parts = [part for part in case.parts if part.in_pictures]
+    most = _FOR_PICTURES // (len(_LABELS) * clip_bytes * (1 + len(parts)))
+    show = min(show, max(1, most))
+    if case.directions is not None:
+        return {case.name: range(min(show, len(case.prompts)))}
+    chosen = {case.name: _spread(range(len(case.prompts)), show)}
+    for part in parts:
+        chosen[part.name] = _spread(part.clips, show)
+    return chosen
+
+
+def _spread(numbers: Sequence[int], most: int) -> Sequence[int]:
+    """At most so many of the numbers, evenly spread."""
+    if len(numbers) <= most:
+        return numbers
+    return [numbers[int((i + 0.5) * len(numbers) / most)] for i in range(most)]
+
+
+_LABELS = ("truth", "generated", "linear predictor", "repeated frame")
+
+
+def _shown(
+    case: Case, reference: Clips, videos: Mapping[str, Clips], row: int
+) -> dict[str, np.ndarray]:
+    """Clip `row` of a batch by label; of moving shapes without the baselines."""
+    found = {"truth": reference, "generated": videos[MODEL]}
+    if case.directions is None:
+        if LINEAR in videos:
+            found["linear predictor"] = videos[LINEAR]
+        found["repeated frame"] = videos[copy_name(case.given)]
+    return {label: clips[row].copy() for label, clips in found.items()}
+
+
+def sheet_rows(shown: Sequence[Shown]) -> list[tuple[str, np.ndarray]]:
+    """Labelled rows for a contact sheet: each clip above what was made of it."""
     rows = []
-    for number in range(min(count, len(generated))):
-        prompt = case.prompts[number] or "(no caption)"
-        rows.append((f"truth: {prompt}", case.reference[number]))
-        rows.append((f"generated: {prompt}", generated[number]))
+    for caption, videos in shown:
+        for label, video in videos.items():
+            rows.append((f"{label}: {caption or '(no caption)'}", video))
     return rows
 
 
@@ -94,13 +261,21 @@ def write_report(
     """Writes report.json and report.md into `folder`.
 
     Args:
-        report: "cases" (name → scores) and further top-level entries.
+        report: "cases" (name → scores) and further top-level entries; of these "verdict" (a
+            sentence) and "verdicts" (name of a case → sentence) stand first.
         pictures: picture file (relative to the folder) → caption.
     """
     folder = Path(folder)
-    lines = ["# Report", "", *_table(report["cases"]), "", *_legend(report["cases"]), ""]
+    lines = ["# Report", ""]
+    if report.get("verdict"):
+        lines += [f"**{report['verdict']}**", ""]
+    lines += [*_table(report["cases"]), ""]
+    for name, sentence in report.get("verdicts", {}).items():
+        lines.append(f"- {_escaped(name)}: {sentence}")
+    lines += ["", "## What the scores mean", "", *_legend(report["cases"]), ""]
+    repeated = report["cases"].get("held_out", {})
     for name, value in report.items():
-        if name != "cases":
+        if name not in ("cases", "verdict", "verdicts") and name not in repeated:
             lines.append(f"- `{name}`: {_plain(value)}")
     for file, caption in pictures.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({quote(file)})"]
@@ -109,24 +284,46 @@ def write_report(
 
 
 def _table(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """A row for each case, a column for each score that some case has."""
-    columns = list(dict.fromkeys(key for scores in cases.values() for key in scores))
+    """For each case a row of the model and one of each baseline; a column for each score."""
+    columns = dict.fromkeys(_split(key)[0] for scores in cases.values() for key in scores)
     yield "| case | " + " | ".join(columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     for name, scores in cases.items():
-        cells = [_plain(scores.get(column, "")) for column in columns]
-        escaped = name.replace("|", "&#124;")
-        yield "| " + " | ".join([escaped, *cells]) + " |"
+        rows: dict[str, dict[str, float]] = {MODEL: {}}
+        for key, value in scores.items():
+            score_name, candidate = _split(key)
+            rows.setdefault(candidate, {})[score_name] = value
+        for candidate, values in rows.items():
+            label = f"– {CANDIDATES[candidate]}" if candidate else _escaped(name)
+            cells = [_plain(values.get(column, "")) for column in columns]
+            yield "| " + " | ".join([label, *cells]) + " |"
+
+
+def _split(key: str) -> tuple[str, str]:
+    """A score's name and candidate: "psnr_linear" → ("psnr", "linear")."""
+    for candidate in CANDIDATES:
+        if key.endswith(f"_{candidate}") and key.removesuffix(f"_{candidate}") in METRICS:
+            return key.removesuffix(f"_{candidate}"), candidate
+    return key, MODEL
 
 
 def _legend(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """What the scores in the table mean."""
-    for name, meaning in (METRICS | SCORES).items():
-        if any(name in scores for scores in cases.values()):
+    keys = {key for scores in cases.values() for key in scores}
+    for name, meaning in (METRICS | SHARES | SCORES).items():
+        if name in keys:
             unit = f", in {meaning.unit}" if meaning.unit else ""
-            yield f"- {name}: {meaning.description}{unit}; {meaning.better} is better"
-    yield "- ..._copy_first: the same score of repeating the first frame"
-    yield "- ..._ceiling: the same score of the truth, encoded and decoded by the tokenizer"
+            which = f"{meaning.better} is better" if "near" not in meaning.better else "1 is best"
+            yield f"- {name}: {meaning.description}{unit}; {which}"
+    candidates = {_split(key)[1] for key in keys}
+    for candidate, words in CANDIDATES.items():
+        if candidate in candidates:
+            yield f"- ..._{candidate} in report.json: the same score of {words}"
+
+
+def _escaped(name: str) -> str:
+    """A name as a cell of a table."""
+    return name.replace("|", "&#124;")
 
 
 def _plain(value: Any) -> str:

@@ -10,10 +10,13 @@ from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape, ClipSource, name_of
 from videomar_jax.evaluation import motion
-from videomar_jax.evaluation.report import Case
+from videomar_jax.evaluation.report import Case, Part
+from videomar_jax.io.log import log
+from videomar_jax.types import UInt8
 
 SHOWN_APART = 8
 """Clips of footage that the report shows each by itself."""
+_KEPT_BYTES = 2**29
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,7 @@ class CaseSettings:
     seed: of the run.
     temporal_stride: pixel frames of one latent frame.
     token_side: pixels along each side of a token.
+    given: frames that footage is continued from; each gives a case.
     """
 
     shape: ClipShape
@@ -32,6 +36,7 @@ class CaseSettings:
     seed: int
     temporal_stride: int
     token_side: int
+    given: tuple[int, ...] = (1,)
 
 
 def shape_cases(held_out: Shapes, settings: CaseSettings) -> list[Case]:
@@ -83,33 +88,121 @@ def shape_cases(held_out: Shapes, settings: CaseSettings) -> list[Case]:
 
 
 def footage_cases(held_out: ClipSource, settings: CaseSettings) -> list[Case]:
-    """All held-out windows, and beside them those of each of the first few clips with a name."""
+    """All held-out windows, continued from each number of given frames; beside them those of each
+    of the first few clips with a name.
+
+    Where windows have different captions, each is also asked for with another one.
+    """
     count = min(settings.clips, len(held_out))
-    clips = fixed_clips(held_out, range(count), shape=settings.shape)
-    whole = Case(
-        name="held_out",
-        title="Held-out footage",
-        reference=clips["video"],
-        prompts=clips["caption"],
-    )
-    windows: dict[str, list[int]] = {}
+    windows = HeldOutWindows(held_out, range(count), settings.shape)
+    others = other_captions(windows.captions)
+    by_name: dict[str, list[int]] = {}
     for index in range(count):
         name = name_of(held_out, index)
         if name:
-            windows.setdefault(name, []).append(index)
-    cases = [whole]
-    for name in list(windows)[:SHOWN_APART]:
-        # The report needs different names, and one of them is taken.
-        case_name = f"clip {name}" if name == whole.name else name
-        cases.append(
-            Case(
-                name=case_name,
-                title=f"Held-out part of {name}",
-                reference=clips["video"][windows[name]],
-                prompts=[clips["caption"][index] for index in windows[name]],
-            )
+            by_name.setdefault(name, []).append(index)
+    given = fitting_given(settings.given, settings.shape.num_frames, settings.temporal_stride)
+    taken = {_case_name("held_out", frames, given) for frames in given}
+    cases = []
+    for frames in given:
+        from_frames = f"from {frames} frame{'s' if frames > 1 else ''}"
+        parts = []
+        for name in list(by_name)[:SHOWN_APART]:
+            case_name = _case_name(name, frames, given)
+            # The report needs different names, and this one may be taken.
+            while case_name in taken:
+                case_name = f"clip {case_name}"
+            taken.add(case_name)
+            title = f"Held-out part of {name}, {from_frames}"
+            # From the most frames, since then most is known of what comes.
+            in_pictures = frames == max(given)
+            part = Part(name=case_name, title=title, clips=by_name[name], in_pictures=in_pictures)
+            parts.append(part)
+        whole = Case(
+            name=_case_name("held_out", frames, given),
+            title=f"Held-out footage, {from_frames}",
+            reference=windows,
+            prompts=windows.captions,
+            given=frames,
+            other_prompts=others,
+            parts=parts,
         )
+        cases.append(whole)
     return cases
+
+
+def _case_name(name: str, frames: int, given: Sequence[int]) -> str:
+    """Of a case that continues `frames` frames; the first of `given` needs no mention."""
+    return name if frames == given[0] else f"{name}_given_{frames}"
+
+
+def fitting_given(wanted: Sequence[int], num_frames: int, temporal_stride: int) -> tuple[int, ...]:
+    """The numbers of given frames that a clip can be continued from: 1 + temporal_stride k.
+
+    Others are rounded up, and those that leave nothing to generate are left out; the log says so.
+    """
+    found: list[int] = []
+    for frames in wanted:
+        fitting = 1 + -(-(frames - 1) // temporal_stride) * temporal_stride
+        if fitting >= num_frames:
+            log.info(
+                "evaluation.given: clips of %d frames are not continued from %d",
+                num_frames,
+                fitting,
+            )
+            continue
+        if fitting != frames:
+            log.info(
+                "evaluation.given: the tokenizer codes frames by %d: %d given frames instead of %d",
+                temporal_stride,
+                fitting,
+                frames,
+            )
+        if fitting not in found:
+            found.append(fitting)
+    return tuple(found) or (1,)
+
+
+def other_captions(captions: Sequence[str]) -> list[str] | None:
+    """For each caption another one, drawn uniformly from those that differ; "" where there is none
+    to replace. None if there are fewer than two captions."""
+    distinct = sorted(set(captions) - {""})
+    if len(distinct) < 2:
+        return None
+    random = np.random.default_rng(0)
+    found = []
+    for caption in captions:
+        others = [other for other in distinct if other != caption]
+        found.append(others[random.integers(len(others))] if caption else "")
+    return found
+
+
+class HeldOutWindows:
+    """Clips of a source as an array [N, F, Hp, Wp, 3] that is read slice by slice.
+
+    They stay in memory if they are small enough.
+    """
+
+    def __init__(self, source: ClipSource, indices: Sequence[int], shape: ClipShape):
+        self._source, self._indices, self._shape = source, indices, shape
+        self.shape = (len(indices), shape.num_frames, shape.height, shape.width, 3)
+        self._video: np.ndarray | None = None
+        self.captions: list[str] = []
+        """The caption of each clip."""
+        keep = int(np.prod(self.shape)) <= _KEPT_BYTES
+        videos = []
+        for index in indices:
+            clip = fixed_clips(source, [index], shape=shape)
+            self.captions += clip["caption"]
+            if keep:
+                videos.append(clip["video"])
+        if keep:
+            self._video = np.concatenate(videos)
+
+    def __getitem__(self, clips: slice) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
+        if self._video is not None:
+            return self._video[clips]
+        return fixed_clips(self._source, self._indices[clips], shape=self._shape)["video"]
 
 
 def larger_shape(shape: ClipShape, token_side: int) -> ClipShape:

@@ -67,6 +67,8 @@ class DataKind:
 
     facts: SourceKind
     """What is true of all clips of this kind; its name is what `data.kind` calls it."""
+    linear_predictor: bool = True
+    """Reports compare the model with a linear predictor that is fitted on the training clips."""
     if_none_fit: str = ""
     """What to do if no held-out clip has the shape of the last stage, for a message."""
 
@@ -176,6 +178,7 @@ class DataConfig:
 @register
 class _Shapes(DataKind):
     facts = Shapes.KIND
+    linear_predictor = False
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
         is_train = request.split == "train"
@@ -212,6 +215,7 @@ class _Videos(DataKind):
 @register
 class _Shards(DataKind):
     facts = LatentShards.KIND
+    linear_predictor = False  # every training clip would have to be decoded
     if_none_fit = "prepare some"
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:

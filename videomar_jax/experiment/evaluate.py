@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,13 @@ import numpy as np
 
 from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipSource
-from videomar_jax.evaluation.report import Case, score, sheet_rows, write_report
+from videomar_jax.evaluation.baselines import LinearPredictor
+from videomar_jax.evaluation.report import Case, Shown, score, sheet_rows, write_report
+from videomar_jax.evaluation.verdict import overall_verdict, verdict
 from videomar_jax.experiment.cases import CaseSettings
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.data_sources import DATA_KINDS
+from videomar_jax.experiment.linear_baseline import linear_predictors
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.log import log
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
@@ -27,6 +30,10 @@ SUMMARY = {
     "shuffled_caption_accuracy": "shuffled_captions",
 }
 """Entries of report.json that repeat the direction accuracy of a case."""
+# Pixels of the shorter side of a frame in pictures; clips and frames of a contact sheet.
+_LEAST_SIDE = 128
+_SHEET_CLIPS, _SHEET_COLUMNS = 4, 17
+_MOVING_CLIPS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,34 +68,82 @@ def evaluate_checkpoint(
         batch_size=experiment.evaluation.batch_size,
     )
     held_out = experiment.source("test", min_frames=experiment.final_stage.num_frames)
-    found = evaluate(experiment, sampler, held_out, output / "report")
+    is_compared = DATA_KINDS[experiment.data.kind].linear_predictor
+    train = experiment.source("train") if is_compared else None
+    found = evaluate(experiment, sampler, held_out, output / "report", train)
     report = found.report | {"step": pretrained.step}
     save_report(output, report, found.pictures)
     return report
 
 
 def evaluate(
-    experiment: Experiment, sampler: VideoSampler, held_out: ClipSource, folder: Path
+    experiment: Experiment,
+    sampler: VideoSampler,
+    held_out: ClipSource,
+    folder: Path,
+    train: ClipSource | None = None,
 ) -> Evaluation:
-    """Generates and scores every case of this kind of data; writes pictures into `folder`."""
+    """Generates and scores every case of this kind of data; writes pictures into `folder`.
+
+    Args:
+        train: the training clips, which the linear predictor of footage is fitted on; None: reports
+            have no linear predictor.
+    """
     kind = DATA_KINDS[experiment.data.kind]
     cases = kind.cases(held_out, case_settings(experiment, sampler.tokenizer))
+    linear: Mapping[int, LinearPredictor] = {}
+    if train is not None and kind.linear_predictor:
+        linear = linear_predictors(
+            train,
+            experiment.final_shape,
+            [case.given for case in cases],
+            windows=experiment.evaluation.linear_windows,
+            threads=experiment.data.threads,
+        )
     scores: dict[str, dict[str, float]] = {}
     pictures: dict[str, str] = {}
     for case in cases:
-        scores[case.name], generated = score(case, sampler, sampler.reconstruct)
+        found = score(
+            case,
+            sampler,
+            sampler.reconstruct,
+            linear=linear.get(case.given),
+            batch_size=sampler.batch_size,
+            show=_MOVING_CLIPS if case.directions else _SHEET_CLIPS,
+        )
+        scores |= found.scores
         shown = ", ".join(f"{key} {value:.3g}" for key, value in scores[case.name].items())
         log.info("%s: %s", case.title, shown)
-        _write_pictures(folder / case.name, case, generated, held_out.fps)
-        pictures[f"{case.name}.png"] = case.title
-        pictures[f"{case.name}.gif"] = f"{case.title}: truth above, generated below"
-    summary = {
+        titles = {case.name: case.title} | {part.name: part.title for part in case.parts}
+        for name, clips in found.shown.items():
+            _write_pictures(folder / name, clips, held_out.fps)
+            pictures[f"{name}.png"] = titles[name]
+            rows = ", ".join(clips[0].videos)
+            pictures[f"{name}.gif"] = f"{titles[name]}, moving: from above {rows}"
+    summary: dict[str, Any] = {
         key: scores[name]["direction_accuracy"] for key, name in SUMMARY.items() if name in scores
     }
-    return Evaluation(
-        report=scores["held_out"] | summary | {"cases": scores},
-        pictures=pictures,
-    )
+    overall = overall_verdict(_judged(cases, scores))
+    log.info("verdict: %s", overall)
+    summary["verdict"] = overall
+    summary["verdicts"] = {name: verdict(values) for name, values in scores.items()}
+    if linear:
+        summary["linear_predictor"] = {
+            case.name: f"{linear[case.given].kind}, {linear[case.given].windows} training windows"
+            for case in cases
+        }
+    return Evaluation(report=scores["held_out"] | summary | {"cases": scores}, pictures=pictures)
+
+
+def _judged(
+    cases: Sequence[Case], scores: Mapping[str, Mapping[str, float]]
+) -> dict[int, Mapping[str, float]]:
+    """The scores that the judgement on the whole is made of, by given frames: the first case of
+    each."""
+    judged: dict[int, Mapping[str, float]] = {}
+    for case in cases:
+        judged.setdefault(case.given, scores[case.name])
+    return judged
 
 
 def case_settings(experiment: Experiment, tokenizer: Tokenizer) -> CaseSettings:
@@ -99,6 +154,7 @@ def case_settings(experiment: Experiment, tokenizer: Tokenizer) -> CaseSettings:
         seed=experiment.recipe.seed,
         temporal_stride=tokenizer.temporal_stride,
         token_side=tokenizer.spatial_stride * experiment.recipe.model.patch_size,
+        given=tuple(experiment.evaluation.given),
     )
 
 
@@ -120,8 +176,11 @@ def preview(
     """
     video = clips["video"]
     generated = sampler(video[:, :1], clips["caption"], video.shape[1])
-    case = Case(name="", title="", reference=video, prompts=clips["caption"])
-    return contact_sheet(sheet_rows(case, generated, rows)), side_by_side(video, generated)
+    shown = [
+        Shown(caption, {"truth": truth, "generated": made})
+        for caption, truth, made in zip(clips["caption"], video, generated, strict=True)
+    ]
+    return contact_sheet(sheet_rows(shown[:rows])), side_by_side(shown)
 
 
 def write_preview(
@@ -135,26 +194,31 @@ def write_preview(
 
 
 def side_by_side(
-    reference: UInt8[np.ndarray, "N F Hp Wp 3"],
-    generated: UInt8[np.ndarray, "N F Hp Wp 3"],
-    columns: int = 8,
+    shown: Sequence[Shown], columns: int = _MOVING_CLIPS
 ) -> UInt8[np.ndarray, "F rows columns 3"]:
-    """One clip with the first few true clips in a row above the generated ones, a thin gap
+    """One clip with the first few clips in columns: the truth above what was made of it, a thin gap
     between."""
-    rows = []
-    for clips in (reference, generated):
-        gap = ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))
-        padded = np.pad(clips[:columns], gap, constant_values=255)
-        rows.append(np.concatenate(list(padded), axis=2))
-    return np.concatenate(rows, axis=1)
+    gap = ((0, 0), (1, 1), (1, 1), (0, 0))
+    made = []
+    for clip in shown[:columns]:
+        padded = [np.pad(video, gap, constant_values=255) for video in clip.videos.values()]
+        made.append(np.concatenate(padded, axis=1))
+    return np.concatenate(made, axis=2)
 
 
-def _write_pictures(stem: Path, case: Case, generated: np.ndarray, fps: float) -> None:
+def _write_pictures(stem: Path, shown: Sequence[Shown], fps: float) -> None:
     """STEM.png with the frames of a few clips, and STEM.gif and STEM.mp4 with the clips moving."""
-    sheet = contact_sheet(sheet_rows(case, generated))
-    moving = side_by_side(case.reference, generated)
+    frames, height, width, _ = shown[0].videos["truth"].shape
+    scale = -(-_LEAST_SIDE // min(height, width))
+    sheet = contact_sheet(
+        sheet_rows(shown[:_SHEET_CLIPS]),
+        columns=min(frames, _SHEET_COLUMNS),
+        scale=scale if scale > 1 else None,
+    )
+    moving = side_by_side(shown)
     # A clip's name may hold dots, so that `with_suffix` would cut it.
     name = str(stem)
     write_png(f"{name}.png", sheet, overwrite=True)
-    write_gif(f"{name}.gif", moving, fps, scale=3, overwrite=True)
-    write_mp4(f"{name}.mp4", moving, fps, min_side=256, overwrite=True)
+    write_gif(f"{name}.gif", moving, fps, scale=scale, overwrite=True)
+    rows = len(shown[0].videos)
+    write_mp4(f"{name}.mp4", moving, fps, min_side=_LEAST_SIDE * rows, overwrite=True)

@@ -187,7 +187,8 @@ def _run(
         return {}
     seconds |= stage_seconds(outcome.seconds)
     with _timed(seconds, EVALUATE):
-        found = evaluate(experiment, sampler(ema), prepared.held_out, workdir / "report")
+        source = prepared.inputs.source
+        found = evaluate(experiment, sampler(ema), prepared.held_out, workdir / "report", source)
     report = found.report | {"seconds": seconds, "seconds_total": sum(seconds.values())}
     save_report(workdir, report, found.pictures)
     log.info("report: %s", workdir / "report.md")

@@ -6,7 +6,15 @@
 import dataclasses
 from typing import Literal
 
-from videomar_jax.checks import Count, Fraction, Positive, check_fields, one_of
+from videomar_jax.checks import (
+    Count,
+    Fraction,
+    Natural,
+    Positive,
+    UserError,
+    check_fields,
+    one_of,
+)
 from videomar_jax.experiment.data_sources import DataConfig
 from videomar_jax.text_encoders.base import TEXT_ENCODERS
 from videomar_jax.tokenizers.base import TOKENIZERS
@@ -85,6 +93,15 @@ class EvaluationConfig:
     """Held-out clips that are generated anew and scored."""
     batch_size: Count = 16
     """Clips generated at a time, in previews too."""
+    given: tuple[Count, ...] = (1, 3, 5)
+    """footage: frames that held-out clips are continued from, each a case of the report. With a
+    temporal stride of s they are 1 + s k; others are rounded up, and left out where a clip is not
+    longer."""
+    linear_windows: Natural = 4000
+    """footage: training windows that the linear predictor is fitted on, at most; 0: reports have
+    none."""
 
     def __post_init__(self):
         check_fields("evaluation", self)
+        if not self.given:
+            raise UserError("evaluation.given must name at least one number of frames, such as 1.")
