@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -479,6 +481,88 @@ def test_damage_to_any_file_is_told_or_does_no_harm(three, tmp_path, damage):
             ), file
         shutil.rmtree(directory)
     assert told >= 6, f"only {told} of {len(files)} files are needed"
+
+
+def flip_bits(path, seed, times):
+    """The path with one bit of it flipped, `times` times, each time another one."""
+    whole = path.read_bytes()
+    rng = np.random.default_rng(seed)
+    for offset in rng.integers(len(whole), size=times):
+        broken = bytearray(whole)
+        broken[offset] ^= 1 << int(rng.integers(8))
+        path.write_bytes(broken)
+        yield int(offset)
+    path.write_bytes(whole)
+
+
+def test_a_flipped_bit_never_gives_other_parameters(three, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(three, directory)
+    files = [path for path in sorted((directory / "6").rglob("*")) if path.is_file()]
+    told, silent = 0, 0
+    for seed, file in enumerate(files):
+        for offset in flip_bits(file, seed, times=4):
+            where = f"bit at {offset} of {file.relative_to(directory)}"
+            try:
+                state, progress = restored_newest(directory)
+            except ValueError as error:
+                told += 1
+                assert re.search(r"6 is damaged \(.*Checkpoint 4 is intact", str(error)), where
+            else:
+                silent += 1
+                assert_bitwise(state, noise(6, 5000))
+                assert progress == {"n": 6}, where
+    # Only Orbax's notes and our list of digests are beside the parts.
+    assert told >= 4 * (len(files) - 3), (told, silent)
+
+
+def test_the_damaged_file_is_named_and_an_older_damaged_checkpoint_is_no_way_out(three, tmp_path):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(three, directory)
+    for step in ("6", "4"):
+        files = (directory / step / "params").rglob("*")
+        largest = max(files, key=lambda path: path.stat().st_size)
+        next(flip_bits(largest, 0, times=1))
+        name = largest.relative_to(directory / "6") if step == "6" else name
+    with pytest.raises(ValueError) as error:
+        restored_newest(directory)
+    assert f"({name} is not what was saved" in str(error.value)
+    assert "Checkpoint 2 is intact" in str(error.value)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digests(three, tmp_path, caplog):
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(three, directory)
+    assert sorted(json.loads((directory / "6" / "digests.json").read_text())) == sorted(
+        path.relative_to(directory / "6").as_posix()
+        for path in (directory / "6").glob("*/**/*")
+        if path.is_file()
+    )
+    (directory / "6" / "digests.json").unlink()
+    with caplog.at_level("INFO"):
+        assert_bitwise(restored_newest(directory)[0], noise(6, 5000))
+    assert "6 has no digests.json: it is of an earlier version" in caplog.text
+
+
+def test_one_error_is_one_message(tmp_path, capfd):
+    """The arrays after the first that cannot be read arrive when nobody waits for them."""
+    state = {"ema": {f"w{i}": noise(i, 3000)["params"]["w"] for i in range(60)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+    (tmp_path / "1" / "digests.json").unlink()
+    shutil.rmtree(tmp_path / "1" / "ema" / "ocdbt.process_0")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="damaged"):
+        checkpoints.restore(1, state)
+    time.sleep(0.2)
+    assert "Event loop" not in capfd.readouterr().err
+
+
+def test_a_score_of_another_form_is_the_worst(tmp_path):
+    save_all(tmp_path, {1: 0.5, 2: 0.7})
+    (tmp_path / "1" / "metrics" / "metrics").write_text('{"skore": 0.5}')
+    save_all(tmp_path, {3: 0.8}, keep_last=1)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [2, 3] and checkpoints.best_step() == 2
 
 
 def test_the_advice_for_a_damaged_checkpoint_works(three, tmp_path):

@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from videomar_jax.checks import UserError
 from videomar_jax.data.loader import batches
 from videomar_jax.data.records import DTYPES, PreparedClip, to_record, write_records
 from videomar_jax.data.shards import LatentShards
 from videomar_jax.data.sources import ClipShape, SizedSource
+from videomar_jax.io.files import with_digest
 
 STRIDE = 2
 LONG = ClipShape(num_frames=9, height=16, width=32)
@@ -263,3 +265,39 @@ def test_a_folder_that_is_none_or_not_done(folder):
         LatentShards(folder)
     with pytest.raises((ValueError, TypeError), match="split"):
         LatentShards(folder, split="validation")
+
+
+@pytest.mark.parametrize("changed", [{"fps": 9}, {"dtype": "bfloat16"}])
+def test_a_changed_manifest_is_noticed(folder, changed):
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(with_digest(values)))
+    assert "sha256" not in LatentShards(folder).manifest
+    change(folder, **changed)
+    with pytest.raises(UserError, match=r"manifest.json is damaged .*SHA-256"):
+        LatentShards(folder)
+    path.write_text(json.dumps(values | changed))  # earlier versions have no digest of it
+    LatentShards(folder)
+
+
+def test_a_flipped_bit_in_the_clips_never_gives_other_values(folder):
+    source = LatentShards(folder)
+    expected = [source.read(index, None, LONG)["latents"] for index in range(3)]
+    shard = folder / "clips-0"
+    whole = shard.read_bytes()
+    used = np.flatnonzero(np.frombuffer(whole, np.uint8))
+    told = 0
+    for offset in np.random.default_rng(0).choice(used, 60):
+        broken = bytearray(whole)
+        broken[offset] ^= 1 << int(offset % 8)
+        shard.write_bytes(broken)
+        damaged = LatentShards(folder)
+        for index, latents in enumerate(expected):
+            try:
+                found = damaged.read(index, None, LONG)["latents"]
+            except UserError as error:
+                told += 1
+                assert "cannot be read" in str(error)
+            else:
+                np.testing.assert_array_equal(found, latents, err_msg=f"bit at {offset}")
+    assert told > 50, "the file holds little but clips"

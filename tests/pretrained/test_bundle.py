@@ -14,7 +14,14 @@ from tests.helpers.tiny_run import STEPS, saved_parts, tiny
 from videomar_jax.checks import UserError
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.models.params import abstract_model
-from videomar_jax.pretrained.bundle import load_bundle, load_pretrained, run_folder, save_bundle
+from videomar_jax.pretrained.bundle import (
+    load_bundle,
+    load_config,
+    load_params,
+    load_pretrained,
+    run_folder,
+    save_bundle,
+)
 from videomar_jax.tokenizers.base import fingerprint
 
 
@@ -119,6 +126,35 @@ def test_a_broken_card(finished, tmp_path, change, words):
     file.write_text(change(file.read_text()))
     with pytest.raises(ValueError, match=words):
         load_bundle(tmp_path)
+
+
+def test_a_card_that_was_changed_is_read_with_one_warning(finished, tmp_path, caplog):
+    shutil.copytree(finished / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    load_bundle(tmp_path)
+    assert not caplog.text
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"fps": 99.0}))
+    assert load_bundle(tmp_path).fps == 99
+    load_config(tmp_path)
+    assert caplog.text.count("model.json is not as it was written") == 1
+    del values["sha256"]  # as earlier versions wrote it
+    file.write_text(json.dumps(values))
+    load_bundle(tmp_path)
+    assert caplog.text.count("model.json") == 1
+
+
+def test_a_flipped_bit_in_the_weights_is_an_error(finished, tmp_path):
+    """`sample`, `init_from` and `convert --export` read weights this way."""
+    shutil.copytree(finished, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    file = max((newest / "ema").rglob("*"), key=lambda path: path.stat().st_size)
+    broken = bytearray(file.read_bytes())
+    broken[len(broken) // 2] ^= 1
+    file.write_bytes(broken)
+    with pytest.raises(UserError, match=rf"{file.name} is not what was saved") as error:
+        load_params(tmp_path / "run")
+    assert "is intact" in str(error.value)
 
 
 def test_the_checkpoint_of_another_model_size(finished, tmp_path):

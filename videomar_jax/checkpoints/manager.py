@@ -8,6 +8,7 @@ A checkpoint of step n is the state after n updates. On disk it is one Orbax com
     DIRECTORY/n/progress/     a small JSON object: the data position, and whatever else the loop
                               needs to continue
     DIRECTORY/n/metrics/      {"score": ...}, if the caller gave one
+    DIRECTORY/n/digests.json  of all these files (`digests`); not in a bucket, which has its own
 
 Four guarantees:
 
@@ -16,7 +17,8 @@ Four guarantees:
    removed by the next save. An old checkpoint is deleted only after a newer one is complete. The
    first checkpoint of a directory is waited for, and read on trial.
 2. What is restored equals what was saved bit by bit, in the tree and on the devices that the caller
-   describes, which need not be those of the run that saved it.
+   describes, which need not be those of the run that saved it. The files are compared with their
+   digests before.
 3. Nothing is cast, cut, padded or left out: the first array that does not fit is named before
    anything is read.
 4. An error names the folder that could not be written or read, the reason, and the newest intact
@@ -32,7 +34,9 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,6 +52,7 @@ from videomar_jax.checkpoints.compatibility import (
     leaves,
     restore_target,
 )
+from videomar_jax.checkpoints.digests import check_digests, write_digests
 from videomar_jax.checks import UserError, at_least
 from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
@@ -79,7 +84,8 @@ class Checkpoints:
         if keep_every is not None:
             at_least("keep_every", keep_every, 1)
         path = os.fspath(directory)
-        if "://" not in path:
+        self._is_local = "://" not in path
+        if self._is_local:
             path = os.path.abspath(user_path(path))
         best = BestN(
             get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False
@@ -94,13 +100,16 @@ class Checkpoints:
             best_mode="min",
             # Orbax would clean up in a thread, which may meet a new save of the same step.
             cleanup_tmp_directories=False,
+            # Called by process 0 in the writing thread, when all files are complete and the step
+            # still has its temporary name.
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_digests),
         )
         self._path = path
         self._saving: int | None = None
         self._cleared = False
         try:
             self._manager = ocp.CheckpointManager(path, options=options)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # JSON or UTF-8
             raise UserError(
                 f"The score of a checkpoint in {path} cannot be read ({error}): delete the folder "
                 f"'{_METRICS}' of that checkpoint, which then counts as one without a score."
@@ -190,7 +199,9 @@ class Checkpoints:
                 f"There is no checkpoint {step} in {self._manager.directory}: {self._inventory()}."
             )
         try:
-            return self._read(step, like)
+            self._check_digests(step, like, shared=True)
+            with _one_error_only():
+                return self._read(step, like)
         except (CheckpointMismatch, *_NOT_STORAGE):
             raise
         except Exception as error:  # whatever the readers of several file formats raise
@@ -294,6 +305,21 @@ class Checkpoints:
                     f"({_reason(error)}): the file system loses files. Use a --workdir elsewhere."
                 ) from error
 
+    def _add_digests(self) -> None:
+        """Writes the digests of the checkpoint that is being saved, before it gets its name."""
+        if not self._is_local:
+            return
+        unnamed = []
+        for entry in Path(self._path).iterdir():
+            if entry.name.startswith(f"{self._saving}.") and ocp.utils.is_tmp_checkpoint(entry):
+                unnamed.append(entry)
+        write_digests(max(unnamed, key=lambda entry: entry.stat().st_mtime))
+
+    def _check_digests(self, step: int, parts: Iterable[str], *, shared: bool = False) -> None:
+        """Raises `DamagedFile` if one of the parts, or the progress, is not what was saved."""
+        if self._is_local:
+            check_digests(Path(self._path) / str(step), {*parts, _PROGRESS}, shared=shared)
+
     def _clear_leftovers(self) -> None:
         """Removes what killed runs left under temporary names.
 
@@ -333,9 +359,11 @@ class Checkpoints:
     def _is_intact(self, step: int, like: Mapping[str, PyTree]) -> bool:
         """Whether a checkpoint can be read.
 
-        With several processes, which may not all see the damage, only whether it has all folders.
+        With several processes, which may not all see the damage, only whether it has all folders
+        and the files are those of its digests.
         """
         try:
+            self._check_digests(step, like)
             if jax.process_count() > 1:
                 folder = self._manager.directory / str(step)
                 return all((folder / name).is_dir() for name in [*like, _PROGRESS])
@@ -409,8 +437,27 @@ def _read_smallest(handler: ocp.PyTreeCheckpointHandler, folder: Any) -> None:
     )
 
 
-def _score(metrics: Mapping[str, float]) -> float:
-    return metrics["score"]
+def _score(metrics: Any) -> float:
+    """The score of a checkpoint; the worst there is for one whose file holds something else."""
+    score = metrics.get("score") if isinstance(metrics, Mapping) else None
+    return float(score) if isinstance(score, int | float) and not math.isnan(score) else math.inf
+
+
+@contextlib.contextmanager
+def _one_error_only() -> Iterator[None]:
+    """Drops what Python prints for each array that arrives after the reading of another failed.
+
+    Those that come after the block are dropped as well, if it fails.
+    """
+    before = sys.unraisablehook
+
+    def drop_closed_loops(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = drop_closed_loops
+    yield
+    sys.unraisablehook = before
 
 
 def _reason(error: Exception) -> str:

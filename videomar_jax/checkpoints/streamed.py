@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1
 
+from videomar_jax.checkpoints.digests import write_digests
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.io.log import log
 
@@ -62,6 +63,7 @@ class StreamedCheckpoint:
         shutil.rmtree(part)
         os.replace(self._pieces / _ITEM, part)
         shutil.rmtree(self._pieces)
+        write_digests(part.parent)
 
     def _write(self) -> None:
         if self._waiting:

@@ -30,7 +30,7 @@ from videomar_jax.data.sources import (
     check_index,
     short_digest,
 )
-from videomar_jax.io.files import read_json, sha256
+from videomar_jax.io.files import read_json, sha256, take_digest
 from videomar_jax.io.paths import user_path
 from videomar_jax.types import Int
 
@@ -204,13 +204,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}{reason}.")
     try:
         manifest = read_json(path)
+        if not take_digest(manifest):
+            raise ValueError("its SHA-256 differs from what it says")
         kind, version = manifest["format"], manifest["version"]
         known = kind == FORMAT and manifest["dtype"] in DTYPES and manifest["fps"] > 0
         # Entries that are needed later are looked up now, for one clear error.
         for shard in manifest["shards"]:
             Shard(**shard)
         manifest["tokenizer"]["temporal_stride"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}): run the same prepare command again."
         ) from error

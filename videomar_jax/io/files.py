@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,21 @@ def sha256(path: str | os.PathLike) -> str:
     """SHA-256 of the bytes of a file, in 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def with_digest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with a digest of the others under "sha256", by which `take_digest` knows them."""
+    return {**values, "sha256": _digest_of_values(values)}
+
+
+def take_digest(values: dict[str, Any]) -> bool:
+    """Removes what `with_digest` added; whether it fits, which it also does where there is none."""
+    digest = values.pop("sha256", None)
+    return digest is None or digest == _digest_of_values(values)
+
+
+def _digest_of_values(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

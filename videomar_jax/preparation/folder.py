@@ -20,7 +20,7 @@ from videomar_jax.data.records import write_records
 from videomar_jax.data.shards import FORMAT, MANIFEST, VERSION
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.io import lock
-from videomar_jax.io.files import atomic_write, clear_leftovers, read_json
+from videomar_jax.io.files import atomic_write, clear_leftovers, read_json, with_digest
 from videomar_jax.preparation.encoding import Encode
 from videomar_jax.preparation.plan import Plan, ShardPlan
 from videomar_jax.preparation.progress import Progress
@@ -94,7 +94,7 @@ def finish(output: Path, plan: Plan) -> dict[str, Any] | None:
         raise UserError("\n".join(lines))
     manifest = _manifest(plan, receipts, len(rejected))
     write_tfds_info(output, plan, receipts)
-    atomic_write(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    atomic_write(output / MANIFEST, json.dumps(with_digest(manifest), indent=1) + "\n")
     clear_leftovers(output)  # nobody writes to a complete folder any more
     return manifest
 

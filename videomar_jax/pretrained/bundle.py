@@ -10,6 +10,7 @@ checkpoints/STEP.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.streamed import stored_types
 from videomar_jax.checks import UserError, not_finite, one_of
-from videomar_jax.io.files import atomic_write, read_json
+from videomar_jax.io.files import atomic_write, read_json, take_digest, with_digest
+from videomar_jax.io.log import log
 from videomar_jax.io.migration import current
 from videomar_jax.io.paths import user_path
 from videomar_jax.models.config import ModelConfig
@@ -113,7 +115,9 @@ def save_settings(bundle: ModelBundle, directory: str | os.PathLike) -> None:
         "sampling": dataclasses.asdict(bundle.sampling),
         **{name: getattr(bundle, name) for name in _SIZES},
     }
-    atomic_write(Path(directory) / "model" / "model.json", json.dumps(values, indent=2) + "\n")
+    atomic_write(
+        Path(directory) / "model" / "model.json", json.dumps(with_digest(values), indent=2) + "\n"
+    )
 
 
 def load_bundle(directory: str | os.PathLike) -> ModelBundle:
@@ -146,12 +150,21 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
         )
     try:
         values: dict[str, Any] = read_json(file)
+        as_written = take_digest(values)
         fields: dict[str, Any] = {name: values[name] for name in _SIZES}
         fields["config"] = ModelConfig.from_dict(values["model"])
         fields["sampling"] = SamplingConfig(**current("sampling", values["sampling"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is broken: {error!r}.") from error
+    if not as_written:
+        _say_changed(file)
     return fields
+
+
+@functools.cache
+def _say_changed(file: Path) -> None:
+    """Once for each file: its text may have been edited on purpose."""
+    log.warning("%s is not as it was written: it was edited by hand, or is damaged", file)
 
 
 def load_pretrained(
