@@ -2,6 +2,7 @@
 its record makes the same video again."""
 
 import dataclasses
+import errno
 import json
 import shutil
 import signal
@@ -25,11 +26,12 @@ from tests.helpers.generated import (
 )
 from tests.helpers.tiny_model import annotations_off
 from tests.helpers.tiny_run import write_clip
-from videomar_jax.checks import Interrupted
+from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.inference import jobs, metadata, stream
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.metadata import read_record
 from videomar_jax.inference.requests import JobOptions, Output
+from videomar_jax.inference.video import Video
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.pretrained import bundle
 from videomar_jax.pretrained.bundle import load_bundle, load_pretrained, save_settings
@@ -171,6 +173,182 @@ def test_existing_files_are_kept_unless_asked(finished, tmp_path):
     assert kept.read_text() == "mine" and len(list((tmp_path / "out").iterdir())) == 1
     make([request(image)], finished, tmp_path / "out", overwrite=True)
     assert kept.read_bytes()[:3] == b"GIF"
+
+
+# Jobs that are continued, and requests that fail
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_a_job_that_was_killed_is_continued_by_the_same_command(
+    finished, tmp_path, monkeypatch, caplog
+):
+    """It ends between two files of the second video."""
+    caplog.set_level("INFO", logger="videomar_jax")
+    asked = [request(draw(tmp_path / f"i{n}.png", n), f"v{n}", seed=n) for n in range(3)]
+    save, out = Video.save, tmp_path / "out"
+
+    def dying(self, path, **how):
+        if path.name == "v1.png":
+            raise SystemExit("killed")
+        return save(self, path, **how)
+
+    monkeypatch.setattr(Video, "save", dying)
+    with pytest.raises(SystemExit):
+        make(asked, finished, out, formats=("latents", "png"))
+    monkeypatch.setattr(Video, "save", save)
+    before = times(out)
+    assert sorted(before) == ["v0.json", "v0.npz", "v0.png", "v1.json", "v1.npz"]
+    assert make(asked, finished, out, formats=("latents", "png")) == []
+    after = times(out)
+    untouched = [name for name in sorted(before) if before[name] == after[name]]
+    assert len(after) == 9 and untouched == ["v0.json", "v0.npz", "v0.png"]
+    assert "1 of 3 videos are finished already and are skipped" in caplog.text
+    assert read_record(out / "v1.json").frames == 5
+    # All are finished: nothing is touched. With --overwrite all are made anew.
+    assert make(asked, finished, out, formats=("latents", "png")) == []
+    assert times(out) == after
+    make(asked, finished, out, formats=("latents", "png"), overwrite=True)
+    assert not set(times(out).items()) & set(after.items())
+
+
+def other_prompt(tmp_path, asked):
+    return [dataclasses.replace(asked, prompt="down")], {}, "prompt differ"
+
+
+def other_seed(tmp_path, asked):
+    return [dataclasses.replace(asked, seed=9)], {}, "seed differ"
+
+
+def other_pixels(tmp_path, asked):
+    draw(tmp_path / "i.png", seed=8)
+    return [asked], {}, "image_sha256 differ"
+
+
+def other_settings(tmp_path, asked):
+    return (
+        [asked],
+        dict(settings=dict(temperature=0.5), num_frames=7),
+        "num_frames, sampling differ",
+    )
+
+
+def other_model(tmp_path, asked):
+    return [asked], dict(checkpoint="4"), "checkpoint_sha256 differ"
+
+
+def a_file_of_the_users(tmp_path, asked):
+    (tmp_path / "out" / "v.gif").write_text("mine")
+    return [asked], dict(formats=("gif", "latents")), r"v\.gif exists already"
+
+
+def a_record_of_the_users(tmp_path, asked):
+    (tmp_path / "out" / "v.json").write_text("{}")
+    return [asked], {}, "v.json is no record of a video"
+
+
+OTHERS = [
+    other_prompt,
+    other_seed,
+    other_pixels,
+    other_settings,
+    other_model,
+    a_file_of_the_users,
+    a_record_of_the_users,
+]
+
+
+@pytest.mark.parametrize("change", OTHERS, ids=lambda function: function.__name__)
+def test_a_file_of_another_request_is_never_overwritten(finished, tmp_path, change):
+    asked = request(draw(tmp_path / "i.png"))
+    make([asked], finished, tmp_path / "out", formats=("latents",))
+    changed, options, words = change(tmp_path, asked)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    checkpoint = finished / "checkpoints" / options.pop("checkpoint", "6")
+    options = dict(formats=("latents",)) | options
+    with pytest.raises(FileExistsError, match=f"--overwrite.*{words}|{words}.*--overwrite"):
+        make(changed, checkpoint, tmp_path / "out", **options)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_record_of_an_earlier_version_is_known_too(finished, tmp_path, caplog):
+    """Without the digest, and without a setting that has come since."""
+    caplog.set_level("INFO", logger="videomar_jax")
+    asked = [request(draw(tmp_path / "i.png"))]
+    make(asked, finished, tmp_path / "out", formats=("latents",))
+    file = tmp_path / "out" / "v.json"
+    values = json.loads(file.read_text())
+    assert len(values.pop("request_sha256")) == 64
+    del values["sampling"]["temporal_rope_scaling"]
+    file.write_text(json.dumps(values))
+    make(asked, finished, tmp_path / "out", formats=("latents",))
+    assert "1 of 1 videos are finished already" in caplog.text
+    # Another format is made beside what is there.
+    make(asked, finished, tmp_path / "out", formats=("gif",))
+    assert set(read_record(file).files) == {"v.gif", "v.npz"}
+
+
+def test_an_interrupted_video_is_made_whole(finished, tmp_path):
+    asked = [request(draw(tmp_path / "i.png"))]
+    make(asked, finished, tmp_path / "out", formats=("latents",))
+    file = tmp_path / "out" / "v.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(frames=3)))
+    make(asked, finished, tmp_path / "out", formats=("latents",))
+    assert read_record(file).frames == 5
+
+
+def test_a_video_of_nan_is_its_requests_fault_alone(finished, tmp_path, monkeypatch, caplog):
+    """The second of a batch, and all of the last batch."""
+    drawn = stream.decode_frames
+
+    def spoilt(plan, shared, state):
+        for frame, trace in drawn(plan, shared, state):
+            noisy = np.asarray(jax.random.key_data(shared.keys))[:, -1] % 2 == 1
+            yield jax.numpy.where(noisy[:, None, None, None], np.nan, frame), trace
+
+    monkeypatch.setattr(stream, "decode_frames", spoilt)
+    image = draw(tmp_path / "i.png")
+    asked = [request(image, f"v{seed}", seed=seed) for seed in (2, 3, 5, 7)]
+    faults = make(asked, finished, tmp_path / "out", formats=("latents",))
+    assert [fault.split(":")[0] for fault in faults] == ["v3", "v5", "v7"]
+    assert all("hold NaN or infinity" in fault and "--temperature" in fault for fault in faults)
+    assert set(faults) <= set(caplog.messages)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["v2.json", "v2.npz"]
+    with pytest.raises(UserError, match=r"No request can be met: v3: .*NaN"):
+        make(asked[1:2], finished, tmp_path / "other", formats=("latents",))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_video_that_cannot_be_written_is_its_requests_fault_alone(
+    finished, tmp_path, monkeypatch
+):
+    save = Video.save
+
+    def failing(self, path, **how):
+        if path.name == "v0.npz":
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        return save(self, path, **how)
+
+    monkeypatch.setattr(Video, "save", failing)
+    image = draw(tmp_path / "i.png")
+    asked = [request(image, f"v{n}", seed=n) for n in range(2)]
+    faults = make(asked, finished, tmp_path / "out", formats=("latents",))
+    assert len(faults) == 1 and faults[0].startswith("v0: ") and "too long" in faults[0]
+    assert (tmp_path / "out" / "v1.npz").exists()
+
+
+def test_an_image_of_many_requests_is_read_once(finished, tmp_path, monkeypatch):
+    load, reads = jobs._load, []
+    monkeypatch.setattr(
+        jobs, "_load", lambda one, *rest: reads.append(one.name) or load(one, *rest)
+    )
+    image = draw(tmp_path / "i.png")
+    asked = [request(image, f"v{n}", seed=n) for n in range(2)]
+    asked += [request(tmp_path / "gone.png", name) for name in ("x", "y")]
+    faults = make(asked, finished, tmp_path / "out", formats=("latents",))
+    assert reads == ["v0", "x"] and len(faults) == 2
 
 
 # Videos that are continued, formats, records

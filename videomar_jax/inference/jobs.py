@@ -6,9 +6,11 @@ they are.
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -23,11 +25,12 @@ from videomar_jax.inference.metadata import (
     differences,
     model_digests,
     read_record,
+    request_digest,
     versions,
 )
 from videomar_jax.inference.pipeline import VideoMARPipeline, VideoSpec
-from videomar_jax.inference.requests import JobOptions, Output, Request
-from videomar_jax.inference.stream import FrameStream, VideoSampler
+from videomar_jax.inference.requests import JobOptions, Output, Request, in_the_way
+from videomar_jax.inference.stream import FrameStream, NotFiniteError, VideoSampler
 from videomar_jax.inference.video import Video
 from videomar_jax.io.files import atomic_write, sha256
 from videomar_jax.io.log import log
@@ -46,7 +49,10 @@ class LoadedRequest(NamedTuple):
 
     request: Request
     frames: UInt8[np.ndarray, "G Hp Wp 3"]
-    sha256: str  # of the file that the frames come from
+    draft: GenerationRecord
+    """The record as it is before the video is generated: `frames` is 0."""
+    found: GenerationRecord | None = None
+    """The record of the same request in the output folder: a finished or an interrupted video."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,24 +63,28 @@ class _JobContext:
     sampler: VideoSampler
     spec: VideoSpec
     output: Output
-    digests: dict[str, str]
-    """SHA-256 of the model's parts, for the records."""
     progress: tqdm
 
 
 def run_jobs(requests: Sequence[Request], options: JobOptions, output: Output) -> list[str]:
     """Generates one video for each request and writes its files.
 
+    Without `output.overwrite`, requests whose videos are in the folder already, finished, are
+    skipped, and interrupted ones are made again: the same command continues a job that was killed.
+
     Returns:
-        what is wrong with requests whose image cannot be read (logged as warnings at once, too);
-        the others are generated.
+        what is wrong with requests whose image cannot be read, or whose video is none or cannot be
+        written (logged as warnings at once, too); the others are generated.
     Raises:
-        UserError, OSError: nothing can be generated; raised before the parameters are loaded.
+        UserError: nothing can be generated.
+        FileExistsError: a file of a video's name is there and does not come from the same request;
+            raised before anything is generated, as are the other errors of the folder.
         Interrupted: Ctrl-C; the frames so far are written.
     """
     if not options.checkpoint:
         raise UserError("Name the model: --checkpoint=DIR, a run's workdir or a converted model.")
-    output.check([request.name for request in requests])
+    output.check_folder()
+    _check_without_record(requests, output)
     mesh = _whole_mesh(options.mesh)
     bundle = load_bundle(run_folder(options.checkpoint))
     spec = VideoSpec.of(
@@ -86,18 +96,30 @@ def run_jobs(requests: Sequence[Request], options: JobOptions, output: Output) -
         fit=options.fit,
         settings=options.settings,
     )
-    loaded, faults = _load_all(requests, bundle, spec)
-    _warn_of_cuts([one.request for one in loaded], bundle)
+    base = _base_record(bundle, spec, output, options.weights, mesh)
+    loaded, faults = _load_all(requests, bundle, spec, output, base)
+    loaded = [_with_found(one, output) for one in loaded]
     pipe = VideoMARPipeline.from_checkpoint(
         options.checkpoint, options.weights, bundle=bundle, mesh=mesh
     )
-    new = sum(spec.num_frames - len(one.frames) for one in loaded)
-    with _job(pipe, spec, output, new) as job:
+    loaded = _of_model(loaded, pipe)
+    for one in loaded:
+        _check_same_request(one, output)
+    left = [one for one in loaded if not _is_finished(one, output)]
+    if len(left) < len(loaded):
+        log.info(
+            "%d of %d videos are finished already and are skipped; --overwrite makes them anew.",
+            len(loaded) - len(left),
+            len(loaded),
+        )
+    with _job(pipe, spec, output, left) as job:
         shared_by = 1 if mesh is None else mesh.data * mesh.fsdp
-        batches = _batches(loaded, options.batch_size, shared_by)
+        batches = _batches(left, options.batch_size, shared_by)
         for number, (batch, rows) in enumerate(batches):
-            _generate(job, batch, rows)
+            faults += _generate(job, batch, rows)
             log.info("%d of %d batches done: %s", number + 1, len(batches), output.folder)
+    if len(faults) == len(requests):
+        raise UserError("No request can be met: " + "; ".join(faults))
     return faults
 
 
@@ -138,7 +160,8 @@ def reproduce(
         raise FileNotFoundError(
             f"The checkpoint of {file} is gone: {path}. Name its new place with --checkpoint."
         )
-    pipe = VideoMARPipeline.from_checkpoint(path, record.weights, mesh=_mesh_of(record))
+    mesh = _mesh_of(record)
+    pipe = VideoMARPipeline.from_checkpoint(path, record.weights, mesh=mesh)
     spec = VideoSpec(
         config=record.config(),
         num_frames=record.num_frames,
@@ -146,6 +169,7 @@ def reproduce(
         width=record.width,
         fit=record.fit,
     )
+    spec.check(pipe.bundle)
     request = Request(
         image=source,
         prompt=record.prompt,
@@ -153,66 +177,163 @@ def reproduce(
         name=file.stem,
         given_frames=record.given_frames,
     )
-    loaded = _load(request, pipe.bundle, spec)
-    with _job(pipe, spec, output, record.frames - len(loaded.frames)) as job:
-        digests = job.digests
-        changed = [part for part in digests if digests[part] != record.checkpoint_sha256.get(part)]
-        if changed:
-            raise UserError(
-                f"{path} is not the checkpoint that {file} was made from: "
-                f"{', '.join(changed)} differ."
-            )
-        if others := differences(record):
-            log.warning("The video may differ in its last bits: %s.", "; ".join(others))
+    base = _base_record(pipe.bundle, spec, output, record.weights, mesh)
+    (loaded,), _ = _load_all([request], pipe.bundle, spec, output, base)
+    (loaded,) = _of_model([loaded], pipe)
+    digests = loaded.draft.checkpoint_sha256
+    changed = [part for part in digests if digests[part] != record.checkpoint_sha256.get(part)]
+    if changed:
+        raise UserError(
+            f"{path} is not the checkpoint that {file} was made from: {', '.join(changed)} differ."
+        )
+    if others := differences(record):
+        log.warning("The video may differ in its last bits: %s.", "; ".join(others))
+    with _job(pipe, spec, output, [loaded], until=record.frames) as job:
         # The batch has its old size, so that sums are taken in the same order.
-        _generate(job, [loaded] * record.batch_size, [record.place], until=record.frames)
+        batch = [loaded] * record.batch_size
+        faults = _generate(job, batch, [record.place], until=record.frames)
+    if faults:
+        raise UserError(faults[0])
+
+
+# What is in the folder already
+
+
+def _check_without_record(requests: Sequence[Request], output: Output) -> None:
+    """Raises a FileExistsError for files without a record, which are nobody's but the user's."""
+    for request in requests:
+        paths = output.paths(request.name)
+        if not os.path.lexists(paths["json"]):
+            output.check_free(paths.values())
+
+
+def _with_found(one: LoadedRequest, output: Output) -> LoadedRequest:
+    """The request with its record in the folder, if there is one.
+
+    Raises:
+        FileExistsError: a file in the way does not come from the same request; the model is not
+            compared yet.
+    """
+    paths = output.paths(one.request.name)
+    file = paths["json"]
+    if output.overwrite or not os.path.lexists(file):
+        return one
+    try:
+        found = read_record(file)
+    except (UserError, FileNotFoundError) as error:
+        raise in_the_way(file, f" {error}") from error
+    for path in paths.values():
+        if path != file and path.name not in found.files:
+            output.check_free([path])
+    # Files of formats that are not asked for now remain part of the record.
+    names = one.draft.files
+    names = [*names, *(name for name in found.files if name not in names)]
+    one = one._replace(found=found, draft=dataclasses.replace(one.draft, files=names))
+    _check_same_request(one, output, but=("checkpoint_sha256",))
+    return one
+
+
+def _check_same_request(one: LoadedRequest, output: Output, but: Sequence[str] = ()) -> None:
+    """Raises a FileExistsError if the record in the folder is of another request."""
+    if one.found is None:
+        return
+    there, here = one.found.asked(), one.draft.asked()
+    differing = [name for name in here if name not in but and here[name] != there[name]]
+    if differing:
+        raise in_the_way(
+            output.paths(one.request.name)["json"],
+            f" It comes from another request: {', '.join(differing)} differ.",
+        )
+
+
+def _is_finished(one: LoadedRequest, output: Output) -> bool:
+    """Whether the video is in the folder, whole and in all formats that are asked for."""
+    found = one.found
+    if found is None or found.frames < found.num_frames:
+        return False
+    if request_digest(found) != request_digest(one.draft):
+        return False
+    return all(path.is_file() for path in output.paths(one.request.name).values())
+
+
+# Generating
 
 
 @contextlib.contextmanager
 def _job(
-    pipe: VideoMARPipeline, spec: VideoSpec, output: Output, new_frames: int
+    pipe: VideoMARPipeline,
+    spec: VideoSpec,
+    output: Output,
+    left: Sequence[LoadedRequest],
+    until: int | None = None,
 ) -> Iterator[_JobContext]:
-    """The context of a command, with a progress bar over `new_frames` where somebody watches."""
+    """The context of a command, with a progress bar over the new frames where somebody watches.
+
+    Args:
+        left: the requests that are to be generated.
+        until: pixel frames to stop after; None: all.
+    """
+    new_frames = sum((until or spec.num_frames) - len(one.frames) for one in left)
     with tqdm(total=new_frames, unit="frame", disable=None) as progress:
         yield _JobContext(
             pipe=pipe,
             sampler=VideoSampler.from_bundle(pipe.model, pipe.bundle, spec.config),
             spec=spec,
             output=output,
-            digests=model_digests(pipe.model, pipe.bundle),
             progress=progress,
         )
 
 
 def _generate(
     job: _JobContext, batch: Sequence[LoadedRequest], rows: Sequence[int], until: int | None = None
-) -> None:
+) -> list[str]:
     """Generates one batch and writes the videos of its `rows`.
 
     Args:
         until: pixel frames to stop after; None: all.
+    Returns:
+        what is wrong with videos that hold NaN or cannot be written.
     Raises:
         Interrupted: Ctrl-C; the frames so far are written.
     """
-    stream = job.sampler.stream(
-        np.stack([one.frames for one in batch]),
-        [one.request.prompt for one in batch],
-        [one.request.seed for one in batch],
-        job.spec.num_frames,
-    )
+    try:
+        stream = job.sampler.stream(
+            np.stack([one.frames for one in batch]),
+            [one.request.prompt for one in batch],
+            [one.request.seed for one in batch],
+            job.spec.num_frames,
+            skip_faulty=True,
+        )
+        return _finish(job, batch, rows, stream, until or job.spec.num_frames)
+    except NotFiniteError as error:  # of all videos
+        return [_fault(batch[row].request, error) for row in rows]
+
+
+def _finish(
+    job: _JobContext,
+    batch: Sequence[LoadedRequest],
+    rows: Sequence[int],
+    stream: FrameStream,
+    until: int,
+) -> list[str]:
+    """Generates and writes a batch that is started; errors as `_generate`."""
     promise = "the frames so far of this batch are written"
     # Until the first new frame there is nothing to keep of this batch.
     with postponed(promise, at_once=True) as stop:
-        while stream.given_frames + stream.new_frames < (until or job.spec.num_frames):
+        while stream.given_frames + stream.new_frames < until:
             new = next(stream).shape[1]
             stop.at_once = False
             job.progress.set_postfix_str(f"first after {stream.first_frame_s:.1f} s", refresh=False)
             job.progress.update(new * len(rows))
             if stop.asked:
                 break
+        faults = []
         videos = stream.videos(job.output.fps or job.pipe.bundle.fps)
         for row in rows:
-            _write(job, batch[row], videos[row], _record(job, batch, row, stream))
+            if row in stream.faults:
+                faults.append(_fault(batch[row].request, stream.faults[row]))
+            else:
+                faults += _save(job, batch, row, videos[row], stream)
     if stop.asked:
         names = ", ".join(batch[row].request.name for row in rows)
         kept = f"kept {stream.given_frames + stream.new_frames} of {job.spec.num_frames} frames"
@@ -225,50 +346,101 @@ def _generate(
         stream.first_frame_s,
         stream.new_frames * len(rows) / stream.seconds,
     )
+    return faults
+
+
+def _fault(request: Request, reason: object) -> str:
+    """What is wrong with one request, also as a warning."""
+    text = f"{request.name}: {reason}"
+    log.warning("%s", text)
+    return text
+
+
+def _save(
+    job: _JobContext, batch: Sequence[LoadedRequest], row: int, video: Video, stream: FrameStream
+) -> list[str]:
+    """Writes the files of one video, and returns what went wrong, if anything.
+
+    Raises:
+        OSError: the disk takes no more, so the next video would not be written either.
+    """
+    record = dataclasses.replace(
+        batch[row].draft,
+        frames=len(video),
+        batch_size=len(batch),
+        place=row,
+        first_frame_s=stream.first_frame_s,
+        seconds=stream.seconds,
+    )
+    try:
+        _write(job, batch[row], video, record)
+    except (UserError, OSError) as error:
+        if getattr(error, "errno", None) in _DISK_ERRORS:
+            raise
+        return [_fault(batch[row].request, error)]
+    return []
 
 
 def _write(job: _JobContext, loaded: LoadedRequest, video: Video, record: GenerationRecord) -> None:
-    """Writes the files of one video; its record comes last, so that a record means all is there."""
-    for kind, path in job.output.paths(loaded.request.name).items():
-        if kind == "json":
-            atomic_write(path, record.to_json(), overwrite=job.output.overwrite)
-        else:
-            video.save(path, overwrite=job.output.overwrite)
+    """Writes the files of one video.
+
+    A record of no frames comes first, so that files of a job that is killed are known as its own,
+    and the record of the video last, so that it means that all is there.
+    """
+    replace = job.output.overwrite or loaded.found is not None
+    paths = job.output.paths(loaded.request.name)
+    job.output.folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(paths["json"], loaded.draft.to_json(), overwrite=replace)
+    for kind, path in paths.items():
+        if kind != "json":
+            video.save(path, overwrite=replace)
+    atomic_write(paths["json"], record.to_json())
 
 
-def _record(
-    job: _JobContext, batch: Sequence[LoadedRequest], row: int, stream: FrameStream
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _base_record(
+    bundle: ModelBundle, spec: VideoSpec, output: Output, weights: str, mesh: MeshConfig | None
 ) -> GenerationRecord:
-    """The record of one video of a batch."""
-    request, pipe, spec = batch[row].request, job.pipe, job.spec
-    paths = job.output.paths(request.name)
+    """What the records of one command have in common."""
     return GenerationRecord(
-        prompt=request.prompt,
-        prompt_tokens_cut=tokens_cut(pipe.bundle.text_encoder, [request.prompt])[0],
-        seed=request.seed,
-        image=str(request.image.absolute()),
-        image_sha256=batch[row].sha256,
-        given_frames=request.given_frames,
-        fit=spec.fit,
+        prompt="",
+        prompt_tokens_cut=0,
+        seed=0,
+        image="",
+        image_sha256="",
+        given_frames=None,
+        fit=spec.fit,  # type: ignore[arg-type]
         num_frames=spec.num_frames,
-        frames=stream.given_frames + stream.new_frames,
+        frames=0,
         height=spec.height,
         width=spec.width,
-        fps=float(job.output.fps or pipe.bundle.fps),
-        checkpoint=str(pipe.checkpoint),
-        step=pipe.step,
-        weights=pipe.weights,
-        checkpoint_sha256=job.digests,
+        fps=float(output.fps or bundle.fps),
+        checkpoint="",
+        step=0,
+        weights=weights,  # type: ignore[arg-type]
+        checkpoint_sha256={},
         sampling=dataclasses.asdict(spec.config),
-        batch_size=len(batch),
-        place=row,
-        files=[path.name for kind, path in paths.items() if kind != "json"],
-        first_frame_s=stream.first_frame_s,
-        seconds=stream.seconds,
+        batch_size=1,
+        place=0,
+        files=[],
+        first_frame_s=None,
+        seconds=0.0,
         versions=versions(),
         device=device(),
-        mesh={} if pipe.mesh is None else dataclasses.asdict(pipe.mesh),
+        mesh={} if mesh is None else dataclasses.asdict(mesh),
     )
+
+
+def _of_model(loaded: Sequence[LoadedRequest], pipe: VideoMARPipeline) -> list[LoadedRequest]:
+    """The requests with the model that they are asked of in their drafts."""
+    model = dict(
+        checkpoint=str(pipe.checkpoint),
+        step=pipe.step,
+        checkpoint_sha256=model_digests(pipe.model, pipe.bundle),
+    )
+    return [one._replace(draft=dataclasses.replace(one.draft, **model)) for one in loaded]
 
 
 def _batches(
@@ -289,8 +461,8 @@ def _batches(
     return batches
 
 
-def _load(request: Request, bundle: ModelBundle, spec: VideoSpec) -> LoadedRequest:
-    """Reads the conditioning frames of a request.
+def _load(request: Request, bundle: ModelBundle, spec: VideoSpec) -> tuple[np.ndarray, str]:
+    """The conditioning frames of a request, and SHA-256 of the file that they come from.
 
     Raises:
         UserError, OSError: the image cannot be read, or the clip is too short or too long.
@@ -312,11 +484,15 @@ def _load(request: Request, bundle: ModelBundle, spec: VideoSpec) -> LoadedReque
             width=spec.width,
             fit=spec.fit,
         )
-    return LoadedRequest(request, frames, sha256(request.image))
+    return frames, sha256(request.image)
 
 
 def _load_all(
-    requests: Sequence[Request], bundle: ModelBundle, spec: VideoSpec
+    requests: Sequence[Request],
+    bundle: ModelBundle,
+    spec: VideoSpec,
+    output: Output,
+    base: GenerationRecord,
 ) -> tuple[list[LoadedRequest], list[str]]:
     """The requests that can be read, and what is wrong with the others.
 
@@ -324,29 +500,60 @@ def _load_all(
         UserError: none can be read.
     """
     loaded, faults = [], []
-    for request in requests:
-        try:
-            loaded.append(_load(request, bundle, spec))
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
-            log.warning("%s", error)
+    # Requests often share an image: it is read once, and is in memory once.
+    sources: dict[tuple[Path, int | None], tuple[np.ndarray, str] | str] = {}
+    cuts = tokens_cut(bundle.text_encoder, [request.prompt for request in requests])
+    for request, cut in zip(requests, cuts, strict=True):
+        key = (request.image, request.given_frames)
+        if key not in sources:
+            sources[key] = _load_or_fault(request, bundle, spec)
+        source = sources[key]
+        if isinstance(source, str):
+            faults.append(source)
+            continue
+        frames, digest = source
+        paths = output.paths(request.name)
+        draft = dataclasses.replace(
+            base,
+            prompt=request.prompt,
+            prompt_tokens_cut=cut,
+            seed=request.seed,
+            image=str(request.image.absolute()),
+            image_sha256=digest,
+            given_frames=request.given_frames,
+            files=[path.name for kind, path in paths.items() if kind != "json"],
+        )
+        loaded.append(LoadedRequest(request, frames, draft))
     if not loaded:
         raise UserError("No request can be met: " + "; ".join(faults))
+    _warn_of_cuts(loaded, bundle)
     return loaded, faults
 
 
-def _warn_of_cuts(requests: Sequence[Request], bundle: ModelBundle) -> None:
+def _load_or_fault(
+    request: Request, bundle: ModelBundle, spec: VideoSpec
+) -> tuple[np.ndarray, str] | str:
+    """As `_load`, or what is wrong with the image, also as a warning."""
+    try:
+        return _load(request, bundle, spec)
+    except MemoryError:
+        text = f"{request.image} takes more memory than there is; make it smaller."
+    except (ValueError, OSError) as error:
+        text = str(error)
+    log.warning("%s", text)
+    return text
+
+
+def _warn_of_cuts(loaded: Sequence[LoadedRequest], bundle: ModelBundle) -> None:
     """Warns of prompts that are longer than what the model reads."""
-    encoder = bundle.text_encoder
-    cuts = tokens_cut(encoder, [request.prompt for request in requests])
-    for request, cut in zip(requests, cuts, strict=True):
-        if cut:
+    for one in loaded:
+        if one.draft.prompt_tokens_cut:
             log.warning(
                 "The prompt of %s is %d tokens longer than the %d that the model reads: "
                 "they are cut.",
-                request.name,
-                cut,
-                encoder.max_tokens,
+                one.request.name,
+                one.draft.prompt_tokens_cut,
+                bundle.text_encoder.max_tokens,
             )
 
 

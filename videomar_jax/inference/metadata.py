@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax
 import jax
@@ -21,10 +22,19 @@ import numpy as np
 from flax import nnx
 
 import videomar_jax
-from videomar_jax.checks import UserError
-from videomar_jax.inference.requests import FORMATS
+from videomar_jax.checks import (
+    Count,
+    Natural,
+    Positive,
+    UserError,
+    check_fields,
+    check_value,
+    known_keys,
+)
+from videomar_jax.inference.requests import FORMATS, check_seed
 from videomar_jax.io.migration import current
 from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.pretrained.bundle import ModelBundle
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.tokenizers import fingerprint
@@ -34,45 +44,68 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationRecord:
-    """The contents of NAME.json; paths are absolute."""
+    """The contents of NAME.json; paths are absolute.
+
+    Raises:
+        UserError: a field with a value that makes no sense, by name.
+    """
 
     prompt: str
-    prompt_tokens_cut: int
+    prompt_tokens_cut: Natural
     """Tokens at the end of the prompt that the model did not read."""
     seed: int
     image: str
     """The image, or the video."""
     image_sha256: str
-    given_frames: int | None
+    given_frames: Count | None
     """Of a video, its last ones at the model's rate; None for an image."""
-    fit: str
-    num_frames: int
+    fit: Literal["resize", "crop"]
+    num_frames: Count
     """Pixel frames asked for."""
-    frames: int
+    frames: Natural
     """Pixel frames of the video; fewer than `num_frames` if it was interrupted."""
-    height: int
-    width: int
-    fps: float
+    height: Count
+    width: Count
+    fps: Positive
     checkpoint: str
-    step: int
-    weights: str
-    checkpoint_sha256: dict[str, str]
-    sampling: dict[str, Any]
+    step: Natural
+    weights: Literal["ema", "params"]
+    checkpoint_sha256: Mapping[str, str]
+    sampling: Mapping[str, Any]
     """All fields of `SamplingConfig`."""
-    batch_size: int
-    place: int
+    batch_size: Count
+    place: Natural
     """The video's row in its batch."""
-    files: list[str]
+    files: Sequence[str]
     first_frame_s: float | None
     seconds: float
-    versions: dict[str, str]
+    versions: Mapping[str, str]
     device: str
-    mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Fields of `MeshConfig`; empty for one device."""
     format: int = FORMAT
 
+    def __post_init__(self):
+        check_fields("", self)
+        check_seed(self.seed)
+        if self.place >= self.batch_size or self.batch_size > _LARGEST_BATCH:
+            raise UserError(
+                f"place {self.place} must be below batch_size {self.batch_size}, and that at most "
+                f"{_LARGEST_BATCH}."
+            )
+        if self.frames > self.num_frames:
+            raise UserError(f"{self.frames} frames are more than num_frames {self.num_frames}.")
+        known_keys("sampling", self.sampling, _names(SamplingConfig))
+        known_keys("mesh", self.mesh, _names(MeshConfig))
+        self.config()
+        MeshConfig(**self.mesh)
+
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        values = {
+            **dataclasses.asdict(self),
+            "request_sha256": request_digest(self) if self.checkpoint_sha256 else "",
+        }
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -88,6 +121,37 @@ class GenerationRecord:
         """
         return SamplingConfig(**self.sampling)
 
+    def asked(self) -> dict[str, Any]:
+        """What was asked for: all that a video depends on but for rounding, and its rate."""
+        fields = {name: getattr(self, name) for name in _ASKED}
+        # Settings that an earlier version did not know count as their defaults.
+        sampling = dataclasses.asdict(self.config())
+        return fields | {"fps": float(self.fps), "sampling": sampling}
+
+
+_ASKED = (
+    "prompt",
+    "seed",
+    "image_sha256",
+    "given_frames",
+    "fit",
+    "num_frames",
+    "height",
+    "width",
+    "fps",
+    "checkpoint_sha256",
+)
+# Beyond this a record is wrong, and its batch would fill the memory.
+_LARGEST_BATCH = 2**12
+
+
+def request_digest(record: GenerationRecord) -> str:
+    """SHA-256 of what was asked for; a finished video with the same digest need not be made again.
+
+    Where image and checkpoint are stored does not count: their contents do.
+    """
+    return hashlib.sha256(json.dumps(record.asked(), sort_keys=True).encode()).hexdigest()
+
 
 def read_record(file: str | os.PathLike) -> GenerationRecord:
     """Reads NAME.json, also of earlier versions.
@@ -102,15 +166,41 @@ def read_record(file: str | os.PathLike) -> GenerationRecord:
             f"There is no record {file}; sample writes one as NAME.json beside each video."
         )
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            raise UserError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
-        values["sampling"] = current("sampling", values["sampling"])
-        record = GenerationRecord(**values)
-        record.config()  # a record with settings that make no sense is broken, too
-        return record
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} is no record of a video: {error}") from error
+        return _parse(json.loads(file.read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise UserError(f"{file} is no record of a video: it is nested too deeply.") from error
+    except ValueError as error:  # JSON and UTF-8 errors are of this kind, too
+        text = str(error)
+        if len(text) > _LONGEST_REASON:
+            text = f"{text[:_LONGEST_REASON]} [...]"
+        raise UserError(f"{file} is no record of a video: {text}") from error
+
+
+_LONGEST_REASON = 500
+
+
+def _parse(values: Any) -> GenerationRecord:
+    """The record in the JSON of a file.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(values, dict):
+        raise UserError("it holds no object")
+    if type(values.get("format")) is not int or values["format"] != FORMAT:
+        raise UserError(f"its format is {values.get('format')!r}, this version reads {FORMAT}")
+    # It follows from the other fields.
+    values.pop("request_sha256", None)
+    fields = dataclasses.fields(GenerationRecord)
+    required = [field.name for field in fields if field.name != "mesh"]
+    known_keys("the record", values, _names(GenerationRecord), required)
+    check_value("sampling", values["sampling"], Mapping[str, Any])
+    values["sampling"] = current("sampling", values["sampling"])
+    return GenerationRecord(**values)
+
+
+def _names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
 def model_digests(model: VideoMAR, bundle: ModelBundle) -> dict[str, str]:

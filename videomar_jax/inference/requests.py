@@ -160,14 +160,11 @@ class Output:
         for name in names:
             self.check_free(self.paths(name).values())
 
-    def check_free(self, files: Iterable[Path], reason: str = "") -> None:
-        """Raises a FileExistsError, which ends with `reason`, for a file that is in the way."""
+    def check_free(self, files: Iterable[Path]) -> None:
+        """Raises a FileExistsError for a file that is in the way."""
         for path in files:
             if not self.overwrite and os.path.lexists(path):
-                raise FileExistsError(
-                    f"{path} exists already; choose another --output, or replace with "
-                    f"--overwrite.{reason}"
-                )
+                raise in_the_way(path)
 
     def check_folder(self) -> None:
         """Raises an OSError if the folder cannot be written to."""
@@ -177,6 +174,13 @@ class Output:
             raise NotADirectoryError(f"{existing} is a file: --output names a folder.")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(f"{existing} cannot be written to; choose another --output.")
+
+
+def in_the_way(path: Path, reason: str = "") -> FileExistsError:
+    """The error for a file that must not be overwritten."""
+    return FileExistsError(
+        f"{path} exists already; choose another --output, or replace with --overwrite.{reason}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

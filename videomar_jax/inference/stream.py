@@ -29,6 +29,10 @@ from videomar_jax.tokenizers import Tokenizer, finite_clips, latent_shape, to_pi
 from videomar_jax.types import Array, Bool, Float, Latents, UInt8
 
 
+class NotFiniteError(UserError):
+    """Latents or pixels with NaN or infinity; the text names the videos and the way out."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class VideoSampler:
     """A model with all that turns conditioning frames and prompts into videos."""
@@ -85,8 +89,9 @@ class VideoSampler:
                 others go on; False: one such video is an error.
         Raises:
             UserError: numbers that do not match, sizes that the tokenizer cannot cut, or too little
-                memory; nothing has been computed then. Here and while iterating: latents or pixels
-                with NaN or infinity, with `skip_faulty` of all videos.
+                memory; nothing has been computed then.
+            NotFiniteError: here and while iterating: latents or pixels with NaN or infinity, with
+                `skip_faulty` of all videos.
         """
         return FrameStream(self, given, prompts, seeds, num_frames, skip_faulty)
 
@@ -118,7 +123,7 @@ class VideoSampler:
         """Encodes and decodes: the best that any model over these latents can do.
 
         Raises:
-            UserError: the tokenizer gives NaN or infinity.
+            NotFiniteError: the tokenizer gives NaN or infinity.
         """
         videos = []
         for row in range(0, len(video), self.batch_size):
@@ -127,7 +132,7 @@ class VideoSampler:
             finite = np.asarray(finite & finite_clips(latents))
             if not finite.all():
                 clips = ", ".join(str(row + i) for i in np.flatnonzero(~finite))
-                raise UserError(
+                raise NotFiniteError(
                     f"The reconstruction of clip {clips} holds NaN or infinity: the tokenizer's "
                     f"weights are damaged, or its compute type is too narrow; convert it again."
                 )
@@ -219,14 +224,14 @@ class FrameStream:
         """Notes the videos with NaN or inf, which would look black.
 
         Raises:
-            UserError: there is one, or with `skip_faulty` no other is left.
+            NotFiniteError: there is one, or with `skip_faulty` no other is left.
         """
         faulty = np.flatnonzero(~np.asarray(finite))
         for row in faulty.tolist():
             self.faults.setdefault(row, self._fault([row], kind))
         left = len(self.prompts) - len(self.faults)
         if len(faulty) and not (self._skip_faulty and left):
-            raise UserError(self._fault(faulty.tolist(), kind))
+            raise NotFiniteError(self._fault(faulty.tolist(), kind))
 
     def _fault(self, rows: Sequence[int], kind: str) -> str:
         named = [f"{_brief(self.prompts[row])!r} (seed {self.seeds[row]})" for row in rows]
