@@ -166,6 +166,11 @@ class VideoFolder:
         """Usable files where windows are random, else windows."""
         return len(self._windows)
 
+    @property
+    def sizes(self) -> Int[np.ndarray, "clips 2"]:
+        """Rows and columns of each clip as it lies in its file."""
+        return np.stack([self._rows, self._columns], axis=1)
+
     def name(self, index: int) -> str:
         """The file that clip number `index` is cut from, without folder and ending.
 

@@ -23,6 +23,13 @@ from videomar_jax.checkpoints.manager import check_place
 from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipSource
+from videomar_jax.experiment.budget import (
+    Budget,
+    check_budget,
+    choose_budget,
+    read_budget,
+    write_budget,
+)
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.evaluate import (
     evaluate,
@@ -55,7 +62,7 @@ from videomar_jax.pretrained.bundle import (
     save_settings,
 )
 from videomar_jax.training.batches import TrainingInputs, check_data
-from videomar_jax.training.loop import train
+from videomar_jax.training.loop import StepTime, time_steps, train
 from videomar_jax.training.profiling import Profile
 from videomar_jax.training.recipe import check_mesh, check_stages
 from videomar_jax.types import UInt8
@@ -107,6 +114,12 @@ def run(
     """
     workdir = user_path(workdir, "--workdir")
     check_place(workdir / "checkpoints")
+    if experiment.recipe.run.minutes is not None:
+        check_budget(config)
+        budget = read_budget(workdir, experiment)
+        if budget is not None:
+            config = budget.apply(config)
+            experiment = Experiment.from_config(config)
     check_workdir(workdir, config)
     if jax.process_index() != 0:
         return _run(experiment, workdir, config, profile)
@@ -129,11 +142,18 @@ def _run(
     seconds: dict[str, float] = {}
     claimed: list[Path] = []
     with _timed(seconds, PREPARE):
+        budget = None
+        if experiment.recipe.run.minutes is not None:
+            budget = read_budget(workdir, experiment)
+            if budget is None:
+                budget = choose_budget(experiment, config, _stage_timer(workdir))
+                config = budget.apply(config)
+                experiment = Experiment.from_config(config)
         prepared = prepare(experiment, workdir)
         # Nothing is written before every process has found its part to be in order.
         barrier("checked")
         if jax.process_index() == 0:
-            _claim(workdir, config, prepared)
+            _claim(workdir, config, prepared, budget)
             claimed = files_of_run(workdir)
         barrier("claimed")
     graph, _ = abstract_model(prepared.bundle.config)
@@ -151,7 +171,7 @@ def _run(
         missing = [file for file in claimed if not file.exists()]
         if missing:
             log.warning("%s was deleted: the run's files are written again", missing[0])
-            _claim(workdir, config, prepared, whole=True)
+            _claim(workdir, config, prepared, budget, whole=True)
 
     def draw_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
         return write_preview(sampler(ema), prepared.shown, path, prepared.inputs.source.fps)
@@ -232,8 +252,27 @@ def stage_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
     }
 
 
+def _stage_timer(workdir: Path) -> Callable[[Experiment, int], StepTime]:
+    """Times the stages of an experiment; what it trains on is opened once for each frame size."""
+    opened: dict[tuple[int, int], TrainingInputs] = {}
+
+    def time_stage(experiment: Experiment, index: int) -> StepTime:
+        size = (experiment.final_stage.height, experiment.final_stage.width)
+        if size not in opened:
+            opened.clear()
+            opened[size] = prepare(experiment, workdir).inputs
+        return time_steps(experiment.recipe, opened[size], index)
+
+    return time_stage
+
+
 def _claim(
-    workdir: Path, config: Mapping[str, Any], prepared: Prepared, *, whole: bool = False
+    workdir: Path,
+    config: Mapping[str, Any],
+    prepared: Prepared,
+    budget: Budget | None,
+    *,
+    whole: bool = False,
 ) -> None:
     """Makes `workdir` this run's folder.
 
@@ -241,6 +280,8 @@ def _claim(
         whole: write tokenizer and text encoder even where model.json says that they are there.
     """
     has_bundle = _has_bundle(workdir) and not whole
+    if budget is not None:
+        write_budget(workdir, budget)
     write_config(workdir, config)
     write_clips(workdir, prepared.clips)
     if has_bundle:

@@ -23,6 +23,8 @@ from videomar_jax.io.log import log
 from videomar_jax.io.migration import current_config
 
 CONFIG, DATA = "config.json", "data.json"
+BUDGET = "budget.json"
+"""What `experiment.budget` chose, for a run that was given minutes."""
 LOCK = lock.PREFIX
 
 MAY_CHANGE = (
@@ -107,7 +109,8 @@ def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
 def files_of_run(workdir: Path) -> list[Path]:
     """The files without which the run in `workdir` cannot be continued, besides checkpoints."""
     model = [path for path in sorted((workdir / "model").rglob("*")) if path.is_file()]
-    return [workdir / CONFIG, workdir / DATA, *model]
+    budget = [workdir / BUDGET] if (workdir / BUDGET).exists() else []
+    return [workdir / CONFIG, workdir / DATA, *budget, *model]
 
 
 def check_same_clips(workdir: Path, source: ClipSource, *, contents: bool = True) -> dict[str, Any]:

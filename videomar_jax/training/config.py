@@ -1,6 +1,7 @@
 """The settings of a training run that concern its computation, in frozen dataclasses."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from videomar_jax.checks import (
@@ -116,6 +117,17 @@ class RunConfig:
     """Seconds between two lines of progress."""
     tensorboard: bool = True
     """Write TensorBoard files beside metrics.jsonl."""
+    minutes: Positive | None = None
+    """How long the run may take on this machine, report included: sizes and steps of the curriculum
+    are then chosen to fit, and its steps are shares. None: the curriculum is taken as it is."""
+    size: Sequence[Count] | None = None
+    """With minutes: rows and columns of the frames; None: chosen, in the clips' proportions."""
 
     def __post_init__(self):
         check_fields("run", self)
+        if self.size is not None:
+            if self.minutes is None:
+                raise UserError("run.size needs run.minutes; else the curriculum has the sizes.")
+            if len(self.size) != 2:
+                raise UserError(f"run.size must be rows and columns, not {self.size}.")
+            object.__setattr__(self, "size", tuple(self.size))

@@ -35,7 +35,12 @@ from videomar_jax.parallel.sharding import (
     replicated,
     state_shardings,
 )
-from videomar_jax.training.batches import TrainingInputs, clip_shape, curriculum_batches
+from videomar_jax.training.batches import (
+    TrainingInputs,
+    clip_shape,
+    curriculum_batches,
+    training_batches,
+)
 from videomar_jax.training.draws import Batch
 from videomar_jax.training.logging import Progress, RunLog
 from videomar_jax.training.metrics import Meters, StageClock, StepReport
@@ -46,7 +51,7 @@ from videomar_jax.training.profiling import Profile, Profiler
 from videomar_jax.training.recipe import Recipe, check_mesh, check_stages
 from videomar_jax.training.stages import truncated_frames
 from videomar_jax.training.state import TrainState, init_state
-from videomar_jax.training.step import make_train_step, token_shape
+from videomar_jax.training.step import TrainStep, make_train_step, token_shape
 from videomar_jax.training.validation import Validation
 from videomar_jax.types import Key, UInt8
 
@@ -117,15 +122,7 @@ def train(
         )
         resumed = _resume_or_start(recipe, mesh, checkpoints, initial, inputs)
         state, start = resumed.state, resumed.step
-        update = make_train_step(
-            resumed.graph,
-            resumed.optimizer,
-            recipe.loss,
-            recipe.optimizer,
-            accumulate=run.accumulate,
-            shardings=resumed.shardings,
-            rule=layout_rule(mesh, recipe.mesh) if mesh.size > 1 else None,
-        )
+        update = _make_update(recipe, mesh, resumed.graph, resumed.optimizer, resumed.shardings)
         parameters = f"{count_params(state.params):,}"
         devices = describe_mesh(mesh)
         log.info("%s parameters, steps %d to %d, %s", parameters, start, total, devices)
@@ -213,6 +210,61 @@ def train(
         return Outcome(state=state, finished=step == total, seconds=clock.seconds())
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """How long the steps of a stage take on this machine, reading their clips included."""
+
+    compile_s: float
+    """Seconds of the first step, which compiles."""
+    step_s: float
+    """Seconds of every other step, the median of some."""
+
+
+def time_steps(
+    recipe: Recipe, inputs: TrainingInputs, index: int, *, least: int = 4, seconds: float = 4.0
+) -> StepTime:
+    """Trains a throwaway state for a few steps of stage `index`; writes nothing.
+
+    Args:
+        least, seconds: the least number of timed steps, and how long they should take in all.
+    """
+    mesh = make_mesh(recipe.mesh)
+    share, shares = process_share(mesh)
+    init_key, step_key = _keys(recipe.seed, mesh)
+    graph, _ = abstract_model(_model_on(mesh, recipe.model))
+    optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
+    abstract = jax.eval_shape(lambda: init_state(recipe.model, optimizer, init_key))
+    shardings = state_shardings(abstract, mesh, recipe.mesh)
+    state = init_state(recipe.model, optimizer, init_key, None, shardings)
+    update = _make_update(recipe, mesh, graph, optimizer, shardings)
+    batches = training_batches(
+        recipe.seed,
+        index,
+        recipe.curriculum.stages[index],
+        inputs,
+        0,
+        process_index=share,
+        process_count=shares,
+        lookahead=recipe.run.lookahead,
+    )
+    times: list[float] = []
+    try:
+        # The first step compiles, the second one still waits for the readers.
+        while len(times) < least + 2 or sum(times[2:]) < seconds:
+            started = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                break
+            batch = _place_batch(_truncate(batch, recipe, len(times)), mesh, share, shares)
+            state, metrics = update(state, batch, step_key)
+            jax.block_until_ready(metrics)
+            times.append(time.monotonic() - started)
+    finally:
+        batches.close()
+    later = times[2:] or times[-1:]
+    return StepTime(compile_s=times[0], step_s=float(np.median(later)))
+
+
 # Where a start begins
 
 
@@ -270,6 +322,25 @@ def _resume_or_start(
         step=step or 0,
         step_key=step_key,
         seconds=position["seconds"],
+    )
+
+
+def _make_update(
+    recipe: Recipe,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+) -> TrainStep:
+    """The compiled update of a run on its mesh."""
+    return make_train_step(
+        graph,
+        optimizer,
+        recipe.loss,
+        recipe.optimizer,
+        accumulate=recipe.run.accumulate,
+        shardings=shardings,
+        rule=layout_rule(mesh, recipe.mesh) if mesh.size > 1 else None,
     )
 
 

@@ -1,0 +1,134 @@
+"""A run that is given minutes: sizes and steps follow from the measured speed, once."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers.tiny_run import start, tiny, tiny_videos, write_clip
+from videomar_jax.checks import UserError
+from videomar_jax.experiment import budget, run
+from videomar_jax.experiment.budget import Budget, choose_budget, typical_size
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.training.loop import StepTime, time_steps
+
+
+class Machine:
+    """Pretends a speed: seconds to compile, seconds of a step of each stage at 32x32."""
+
+    def __init__(self, compile_s, *step_s):
+        self.compile_s, self.step_s = compile_s, step_s
+        self.asked = []
+
+    def __call__(self, experiment, index):
+        stage = experiment.recipe.curriculum.stages[index]
+        self.asked.append((index, stage.height, stage.width))
+        factor = stage.height * stage.width / 32**2
+        return StepTime(compile_s=self.compile_s, step_s=self.step_s[index] * factor)
+
+
+def choose(machine, **settings):
+    config = tiny(run=settings)
+    return choose_budget(Experiment.from_config(config), config.to_dict(), machine)
+
+
+def test_all_stages_together_take_the_minutes_in_the_shares_of_the_config():
+    """Stages of 3 steps each; a tenth of the time is the report's."""
+    found = choose(Machine(5.0, 0.1, 0.5), minutes=10.0, size=(32, 32))
+    assert found.steps[0] == found.steps[1]
+    seconds = sum(count * each for count, each in zip(found.steps, (0.1, 0.5), strict=True))
+    assert 0.97 * (540 - 10) < seconds <= 540 - 10
+    assert found.seconds_per_step == (0.1, 0.5)
+
+
+def test_frames_are_as_large_as_there_is_time_for():
+    machine = Machine(0.0, 0.001, 0.004)  # 4 clips a step: 1000 clips a second at 32x32
+    seconds_at_32 = budget.ENOUGH_WINDOWS / 1000
+    few, many = (seconds_at_32 * factor / 54 for factor in (1.5, 4.5))
+    small, large = choose(machine, minutes=few), choose(machine, minutes=many)
+    assert (small.height, small.width) == (32, 32)
+    assert (large.height, large.width) == (64, 64)
+    assert machine.asked[-2:] == [(0, 64, 64), (1, 64, 64)]
+
+
+def test_frames_have_the_proportions_of_the_footage(tmp_path):
+    for number in range(3):
+        write_clip(tmp_path / f"{number}.mp4", seed=number, size=(48, 96))
+    config = tiny_videos(tmp_path, run=dict(minutes=60.0))
+    experiment = Experiment.from_config(config)
+    assert typical_size(experiment.source("train")) == (48, 96)
+    found = choose_budget(experiment, config.to_dict(), Machine(0.0, 0.001, 0.001))
+    assert (found.height, found.width) == (44, 92), "48x96 has the area of a square of 68"
+
+
+def test_too_few_minutes_are_refused_with_enough_ones():
+    machine = Machine(1.0, 30.0, 60.0)
+    with pytest.raises(UserError, match=r"run\.minutes=2 is too short .* about 1\d minutes"):
+        choose(machine, minutes=2.0, size=(32, 32))
+
+
+def test_a_mix_of_sizes_is_refused(tmp_path):
+    row = dict(name="m", steps=3, learning_rate=1e-3)
+    row["mix"] = (dict(num_frames=3, sizes=((24, 24), (24, 32)), batch_size=4),)
+    with pytest.raises(UserError, match=r"stage 'm' mixes sizes"):
+        start(tiny(run=dict(minutes=1.0), curriculum=(row,)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (dict(size=(32, 32)), "run.size needs run.minutes"),
+        (dict(minutes=1.0, size=(32,)), "rows and columns"),
+        (dict(minutes=0.0), "run.minutes"),
+        (dict(minutes=-1.0), "run.minutes"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings, text):
+    with pytest.raises(UserError, match=text):
+        Experiment.from_config(tiny(run=settings))
+
+
+def test_a_run_keeps_what_was_chosen(monkeypatch, tmp_path):
+    """It continues with the same steps, whatever the machine does now."""
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(budget, "LEAST_STEPS", 1)
+    machine = Machine(0.0, 9.0, 9.0)
+    monkeypatch.setattr(run, "_stage_timer", lambda workdir: machine)
+    config = tiny(run=dict(minutes=1.0, size=(16, 16)))
+    start(config, workdir)
+    chosen = json.loads((workdir / "budget.json").read_text())
+    first, second = chosen["steps"]
+    assert first == second and 8 <= first <= 12, "54 seconds, a quarter of 9 seconds a step"
+    assert (chosen["height"], chosen["width"]) == (16, 16)
+    report = json.loads((workdir / "report.json").read_text())
+    machine.asked.clear()
+    start(config, workdir)
+    assert not machine.asked, "the speed was measured again"
+    again = json.loads((workdir / "report.json").read_text())
+    assert again["psnr"] == report["psnr"]
+    with pytest.raises(UserError, match=r"planned for 1 minutes"):
+        start(tiny(run=dict(minutes=2.0, size=(16, 16))), workdir)
+    (workdir / "budget.json").write_text('{"minutes": 1.0}')
+    with pytest.raises(UserError, match=r"budget\.json is broken"):
+        start(config, workdir)
+
+
+def test_the_budget_is_written_again_with_the_run(tmp_path):
+    file = tmp_path / "budget.json"
+    chosen = Budget(
+        minutes=1.0, size=None, height=8, width=8, steps=(1, 2), seconds_per_step=(0.5, 0.25)
+    )
+    budget.write_budget(tmp_path, chosen)
+    experiment = Experiment.from_config(tiny(run=dict(minutes=1.0)))
+    assert budget.read_budget(tmp_path, experiment) == chosen
+    assert file.exists()
+
+
+def test_steps_are_timed_and_leave_nothing_behind(tmp_path):
+    config = tiny()
+    experiment = Experiment.from_config(config)
+    inputs = run.prepare(experiment, tmp_path / "none").inputs
+    found = time_steps(experiment.recipe, inputs, 0, least=1, seconds=0.0)
+    assert found.compile_s > 0 and found.step_s > 0
+    assert not (tmp_path / "none").exists()
+    assert np.isfinite(found.step_s)

@@ -1,0 +1,233 @@
+"""Fits a run into the minutes that it is given (`run.minutes`): frame size and steps.
+
+The config's curriculum says how clips get longer and how the steps are shared among the stages. Its
+sizes and steps are chosen here, once, for the machine that the run starts on:
+
+    size    the largest of a few for which the run still sees ENOUGH_WINDOWS clips, in the
+            proportions of the footage; or `run.size`
+    steps   those of the config times one factor, so that everything takes the minutes
+
+from the speed of a few real steps, reading included. WORKDIR/budget.json keeps the choice: a run
+that is resumed, on whatever machine, has the same steps.
+"""
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videomar_jax.checks import UserError
+from videomar_jax.data.sources import ClipSource
+from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.data_sources import DATA_KINDS
+from videomar_jax.experiment.workdir import BUDGET
+from videomar_jax.io.files import atomic_write
+from videomar_jax.io.log import log
+from videomar_jax.parallel.multihost import from_first_process
+from videomar_jax.training.loop import StepTime
+
+SIDES = (32, 48, 64, 96, 128)
+"""Sides of squares whose area a frame may have, pixels."""
+ENOUGH_WINDOWS = 24_000
+"""Clips of the last stage that there must be time for before frames are made larger."""
+REPORT_SHARE = 0.1
+"""Of the minutes, kept for the report."""
+LEAST_STEPS = 10
+
+TimeStage = Callable[[Experiment, int], StepTime]
+"""How long the steps of a stage of an experiment take."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What was chosen for a run, as budget.json holds it."""
+
+    minutes: float
+    """What was asked for."""
+    size: tuple[int, int] | None
+    """The size that was asked for; None: it was chosen."""
+    height: int
+    width: int
+    steps: tuple[int, ...]
+    """Of each stage."""
+    seconds_per_step: tuple[float, ...]
+    """Of each stage, as measured."""
+
+    def apply(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config with the sizes and steps of this budget."""
+        rows = []
+        for row, steps in zip(config["curriculum"], self.steps, strict=True):
+            rows.append(dict(row, height=self.height, width=self.width, steps=steps))
+        return {**config, "curriculum": tuple(rows)}
+
+
+def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
+    """What was chosen when the run in `workdir` started; None if it is to be chosen now.
+
+    Raises:
+        UserError: the run was started with other minutes, or the file is broken.
+    """
+    run = experiment.recipe.run
+    file = workdir / BUDGET
+    if run.minutes is None or not file.exists():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        size = None if values["size"] is None else tuple(values["size"])
+        budget = Budget(
+            minutes=float(values["minutes"]),
+            size=size,
+            height=int(values["height"]),
+            width=int(values["width"]),
+            steps=tuple(int(steps) for steps in values["steps"]),
+            seconds_per_step=tuple(float(each) for each in values["seconds_per_step"]),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file} is broken ({error!r}); choose another --workdir.") from error
+    if (budget.minutes, budget.size) != (run.minutes, run.size):
+        raise UserError(
+            f"{workdir} holds a run that was planned for {budget.minutes:g} minutes (run.size "
+            f"{budget.size}): its steps are fixed. Choose another --workdir, or give the same "
+            f"run.minutes and run.size to continue it."
+        )
+    return budget
+
+
+def write_budget(workdir: Path, budget: Budget) -> None:
+    """Writes WORKDIR/budget.json."""
+    atomic_write(workdir / BUDGET, json.dumps(dataclasses.asdict(budget), indent=2) + "\n")
+
+
+def check_budget(config: Mapping[str, Any]) -> None:
+    """Raises a UserError if a curriculum cannot be fitted into minutes."""
+    mixed = [row["name"] for row in config["curriculum"] if "mix" in row]
+    if mixed:
+        raise UserError(
+            f"run.minutes chooses the size of the frames, but stage '{mixed[0]}' mixes sizes: give "
+            f"its stages one size each, or leave run.minutes out."
+        )
+
+
+def choose_budget(
+    experiment: Experiment,
+    config: Mapping[str, Any],
+    time_stage: TimeStage,
+) -> Budget:
+    """Measures this machine and chooses sizes and steps.
+
+    With several processes all of them call this; they take what process 0 chooses.
+
+    Args:
+        config: the config as plain values.
+        time_stage: called for each size that is tried.
+    Raises:
+        UserError: the minutes are not enough for LEAST_STEPS steps of each stage.
+    """
+    run, stages = experiment.recipe.run, experiment.recipe.curriculum.stages
+    assert run.minutes is not None
+    last, started = len(stages) - 1, time.monotonic()
+
+    def at_size(size: tuple[int, int]) -> Experiment:
+        rows = [dict(row, height=size[0], width=size[1]) for row in config["curriculum"]]
+        return Experiment.from_config({**config, "curriculum": tuple(rows)})
+
+    def seconds_left() -> float:
+        asked = 60 * run.minutes * (1 - REPORT_SHARE)
+        return asked - (time.monotonic() - started)
+
+    sizes = _sizes(experiment)
+    size, measured = sizes[0], {}
+    measured[last] = time_stage(at_size(size), last)
+    window_s = measured[last].step_s / stages[last].batch_size
+    larger = _largest(sizes, seconds_left() / window_s)
+    if larger != size:
+        size, measured = larger, {}
+    for index in range(last + 1):
+        if index not in measured:
+            measured[index] = time_stage(at_size(size), index)
+    times = [measured[index] for index in range(last + 1)]
+    # Training compiles each stage again.
+    left = seconds_left() - sum(each.compile_s for each in times)
+    planned = sum(stage.steps * each.step_s for stage, each in zip(stages, times, strict=True))
+    steps = [int(stage.steps * left / planned) for stage in stages]
+    steps, height, width = _of_first_process(steps, size)
+    if min(steps) < LEAST_STEPS:
+        needed = LEAST_STEPS / min(stage.steps for stage in stages) * planned - left
+        raise UserError(
+            f"run.minutes={run.minutes:g} is too short for this machine, which would need about "
+            f"{math.ceil(run.minutes + needed / 60)} minutes to learn anything: give more, or a "
+            f"smaller run.size."
+        )
+    budget = Budget(
+        minutes=run.minutes,
+        size=None if run.size is None else (run.size[0], run.size[1]),
+        height=height,
+        width=width,
+        steps=tuple(steps),
+        seconds_per_step=tuple(round(each.step_s, 4) for each in times),
+    )
+    described = ", ".join(
+        f"{count} steps of {each:.2f} s for '{stage.name}'"
+        for stage, count, each in zip(stages, budget.steps, budget.seconds_per_step, strict=True)
+    )
+    log.info(
+        "%g minutes on this machine: frames of %dx%d, %s", run.minutes, height, width, described
+    )
+    return budget
+
+
+def _sizes(experiment: Experiment) -> list[tuple[int, int]]:
+    """Sizes to choose from, ascending, in the proportions of the config's own."""
+    run, final = experiment.recipe.run, experiment.final_stage
+    if run.size is not None:
+        return [(run.size[0], run.size[1])]
+    if not DATA_KINDS[experiment.data.kind].facts.any_shape:
+        return [(final.height, final.width)]
+    strides = experiment.strides()
+    side = 1 if strides is None else strides[1] * experiment.recipe.model.patch_size
+    native = typical_size(experiment.source("train"))
+    rows, columns = native or (final.height, final.width)
+    sizes = []
+    for square in SIDES:
+        scale = square / math.sqrt(rows * columns)
+        if native is not None and scale > 1 and sizes:
+            break  # larger than the footage itself
+        size = (_multiple(rows * scale, side), _multiple(columns * scale, side))
+        if size not in sizes:
+            sizes.append(size)
+    return sizes
+
+
+def typical_size(source: ClipSource) -> tuple[int, int] | None:
+    """The median rows and columns of a source's clips, where it knows them."""
+    sizes = getattr(source, "sizes", None)
+    if sizes is None:
+        return None
+    rows, columns = np.median(np.asarray(sizes), axis=0)
+    return int(rows), int(columns)
+
+
+def _multiple(length: float, side: int) -> int:
+    return max(round(length / side), 1) * side
+
+
+def _largest(sizes: Sequence[tuple[int, int]], windows: float) -> tuple[int, int]:
+    """The largest size of which there is time for enough windows.
+
+    Args:
+        windows: those of the first size that there is time for. Their cost grows with the tokens.
+    """
+    first = sizes[0][0] * sizes[0][1]
+    affordable = [size for size in sizes if windows * first / (size[0] * size[1]) >= ENOUGH_WINDOWS]
+    return affordable[-1] if affordable else sizes[0]
+
+
+def _of_first_process(steps: list[int], size: tuple[int, int]) -> tuple[list[int], int, int]:
+    """The numbers of process 0: no two machines measure the same."""
+    numbers = from_first_process(lambda: np.asarray([*steps, *size], np.int32)).tolist()
+    return numbers[:-2], numbers[-2], numbers[-1]
