@@ -269,9 +269,9 @@ def test_each_baseline_has_its_row_below_the_model(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "| case | psnr | better_than_copy |" in text
     assert "| a | 30 | 0.75 |\n| – repeating the last given frame | 28 |  |" in text
-    assert "| – linear predictor | 29.5 |  |" in text
+    assert "| – the linear predictor | 29.5 |  |" in text
     assert "**All in all.**" in text and f"- a: {sentence}" in text
-    assert "- ..._linear in report.json: the same score of linear predictor" in text
+    assert "- ..._linear in report.json: the same score of the linear predictor" in text
     assert "- better_than_copy: " in text
 
 

@@ -50,6 +50,7 @@ def test_a_model_that_has_learnt_the_footage():
         ({"psnr": 32.85}, "No better than repeating the last frame"),
         ({"psnr": 33.05}, "level with the linear predictor"),
         ({"motion": 2.0}, "too wildly (200 %"),
+        ({"changed_psnr": 23.0, "motion": 1.2}, "the moving part is wrong: changed pixels 23.0 dB"),
         ({"right_caption_better": 0.5}, "does not look at the caption"),
         ({"direction_accuracy": 0.98}, "98 % go where the caption says"),
         ({"object_present": 0.4}, "the object is lost in 60 %"),

@@ -99,6 +99,13 @@ def test_cases_of_footage():
     assert parts["clip held_out"].title == "Held-out part of held_out, from 1 frame"
 
 
+def test_many_clips_are_not_shown_apart():
+    names = [f"clip {number}" for number in range(9)]
+    (few,) = footage_cases(Footage(names), footage_settings(clips=8))
+    (many,) = footage_cases(Footage(names), footage_settings(clips=9))
+    assert [part.name for part in few.parts] == names[:8] and not many.parts
+
+
 def test_a_case_for_each_number_of_given_frames():
     footage = Footage(["a", "held_out_given_3", "a"])
     found = footage_cases(footage, footage_settings(given=(1, 3, 5), frames=7, clips=3))

@@ -44,8 +44,8 @@ _SAMPLE_BYTES, _SAMPLE = 2**25, 1000
 
 # Of the local predictor.
 _BLOCK, _MARGIN, _FRAMES = 4, 6, 3
-_ROWS = 200_000
-"""Blocks that the local predictor is fitted on, about 260 for each of its inputs."""
+_ROWS = 100_000
+"""Blocks that the local predictor is fitted on, about 130 for each of its inputs."""
 _ROWS_AT_A_TIME = 8192
 
 _CANDIDATES = (("local", 1e-4), ("appearance", 0.05), ("appearance", 0.2), ("appearance", 1.0))

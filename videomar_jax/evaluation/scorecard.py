@@ -18,9 +18,9 @@ LINEAR, CEILING, OTHER_CAPTION = "linear", "ceiling", "other_caption"
 CANDIDATES = {
     "copy_first": "repeating the first frame",
     "copy_last": "repeating the last given frame",
-    LINEAR: "linear predictor",
+    LINEAR: "the linear predictor",
     CEILING: "the truth through the tokenizer",
-    OTHER_CAPTION: "model with the caption of another clip",
+    OTHER_CAPTION: "the model with the caption of another clip",
 }
 """What stands beside the model, by the suffix of its scores; not every case has all."""
 

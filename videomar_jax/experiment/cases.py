@@ -15,7 +15,7 @@ from videomar_jax.io.log import log
 from videomar_jax.types import UInt8
 
 SHOWN_APART = 8
-"""Clips of footage that the report shows each by itself."""
+"""Clips of footage that the report shows each by itself; of more it shows none."""
 _KEPT_BYTES = 2**29
 
 
@@ -89,7 +89,7 @@ def shape_cases(held_out: Shapes, settings: CaseSettings) -> list[Case]:
 
 def footage_cases(held_out: ClipSource, settings: CaseSettings) -> list[Case]:
     """All held-out windows, continued from each number of given frames; beside them those of each
-    of the first few clips with a name.
+    clip with a name, if there are few clips.
 
     Where windows have different captions, each is also asked for with another one.
     """
@@ -107,7 +107,7 @@ def footage_cases(held_out: ClipSource, settings: CaseSettings) -> list[Case]:
     for frames in given:
         from_frames = f"from {frames} frame{'s' if frames > 1 else ''}"
         parts = []
-        for name in list(by_name)[:SHOWN_APART]:
+        for name in by_name if len(by_name) <= SHOWN_APART else ():
             case_name = _case_name(name, frames, given)
             # The report needs different names, and this one may be taken.
             while case_name in taken:

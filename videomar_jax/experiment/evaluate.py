@@ -119,7 +119,7 @@ def evaluate(
             _write_pictures(folder / name, clips, held_out.fps)
             pictures[f"{name}.png"] = titles[name]
             rows = ", ".join(clips[0].videos)
-            pictures[f"{name}.gif"] = f"{titles[name]}, moving: from above {rows}"
+            pictures[f"{name}.gif"] = f"{titles[name]}: {rows}, one below the other"
     summary: dict[str, Any] = {
         key: scores[name]["direction_accuracy"] for key, name in SUMMARY.items() if name in scores
     }
