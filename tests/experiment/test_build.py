@@ -91,6 +91,27 @@ def test_the_stages_take_ordinary_clips(tmp_path, file):
     assert names[0] and names[1] and not names[0] & names[1] and len(names[0] | names[1]) == 5
 
 
+def test_another_folder_is_measured_on(tmp_path):
+    """All of it, and training takes all of its own."""
+    write_clip(tmp_path / "train" / "a.mp4", 40)
+    write_clip(tmp_path / "train" / "b.mp4", 6, seed=1)
+    write_clip(tmp_path / "test" / "c.mp4", 6, seed=2)
+    (tmp_path / "test" / "captions.csv").write_text("file,caption\nc.mp4,a square\n")
+    data = dict(kind="videos", path=str(tmp_path / "train"), held_out=str(tmp_path / "test"))
+    experiment = Experiment.from_config(tiny(data=data))
+    train, test = experiment.source("train"), experiment.source("test")
+    assert [train.name(i) for i in range(len(train))] == ["a", "b"]
+    assert [test.name(i) for i in range(len(test))] == ["c"]
+    shape = experiment.final_shape
+    whole = dataclasses.replace(shape, num_frames=40)
+    assert len(clips_for(train, whole, ((shape.height, shape.width),))) == 1, "cut"
+    clips = [test.read(0, np.random.default_rng(seed), shape) for seed in (0, 1)]
+    np.testing.assert_array_equal(clips[0]["video"], clips[1]["video"], "windows must be fixed")
+    assert clips[0]["caption"] == "a square"
+    windows = [train.read(0, np.random.default_rng(seed), shape)["video"] for seed in range(5)]
+    assert any((window != windows[0]).any() for window in windows), "windows must be random"
+
+
 @pytest.mark.parametrize(
     ("data", "train", "test"),
     [

@@ -154,7 +154,8 @@ class DataConfig:
     split: str = "train"
     """tfds: the split to train on."""
     held_out: str = ""
-    """tfds: the split to measure on; empty: the last `holdout` of the other one."""
+    """videos: another folder to measure on, the whole of it; training then takes the whole of
+    `path`. tfds: the split to measure on. Empty: the last `holdout` of what there is."""
     video_key: str = "video"
     """tfds: the feature that holds the frames, "a/b" for a nested one."""
     caption_key: str = "caption"
@@ -199,11 +200,20 @@ class _Videos(DataKind):
     facts = VideoFolder.KIND
 
     def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
+        folder = user_path(config.path, "data.path")
+        captions = user_path(config.captions, "data.captions") if config.captions else None
+        split, crop = request.split, "random"
+        if config.held_out:
+            split = "all"
+            if request.split == "test":
+                folder, captions = user_path(config.held_out, "data.held_out"), None
+                crop = "center"
         return VideoFolder(
-            user_path(config.path, "data.path"),
-            captions=user_path(config.captions, "data.captions") if config.captions else None,
+            folder,
+            captions=captions,
             fps=float(config.fps),
-            split=request.split,
+            split=split,
+            crop=crop,
             holdout=config.holdout,
             min_frames=request.min_frames,
             shortest=request.shortest,

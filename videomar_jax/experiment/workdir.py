@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "data.path",
     "data.captions",
     "data.data_dir",
+    "data.held_out",
     "data.threads",
     "data.decode_all",
     "data.most_failing",
