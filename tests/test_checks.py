@@ -400,6 +400,7 @@ def settings_classes() -> dict[str, type]:
 EXAMPLES = {
     "Cutting": dict(fps=12.0, lengths=(9,), sizes=((16, 24),)),
     "ClipShape": dict(num_frames=9, height=16, width=24),
+    "ClipSizes": dict(num_frames=9, height=16, width=24, fps=8.0),
     "HashedTextEncoder": dict(max_tokens=8, width=16),
     "Shapes": dict(seed=0, length=4, split="train", bounce=True),
 }

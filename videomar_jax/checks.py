@@ -37,6 +37,9 @@ class Interrupted(Exception):
     """The program was asked to stop; the text says what was saved and how to continue."""
 
 
+_Record = typing.TypeVar("_Record")
+
+
 # Constraints, to be used in annotations
 
 
@@ -85,6 +88,8 @@ def _number(value: int | float | None) -> str:
 
 Count = Annotated[int, Range(low=1)]
 """A whole number, at least 1."""
+Size = Annotated[int, Range(low=1, high=2**24)]
+"""A whole number, at least 1, that a tensor or a video can have along one axis."""
 Natural = Annotated[int, Range(low=0)]
 """A whole number, at least 0."""
 Positive = Annotated[float, Range(low=0, low_open=True)]
@@ -213,6 +218,64 @@ def check_fields(section: str, config: Any) -> None:
         check_value(prefix + field, value, annotation)
         if value is not given:
             object.__setattr__(config, field, value)
+
+
+def from_values(
+    section: str, kind: type[_Record], values: Any, *, required: Collection[str] | None = None
+) -> _Record:
+    """A dataclass from what a JSON file holds: lists become tuples, mappings nested dataclasses.
+
+    Args:
+        section: what the values are, for messages; "" where the caller names it.
+        kind: the dataclass; its annotations are the schema.
+        required: fields that must be there; None: those without a default.
+    Raises:
+        UserError: no mapping, an unknown or missing key, or a value of another type or outside its
+            range, by name.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{section or 'it'} must be a mapping, not {shortened(values)}.")
+    annotations = _annotations(kind)
+    if required is None:
+        required = [
+            field.name
+            for field in dataclasses.fields(typing.cast(Any, kind))
+            if field.default is dataclasses.MISSING
+        ]
+    known_keys(section or "it", map(str, values), annotations, required)
+    prefix = f"{section}." if section else ""
+    fields = {}
+    for name, value in values.items():
+        fields[name] = _from_json(prefix + name, value, annotations[name])
+        check_value(prefix + name, fields[name], annotations[name])
+    return kind(**fields)
+
+
+def _from_json(name: str, value: Any, annotation: Any) -> Any:
+    """The value with tuples and dataclasses where the annotation has them and JSON cannot."""
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _from_json(name, value, arguments[0])
+    if origin in (Union, types.UnionType) and value is not None:
+        member = next(member for member in arguments if member is not types.NoneType)
+        return _from_json(name, value, member)
+    if dataclasses.is_dataclass(annotation) and isinstance(value, Mapping):
+        return from_values(name, typing.cast(type, annotation), value)
+    if origin in (tuple, Sequence) and isinstance(value, list) and arguments:
+        is_row = len(arguments) > 1 and arguments[1] is not Ellipsis
+        kinds = arguments if is_row else [arguments[0]] * len(value)
+        entries = []
+        for number, (entry, entry_kind) in enumerate(zip(value, kinds, strict=False)):
+            entries.append(_from_json(f"{name}[{number}]", entry, entry_kind))
+        return tuple(entries + value[len(entries) :])
+    return value
+
+
+def shortened(value: Any) -> str:
+    """The value as Python writes it, cut after 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_value(name: str, value: Any, annotation: Any) -> None:

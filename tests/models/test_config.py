@@ -61,7 +61,7 @@ def test_the_default_split_gives_half_to_time():
 
 
 WRONG = [
-    ({"depth": 0}, r"model\.depth must be at least 1, not 0"),
+    ({"depth": 0}, r"model\.depth must lie in \[1, 16777216\], not 0"),
     ({"patch_size": -1}, r"model\.patch_size"),
     ({"unroll": 0}, r"model\.unroll"),
     ({"head": "vae"}, r"model\.head is 'vae'.*ddpm.*flow"),

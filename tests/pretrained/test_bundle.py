@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.helpers.tiny_model import annotations_off
 from tests.helpers.tiny_run import STEPS, saved_parts, tiny
+from tests.helpers.wrong_values import LEFT_OUT, accepted
 from videomar_jax.checks import UserError
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.models.params import abstract_model
 from videomar_jax.pretrained.bundle import (
+    _ALWAYS,
     load_bundle,
     load_config,
     load_params,
@@ -181,3 +184,48 @@ def test_parts_that_do_not_fit_make_no_bundle(finished, change, words):
     bundle = load_bundle(finished)
     with pytest.raises(UserError, match=words):
         dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, **change))
+
+
+POSSIBLE = {
+    "model.rope_base": (2.5, 10**12),
+    "model.qk_norm_gain": (2.5, 10**12),
+    "model.gate_init": (-1, 2.5, 10**12, None),
+    "sampling.guidance": (2.5, 10**12),
+    "sampling.temperature": (2.5, 10**12),
+    "sampling.latent_clip": (2.5, 10**12),
+    "sampling.steps": (10**12,),
+    "sampling.head_steps": ("",),
+    "sampling.window": (10**12, None),
+    "fps": (2.5,),
+}
+"""Values that a model may have."""
+
+
+def test_wrong_values_in_model_json_are_refused(finished, tmp_path):
+    """Every field with a dozen wrong values; what the first versions lacked may be left out."""
+    shutil.copytree(finished / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    values = json.loads(file.read_text())
+    believed = []
+    with annotations_off():  # where a number may be whole or not
+        taken = accepted(file, lambda: load_bundle(tmp_path))
+    for place, value in taken:
+        section, _, field = place.rpartition(".")
+        if place == "sha256":
+            continue  # that of edited settings is reported, and no reason to refuse them
+        if value == LEFT_OUT and section in _ALWAYS and field not in _ALWAYS[section]:
+            continue
+        is_flag = section and isinstance(values[section].get(field), bool)
+        if value in POSSIBLE.get(place, ()) or (is_flag and value is True):
+            continue
+        believed.append((place, value))
+    assert not believed
+
+
+def test_clips_that_the_tokenizer_cannot_make(finished, tmp_path):
+    shutil.copytree(finished / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"height": values["height"] + 1}))
+    with pytest.raises(UserError, match=r"height .* is not a multiple of the spatial stride"):
+        load_bundle(tmp_path)

@@ -16,11 +16,13 @@ from safetensors.numpy import save_file
 
 from tests.helpers.paths import GOLDEN
 from tests.helpers.tiny_model import annotations_off
+from tests.helpers.wrong_values import LEFT_OUT, accepted
 from videomar_jax.checks import UserError
 from videomar_jax.io.log import log
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, tokens_cut
 from videomar_jax.text_encoders.qwen2 import encoder as encoder_module
 from videomar_jax.text_encoders.qwen2.encoder import Qwen2Options, load_qwen2
+from videomar_jax.text_encoders.qwen2.folder import read_config
 
 TOLERANCE = 1e-5
 
@@ -323,13 +325,13 @@ def test_all_faults_of_a_checkpoint_are_named_together(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"num_key_value_heads": 3}, "multiple of kv_heads = 3"),
-        ({"hidden_size": "32"}, "width = '32'"),
+        ({"hidden_size": "32"}, "hidden_size must be a whole number, not '32'"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
         ({"rope_theta": None}, "rope_theta"),
-        ({"num_hidden_layers": 0}, "depth must be at least 1, not 0"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers must lie in \[1, 1000\], not 0"),
         (
             {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8},
             "look back 8 tokens",
@@ -402,3 +404,65 @@ def test_weights_that_are_not_finite(tmp_path, name):
     spoiled[stored][0, :3] = np.nan
     with pytest.raises(UserError, match=rf"{stored} holds 3 NaN of {spoiled[stored].size} values"):
         load_qwen2(write_folder(tmp_path / "q", spoiled), options())
+
+
+NEWER = {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "head_dim": 8}
+WITHOUT_MEANING = {  # with no sliding window, and with defaults that are the same
+    ("architectures", LEFT_OUT),
+    ("architectures", None),
+    ("architectures.0", LEFT_OUT),
+    ("hidden_act", LEFT_OUT),
+    ("max_position_embeddings", LEFT_OUT),
+    ("max_position_embeddings", None),
+    ("tie_word_embeddings", LEFT_OUT),
+    ("use_sliding_window", LEFT_OUT),
+    ("use_sliding_window", True),
+    ("sliding_window", LEFT_OUT),
+    ("sliding_window", None),
+    ("max_window_layers", LEFT_OUT),
+    ("max_window_layers", 10**12),
+    ("head_dim", LEFT_OUT),
+    ("head_dim", None),
+    ("rope_parameters", LEFT_OUT),
+    ("rope_parameters", None),
+    ("rope_parameters", "{}"),
+    ("rope_parameters.rope_type", LEFT_OUT),
+    ("rope_parameters.rope_theta", LEFT_OUT),
+    ("rope_theta", LEFT_OUT),
+    ("rope_theta", None),
+}
+
+
+@pytest.mark.parametrize("changes", [{}, NEWER], ids=["older", "newer"])
+def test_wrong_values_in_the_config_are_refused(tmp_path, changes):
+    folder = write_folder(tmp_path / "q", config=RECORDER.CONFIG | changes)
+    taken = accepted(folder / "config.json", lambda: read_config(folder, "float32"))
+    # Sizes that are possible are compared with the tensors; see below.
+    sizes = {"vocab_size", "hidden_size", "intermediate_size", "sliding_window"}
+    believed = []
+    for place, value in taken:
+        known = (place, value if isinstance(value, (str, int, type(None))) else str(value))
+        if place == "architectures" and value == []:
+            continue
+        if known not in WITHOUT_MEANING and place not in sizes:
+            believed.append((place, value))
+    if not changes:
+        missing = [place for place, value in taken if place == "rope_theta"]
+        assert not missing, "without rope_theta nothing says the base"
+    assert not believed
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"],
+)
+def test_sizes_that_are_not_those_of_the_tensors(tmp_path, field):
+    config = RECORDER.CONFIG | {field: 2 * RECORDER.CONFIG[field]}
+    with pytest.raises(UserError, match=r"missing|of another shape"):
+        load_qwen2(write_folder(tmp_path / "q", config=config), options())
+
+
+def test_a_model_made_for_shorter_texts(tmp_path):
+    config = RECORDER.CONFIG | {"max_position_embeddings": LENGTH - 1}
+    with pytest.raises(UserError, match=rf"made for {LENGTH - 1} tokens"):
+        load_qwen2(write_folder(tmp_path / "q", config=config), options())

@@ -116,7 +116,7 @@ class Registry(Mapping[str, type]):
             known = ", ".join(sorted(self.kinds))
             raise UserError(f"{path} is of unknown kind {kind!r}; known kinds: {known}")
         readable = self[kind].version
-        if version != readable:
+        if type(version) is not int or version != readable:
             raise UserError(
                 f"{path} has format version {version}; this code reads {readable} of kind {kind!r}"
             )

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from videomar_jax.checks import Count, Natural, Positive, UserError, check_fields, known_keys
+from videomar_jax.checks import Natural, Positive, Size, UserError, check_fields, known_keys
 
 if TYPE_CHECKING:
     import videomar_jax.diffusion.base
@@ -24,19 +24,19 @@ class ModelConfig:
     """
 
     # Tokens
-    latent_channels: Count = 16
+    latent_channels: Size = 16
     """C, the channels of the tokenizer's latents."""
-    patch_size: Count = 1
+    patch_size: Size = 1
     """p, the latent rows and columns of a token."""
 
     # Transformer
-    width: Count = 1536
+    width: Size = 1536
     """D."""
-    depth: Count = 36
+    depth: Size = 36
     """Layers of the transformer."""
-    num_heads: Count = 24
+    num_heads: Size = 24
     """n, attention heads; they divide the width."""
-    mlp_ratio: Count = 4
+    mlp_ratio: Size = 4
     """Width of the feed-forward layer as a multiple of D."""
     rope_split: Sequence[Natural] | None = None
     """Channels of a head that encode (frame, row, column); None: d/2, d/4, d/4."""
@@ -50,9 +50,9 @@ class ModelConfig:
     """Ours: initial value of both residual gates; None: normal / sqrt(D) like their table."""
 
     # Text
-    text_tokens: Count = 300
+    text_tokens: Size = 300
     """K, also the length of the learned null context."""
-    text_width: Count = 1536
+    text_width: Size = 1536
     """E, the feature width of the text encoder."""
     text_mask: bool = True
     """Hide padded text tokens."""
@@ -64,9 +64,9 @@ class ModelConfig:
     # Diffusion head
     head: Literal["ddpm", "flow"] = "ddpm"
     """The diffusion process of a token."""
-    head_width: Count = 1024
+    head_width: Size = 1024
     """Width of the head's MLP."""
-    head_depth: Count = 3
+    head_depth: Size = 3
     """Residual blocks of the head."""
     head_zero_init: bool = True
     """Start the modulation and output layers at zero; False (ours): small random values."""
@@ -90,7 +90,7 @@ class ModelConfig:
     """Type of the matrix products; statistics, softmax and diffusion stay float32."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass computes again to save memory."""
-    unroll: Count = 1
+    unroll: Size = 1
     """Layers per turn of the layer loop: more runs faster on a CPU and compiles slower."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     """The attention kernel (`models.kernels`)."""

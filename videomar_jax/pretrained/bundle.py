@@ -13,9 +13,9 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.checkpoints.streamed import stored_types
-from videomar_jax.checks import UserError, not_finite, one_of
+from videomar_jax.checks import (
+    Range,
+    Size,
+    UserError,
+    check_fields,
+    from_values,
+    known_keys,
+    not_finite,
+    one_of,
+    shortened,
+)
 from videomar_jax.io.files import atomic_write, read_json, take_digest, with_digest
 from videomar_jax.io.log import log
 from videomar_jax.io.migration import current
@@ -39,6 +49,31 @@ from videomar_jax.parallel.sharding import param_shardings
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from videomar_jax.tokenizers.base import latent_shape
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipSizes:
+    """The clips that a model makes by default: what of a bundle stands in model.json as it is.
+
+    Raises:
+        UserError: a field with a value that makes no sense, by name.
+    """
+
+    num_frames: Size
+    """Pixel frames."""
+    height: Size
+    """Pixel rows."""
+    width: Size
+    """Pixel columns."""
+    fps: Annotated[float, Range(low=0, low_open=True, high=1000)]
+    """Frames per second."""
+
+    def __post_init__(self):
+        check_fields("", self)
+
+
+_SIZES = tuple(field.name for field in dataclasses.fields(ClipSizes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +99,15 @@ class ModelBundle:
     """Their frames per second."""
 
     def __post_init__(self):
+        ClipSizes(**{name: getattr(self, name) for name in _SIZES})
         check_fit(self.config, self.tokenizer, self.text_encoder)
+        grid = latent_shape(self.tokenizer, self.num_frames, self.height, self.width)
+        if any(size % self.config.patch_size for size in grid[1:]):
+            raise UserError(
+                f"height {self.height} and width {self.width} become latents of {grid[1]} x "
+                f"{grid[2]}, which are no patches of {self.config.patch_size}: choose another "
+                f"height and width."
+            )
 
 
 def check_fit(model: ModelConfig, tokenizer: Tokenizer, text: TextEncoder) -> None:
@@ -95,8 +138,41 @@ class Pretrained:
     step: int
 
 
-_SIZES = ("num_frames", "height", "width", "fps")
-"""Fields of a bundle that stand in model.json as they are."""
+_ALWAYS = {
+    "model": (
+        "latent_channels",
+        "patch_size",
+        "width",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "rope_split",
+        "rope_base",
+        "text_tokens",
+        "text_width",
+        "text_mask",
+        "null_text_mask",
+        "pooled_text",
+        "head",
+        "head_width",
+        "head_depth",
+        "flow_time",
+        "regression",
+        "dtype",
+    ),
+    "sampling": (
+        "steps",
+        "head_steps",
+        "guidance",
+        "guidance_schedule",
+        "temperature",
+        "temperature_law",
+        "latent_clip",
+        "clip_first",
+    ),
+}
+"""What every model.json holds that matters to sampling; settings that were added since have their
+defaults where they are missing."""
 
 
 def save_bundle(bundle: ModelBundle, directory: str | os.PathLike) -> None:
@@ -149,13 +225,24 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
             f"or a converted checkpoint."
         )
     try:
-        values: dict[str, Any] = read_json(file)
+        values = read_json(file)
+        if not isinstance(values, Mapping):
+            raise UserError(f"it must hold an object, not {shortened(values)}.")
         as_written = take_digest(values)
-        fields: dict[str, Any] = {name: values[name] for name in _SIZES}
-        fields["config"] = ModelConfig.from_dict(values["model"])
-        fields["sampling"] = SamplingConfig(**current("sampling", values["sampling"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} is broken: {error!r}.") from error
+        known_keys("it", values, ("model", "sampling", *_SIZES), ("model", "sampling", *_SIZES))
+        sizes = from_values("", ClipSizes, {name: values[name] for name in _SIZES})
+        sampling = values["sampling"]
+        if isinstance(sampling, Mapping):
+            sampling = current("sampling", sampling)
+        fields = {
+            **dataclasses.asdict(sizes),
+            "config": from_values("model", ModelConfig, values["model"], required=_ALWAYS["model"]),
+            "sampling": from_values(
+                "sampling", SamplingConfig, sampling, required=_ALWAYS["sampling"]
+            ),
+        }
+    except ValueError as error:
+        raise UserError(f"{file} is broken: {error}") from error
     if not as_written:
         _say_changed(file)
     return fields

@@ -110,6 +110,12 @@ class Qwen2TextEncoder:
         object.__setattr__(self, "system_tokens", system_tokens)  # the dataclass is frozen
         self.tokenizer.enable_truncation(self.max_tokens)
         length = len(system_tokens) + self.max_tokens
+        positions = self.model.config.positions
+        if positions is not None and positions < length:
+            raise UserError(
+                f"{self.source.folder}: the model was made for {positions} tokens, but system text "
+                f"and caption take {length}; shorten them (max_tokens = {self.max_tokens})"
+            )
         window = self.model.config.window
         if window is not None and window < length:
             raise UserError(

@@ -1,13 +1,15 @@
 """A Hugging Face folder of Qwen2 or Qwen2-VL: its sizes, its tokenizer, its files of weights, and a
 fingerprint of all of them."""
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from tokenizers import Tokenizer
 
-from videomar_jax.checks import UserError
+from videomar_jax.checks import Natural, Range, Size, UserError, check_value, from_values
 from videomar_jax.io.files import check_regular, read_json
 from videomar_jax.io.log import log
 from videomar_jax.text_encoders.qwen2.model import Qwen2Config
@@ -18,18 +20,35 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-MODEL_TYPES = ("qwen2", "qwen2_vl", "qwen2_vl_text")
 DEFAULT_PAD_TOKEN = "<|endoftext|>"
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "width",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
-    "intermediate_size": "mlp_width",
-    "rms_norm_eps": "norm_epsilon",
-}
-"""Fields of config.json, and those of `Qwen2Config` that they fill."""
+_Rotary = Mapping[str, Any]
+_Theta = Annotated[float, Range(low=100, high=1e9)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """The fields of config.json that matter to a decoder, under their published names."""
+
+    model_type: Literal["qwen2", "qwen2_vl", "qwen2_vl_text"]
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Annotated[int, Range(low=1, high=1000)]
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    intermediate_size: Size
+    rms_norm_eps: Annotated[float, Range(low=0, high=0.1, low_open=True)]
+    hidden_act: Literal["silu"] = "silu"
+    head_dim: Size | None = None
+    rope_theta: _Theta | None = None
+    rope_parameters: _Rotary | None = None
+    rope_scaling: _Rotary | None = None
+    use_sliding_window: bool = False
+    sliding_window: Size | None = None
+    max_window_layers: Natural = 0
+    layer_types: Sequence[Literal["full_attention", "sliding_attention"]] | None = None
+    max_position_embeddings: Size | None = None
+    tie_word_embeddings: bool = True
+    architectures: Sequence[str] | None = None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -63,59 +82,87 @@ def read_config(folder: Path, dtype: str) -> Qwen2Config:
     """
     path = folder / CONFIG
     root = _read_object(path)
-    values = root.get("text_config") or root
-    kind = values.get("model_type", root.get("model_type"))
-    if kind not in MODEL_TYPES:
-        raise UserError(f"{path} is of model_type {kind!r}; supported are {', '.join(MODEL_TYPES)}")
-    activation = values.get("hidden_act", "silu")
-    if activation != "silu":
-        raise UserError(f"{path} has hidden_act {activation!r}; a Qwen2 decoder uses 'silu'")
-    missing = [name for name in _SIZES if name not in values]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}")
-    sizes = {ours: values[theirs] for theirs, ours in _SIZES.items()}
-    wrong = [f"{name} = {value!r}" for name, value in sizes.items() if not _is_number(value)]
-    if wrong:
-        raise UserError(f"{path} has sizes that are not numbers: {', '.join(wrong)}")
+    known = [field.name for field in dataclasses.fields(Published)]
     try:
+        text = root.get("text_config")
+        check_value("text_config", text, Mapping | None)
+        values = root if text is None else {"model_type": root.get("model_type"), **text}
+        published = from_values(
+            "", Published, {name: values[name] for name in known if name in values}
+        )
+        _check_architectures(published)
         return Qwen2Config(
-            **sizes,
-            head_width=values.get("head_dim") or sizes["width"] // max(sizes["heads"], 1),
-            rope_theta=_rope_theta(values),
-            window=_window(values),
+            vocab_size=published.vocab_size,
+            width=published.hidden_size,
+            depth=published.num_hidden_layers,
+            heads=published.num_attention_heads,
+            kv_heads=published.num_key_value_heads,
+            head_width=published.head_dim or _head_width(published),
+            mlp_width=published.intermediate_size,
+            rope_theta=_rope_theta(published),
+            norm_epsilon=published.rms_norm_eps,
+            window=_window(published),
+            positions=published.max_position_embeddings,
             dtype=dtype,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+def _check_architectures(published: Published) -> None:
+    """Raises a UserError where the config names the class of another model."""
+    for name in published.architectures or ():
+        if not name.startswith("Qwen2"):
+            raise UserError(f"architectures names {name!r}, which is no Qwen2")
 
 
-def _rope_theta(values: dict[str, Any]) -> float:
+def _head_width(published: Published) -> int:
+    width, heads = published.hidden_size, published.num_attention_heads
+    if width % heads:
+        raise UserError(
+            f"hidden_size {width} is not a multiple of num_attention_heads {heads}, and there is "
+            f"no head_dim"
+        )
+    return width // heads
+
+
+def _rope_theta(published: Published) -> float:
     """The base of the rotary frequencies. On text, multimodal rotation ("mrope") equals the plain
     one."""
-    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise UserError(
-            f"rotary positions of type {kind!r} are not supported, only 'default' and 'mrope'"
-        )
-    theta = scaling.get("rope_theta", values.get("rope_theta"))
-    if not _is_number(theta):
-        raise UserError(f"rope_theta is {theta!r}, which is not a number")
+    theta = published.rope_theta
+    for section in ("rope_parameters", "rope_scaling"):
+        scaling = getattr(published, section) or {}
+        for key in ("rope_type", "type"):
+            kind = scaling.get(key, "default")
+            if kind not in ("default", "mrope"):
+                raise UserError(
+                    f"{section}.{key} is {kind!r}; only 'default' and 'mrope' are supported"
+                )
+        own = scaling.get("rope_theta", theta)
+        check_value(f"{section}.rope_theta", own, _Theta | None)
+        if theta is not None and own != theta:
+            raise UserError(f"rope_theta is {theta}, but {own} in {section}")
+        theta = own
+    if theta is None:
+        raise UserError("rope_theta is missing")
     return float(theta)
 
 
-def _window(values: dict[str, Any]) -> int | None:
+def _window(published: Published) -> int | None:
     """The tokens that the narrowest layer looks back; None if no layer has a sliding window."""
-    if not values.get("use_sliding_window"):
+    kinds, depth = published.layer_types, published.num_hidden_layers
+    if kinds is not None and len(kinds) != depth:
+        raise UserError(f"layer_types has {len(kinds)} entries for {depth} layers")
+    if not published.use_sliding_window:
         return None
-    kinds = values.get("layer_types")
-    first = values.get("max_window_layers", 0)
-    sliding = "sliding_attention" in kinds if kinds else first < values["num_hidden_layers"]
-    return values.get("sliding_window") if sliding else None
+    sliding = published.max_window_layers < depth
+    if kinds is not None:
+        sliding = "sliding_attention" in kinds
+    if not sliding:
+        return None
+    if published.sliding_window is None:
+        raise UserError("use_sliding_window is set, but sliding_window is missing")
+    return published.sliding_window
 
 
 def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[Tokenizer, int]:
@@ -150,9 +197,12 @@ def read_tokenizer(folder: Path, vocab_size: int, padding_side: str) -> tuple[To
             hints["padding_side"],
             padding_side,
         )
-    pad = hints.get("pad_token") or (tokenizer.padding or {}).get("pad_token") or DEFAULT_PAD_TOKEN
+    pad = hints.get("pad_token")
     pad = pad.get("content") if isinstance(pad, dict) else pad
-    pad_id = tokenizer.token_to_id(str(pad))
+    if "pad_token" in hints and not (pad is None or (isinstance(pad, str) and pad)):
+        raise UserError(f"{folder / TOKENIZER_CONFIG}: pad_token must be a text, not {pad!r}")
+    pad = pad or (tokenizer.padding or {}).get("pad_token") or DEFAULT_PAD_TOKEN
+    pad_id = tokenizer.token_to_id(pad)
     if pad_id is None:
         raise UserError(
             f"{path} has no token {pad!r} to pad with: set pad_token in {TOKENIZER_CONFIG}"

@@ -47,6 +47,8 @@ class Qwen2Config:
     norm_epsilon: Positive = 1e-6
     window: Count | None = None
     """Tokens that the narrowest layer looks back; None if every layer attends to all."""
+    positions: Count | None = None
+    """The longest text that the model was made for; None if nothing says it."""
     dtype: ComputeType = "float32"
     """What matrix products are computed in."""
 
