@@ -1,5 +1,7 @@
 """Processes find each other or say why not; a machine on its own starts nothing."""
 
+import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -10,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-from videomar_jax.parallel import launch
+from videomar_jax.parallel import launch, rendezvous
 from videomar_jax.parallel.launch import Launcher, gpu_share, launched_by, on_tpu, start
-from videomar_jax.parallel.rendezvous import meet, split
+from videomar_jax.parallel.rendezvous import meet, own_address, split
 
 SLURM = {
     "SLURM_JOB_ID": "77",
@@ -108,20 +110,80 @@ def test_nobody_answers_or_the_port_is_taken():
         meet("no-such-host.invalid:1", 2, 1, 0.5)
 
 
-def test_a_stranger_at_the_port_does_no_harm():
+STRANGE = [
+    b"",
+    b"GET / HTTP/1.1\n",
+    b"\xff\xfe\n",
+    b"[" * 900 + b"\n",
+    b"null\n",
+    b'{"id": []}\n',
+    b'{"id": 1e999, "of": 2, "who": "x", "call": ""}\n',
+    b'{"id": 1.0, "of": 2, "who": "x", "call": ""}\n',
+    b'{"id": true, "of": 2, "who": "x", "call": ""}\n',
+    b'{"id": "1", "of": 2, "who": "x", "call": ""}\n',
+    b'{"id": -1, "of": 2, "who": "x", "call": ""}\n',
+    b'{"id": 2, "of": 2, "who": "x", "call": ""}\n',
+    b'{"id": 1, "of": 2, "who": ["x"], "call": ""}\n',
+    b'{"id": 1, "of": 2, "who": "x\\u001b[2J", "call": ""}\n',
+    b'{"id": 1, "of": 2, "who": "' + b"x" * 1000 + b'", "call": ""}\n',
+    b"x" * 100_000,
+]
+
+
+def connect(port: int) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection(("localhost", port))
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+def test_strangers_at_the_port_do_no_harm():
+    """Also those that say nothing, and stay."""
     port = free_port()
-    with ThreadPoolExecutor(3) as pool:
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         first = pool.submit(meet, f"localhost:{port}", 2, 0, 20.0)
-        for said in (b"GET / HTTP/1.1\n", b'{"id": []}\n', b""):
-            while True:
-                try:
-                    with socket.create_connection(("localhost", port)) as stranger:
-                        stranger.sendall(said)
-                    break
-                except ConnectionRefusedError:
-                    pass
+        silent = [stack.enter_context(connect(port)) for _ in range(300)]
+        for said in STRANGE:
+            with connect(port) as stranger, contextlib.suppress(ConnectionError):
+                stranger.sendall(said)
+        started = time.monotonic()
         second = pool.submit(meet, f"localhost:{port}", 2, 1, 20.0)
         assert first.result() is None and second.result() is None
+        assert time.monotonic() - started < 2, "strangers make processes wait"
+        assert silent[-1].recv(1) == b"", "a stranger is not sent away"
+
+
+def test_a_process_that_calls_again_is_not_a_second_one():
+    port = free_port()
+    hello = json.dumps({"id": 1, "of": 3, "who": "one", "call": "a"}).encode() + b"\n"
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        met = [pool.submit(meet, f"localhost:{port}", 3, number, 20.0) for number in (0, 2)]
+        for _ in range(2):
+            stack.enter_context(connect(port)).sendall(hello)
+        assert [each.result() for each in met] == [None, None]
+
+
+def test_process_0_listens_on_the_address_of_the_coordinator_alone(monkeypatch, caplog):
+    assert own_address("localhost:80") == "127.0.0.1" == own_address("127.0.0.1:80")
+    assert own_address("192.0.2.7:80") == "", "an address of another machine, as behind NAT"
+    here = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: here)
+    assert own_address("node7:80") == "", "/etc/hosts may say so of a name that others know better"
+    monkeypatch.undo()
+    with rendezvous._listen(f"127.0.0.1:{free_port()}", time.monotonic(), 1.0) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+    assert not caplog.messages
+    with rendezvous._listen(f"192.0.2.7:{free_port()}", time.monotonic(), 1.0) as listener:
+        assert listener.getsockname()[0] in ("::", "0.0.0.0")
+    assert "must be closed to strangers" in caplog.text
+
+
+def test_process_0_waits_for_its_name_to_be_known():
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"Process 0 could not reach .*no-such-host\.invalid"):
+        meet("no-such-host.invalid:1", 2, 0, 0.5)
+    assert time.monotonic() - started < 5
 
 
 def test_the_port_is_free_afterwards():
@@ -281,6 +343,7 @@ def test_flags_are_passed_on(machine):
     calls = machine()
     start("10.0.0.1:1234", 4, 3)
     (arguments,) = calls
+    assert "coordinator_bind_address" not in arguments
     wanted = {
         "coordinator_address": "10.0.0.1:1234",
         "num_processes": 4,
@@ -288,6 +351,21 @@ def test_flags_are_passed_on(machine):
         "local_device_ids": None,
     }
     assert {key: arguments[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "address"),
+    [
+        ("localhost:1234", "127.0.0.1:1234"),
+        ("[::1]:1234", "[::1]:1234"),
+        ("192.0.2.7:1234", None),
+    ],
+)
+def test_jax_listens_where_process_0_does(machine, monkeypatch, coordinator, address):
+    calls = machine()
+    monkeypatch.setattr(rendezvous, "_is_ours", lambda address: not address.startswith("192"))
+    start(coordinator, 4, 0)
+    assert calls[0]["coordinator_bind_address"] == address
 
 
 def test_open_mpi_needs_a_coordinator_where_it_names_none(machine):
@@ -345,7 +423,7 @@ import logging, sys, time
 from absl import flags
 from videomar_jax.checks import UserError
 from videomar_jax.commands import app
-from videomar_jax.parallel import launch
+from videomar_jax.parallel import launch, rendezvous
 NUMBER = flags.DEFINE_integer("number", 0, "")
 def main(_):
     launch.start("localhost:" + "PORT", 2, NUMBER.value, timeout=60)

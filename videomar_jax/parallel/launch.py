@@ -90,6 +90,8 @@ def start(
             # The arguments are complete: JAX need not look for a cluster.
             "cluster_detection_method": "deactivate",
         }
+        if number == 0:
+            arguments["coordinator_bind_address"] = _bind_address(coordinator)
     elif launcher is not None:
         if launcher.num_processes == 1:
             return
@@ -255,6 +257,15 @@ def _after_joining() -> None:
         leave(1)
 
     sys.excepthook = show_and_leave
+
+
+def _bind_address(coordinator: str) -> str | None:
+    """Where JAX's coordinator listens; None: on all addresses."""
+    address = rendezvous.own_address(coordinator)
+    if not address:
+        return None
+    port = rendezvous.split(coordinator)[1]
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _skip_proxy(host: str) -> None:
