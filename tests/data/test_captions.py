@@ -65,6 +65,16 @@ def test_a_table_comes_before_text_files_and_need_not_be_complete(
         ("captions.jsonl", '{"file": "a.mp4", "caption": 3}\n', 1, "both text"),
         ("captions.jsonl", '{"file": "a.mp4", "caption": "x"}\n{"file": \n', 2, "not JSON"),
         ("captions.jsonl", '["a.mp4", "x"]\n', 1, "object"),
+        ("captions.csv", "a.mp4,x\n", 1, "must name the columns, .* is 'a.mp4,x'"),
+        ("captions.csv", "file;caption\na.mp4;x\n", 1, "not by semicolons"),
+        ("captions.csv", "file\tcaption\na.mp4\tx\n", 1, "not by tabs"),
+        ("captions.csv", "file,caption,caption\na.mp4,x,y\n", 1, "twice"),
+        ("captions.csv", "file,caption\na.mp4,x\0y\n", 2, "NUL"),
+        ("captions.csv", "file,caption\na.mp4,x\na.mp4,x\n", 3, "named twice"),
+        ("captions.csv", "file,caption\na.mp4\tx\n", 2, "both text"),
+        ("captions.jsonl", '{"file": "a.mp4", "caption": "x\\u0000"}\n', 1, "no text"),
+        ("captions.jsonl", '{"file": "a.mp4", "caption": "\\ud800"}\n', 1, "no text"),
+        ("captions.jsonl", '{"file": "a.mp4", "caption": "' + "x" * 100_001 + '"}', 1, "more than"),
     ],
 )
 def test_a_wrong_row_is_named_with_its_file_and_line(folder, name, text, line, complaint):
@@ -97,6 +107,7 @@ def test_two_tables_a_missing_one_and_a_foreign_one_are_errors(folder):
         'file,caption\na.mp4,"x\nsub/b.webm,"y"\n',
         'file,caption\na.mp4,"x\nsub/b.webm,y"\n',
         "file,caption\na.mp4,left, then right\n",
+        'caption,file\n"x,a.mp4\ny",sub/b.webm\n',
         f"file,caption\na.mp4,{'x' * 140_000}\n",
         f"file,caption\na.mp4,{'x' * 120_000}\n",
     ],
@@ -124,5 +135,29 @@ def test_most_clips_without_a_caption_are_said(folder, caplog):
     path, clips = folder
     clips = [*clips, path / "c.mp4"]
     (path / "captions.csv").write_text("file,caption\na.mp4,x\n")
-    read_captions(path, clips, None)
-    assert "2 of 3 clips have no caption" in caplog.text
+    for _ in range(2):  # as for the two splits of a run
+        read_captions(path, clips, None)
+    assert caplog.text.count("2 of 3 clips have no caption, such as sub/b.webm, c.mp4,") == 1
+
+
+def test_what_spreadsheets_and_other_systems_write_is_read(folder):
+    """Line ends, empty lines and columns, capitals, spaces, and accents in another form."""
+    path, (a, b) = folder
+    accented = path / "caf\u00e9.mp4"
+    accented.write_bytes(b"x")
+    (path / "captions.csv").write_bytes(
+        "\ufeffFile, Caption,\r\na.mp4,x,\r\n\r\n  \r\n,,\r\n./sub/b.webm,y,,\r\n".encode()
+        + "cafe\u0301.mp4,z\r\n".encode()
+    )
+    captions = read_captions(path, [a, b, accented], None)
+    assert captions == {a: "x", b: "y", accented: "z"}
+
+
+def test_a_text_file_that_is_no_caption_is_named(folder):
+    path, clips = folder
+    (path / "a.txt").write_text("x" * 400_001)
+    with pytest.raises(UserError, match=r"a\.txt: is too long for a caption"):
+        read_captions(path, clips, None)
+    (path / "a.txt").write_text("a cat", encoding="utf-16-le")
+    with pytest.raises(UserError, match=r"a\.txt, line 1: holds NUL bytes"):
+        read_captions(path, clips, None)

@@ -12,7 +12,9 @@ the empty caption.
 """
 
 import csv
+import functools
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from videomar_jax.io.log import log
 
 # The longest caption, in characters, that is believed to be one.
 _LONGEST_FIELD = 100_000
+_EXAMPLES = 3
 
 
 class _Row(NamedTuple):
@@ -49,14 +52,18 @@ def read_captions(folder: Path, clips: Sequence[Path], table: Path | None) -> di
     texts = {clip: captions[clip] if clip in captions else _text_beside(clip) for clip in clips}
     empty = [clip for clip in clips if not texts[clip]]
     if table is not None and 2 * len(empty) > len(clips):
-        log.warning(
-            "%d of %d clips have no caption, such as %s, although there is the table %s",
-            len(empty),
-            len(clips),
-            empty[0],
-            table,
+        examples = ", ".join(clip.relative_to(folder).as_posix() for clip in empty[:_EXAMPLES])
+        _warn_once(
+            f"{len(empty)} of {len(clips)} clips have no caption, such as {examples}, although "
+            f"there is the table {table}"
         )
     return texts
+
+
+@functools.lru_cache(maxsize=100)
+def _warn_once(text: str) -> None:
+    """Every split of a folder reads the same captions."""
+    log.warning("%s", text)
 
 
 def _find_table(folder: Path) -> Path | None:
@@ -82,39 +89,69 @@ def _read_table(folder: Path, clips: set[Path], table: Path) -> dict[Path, str]:
         name, caption = columns.get("file"), columns.get("caption")
         if not isinstance(name, str) or not isinstance(caption, str):
             raise UserError(f'{where}: needs "file" and "caption", both text, got {columns}')
-        clip = folder / name.strip()
-        if clip not in clips:
+        _check_text(where, name, caption)
+        clip = _find_clip(folder, name.strip(), clips)
+        if clip is None:
             reason = "does not exist in " + str(folder)
-            if clip.is_file():
-                reason = "is not a video by its ending"
+            if (folder / name.strip()).is_file():
+                reason = f"is not a video of {folder} by its name"
             raise FileNotFoundError(
                 f"{where}: {name!r} {reason}: correct the name or remove the row"
             )
         if clip in captions:
             raise UserError(f"{where}: {name!r} is named twice: keep one row")
-        for line in caption.splitlines()[1:]:
-            if folder / line.split(",")[0].strip(' "') in clips:
-                raise UserError(
-                    f"{where}: the caption of {name!r} goes on over the row {line!r}: look for a "
-                    "quote without its pair"
-                )
+        if ending == ".csv":
+            _check_swallows_no_row(where, folder, columns, clips)
         captions[clip] = caption.strip()
     return captions
+
+
+def _find_clip(folder: Path, name: str, clips: set[Path]) -> Path | None:
+    """The clip of this name, also where the file system writes accents in the other form."""
+    for form in ("NFC", "NFD"):
+        for spelled in (name, unicodedata.normalize(form, name)):
+            if folder / spelled in clips:
+                return folder / spelled
+    return None
+
+
+def _check_text(where: str, name: str, caption: str) -> None:
+    """Raises a UserError for what no caption can be."""
+    if len(caption) > _LONGEST_FIELD or len(name) > _LONGEST_FIELD:
+        raise UserError(
+            f"{where}: holds a text of more than {_LONGEST_FIELD} characters: shorten it, or look "
+            "for a quote without its pair"
+        )
+    text = name + caption
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{where}: holds characters that are no text: save it as UTF-8")
+
+
+def _check_swallows_no_row(where: str, folder: Path, columns: dict, clips: set[Path]) -> None:
+    """Raises a UserError where a text over several lines holds what looks like rows."""
+    for text in columns.values():
+        lines = text.splitlines() if isinstance(text, str) else []
+        for line in lines if len(lines) > 1 else []:
+            cells = [cell.strip(' "') for cell in line.split(",")]
+            if any(cell and folder / cell in clips for cell in cells):
+                raise UserError(
+                    f"{where}: a text goes on over the row {line!r}: look for a quote without its "
+                    "pair"
+                )
 
 
 def _csv_rows(table: Path) -> Iterator[_Row]:
     reader = csv.DictReader(_lines(table), strict=True)
     try:
-        missing = {"file", "caption"} - set(reader.fieldnames or ())
-        if missing:
-            columns = " and ".join(f'"{name}"' for name in sorted(missing))
-            raise UserError(f"{table}, line 1: the header lacks {columns}")
+        reader.fieldnames = _header(table, reader.fieldnames or ())
         before = reader.line_num
         for row in reader:
             where = f"{table}, line {reader.line_num}"
-            _check_one_row(table, before + 1, reader.line_num, row)
+            extra = row.pop(None, ())  # pyright: ignore: the key of columns without a name
+            _check_one_row(table, before + 1, reader.line_num, [*row.values()], [*extra])
             before = reader.line_num
-            yield _Row(where, row)
+            if any(value and value.strip() for value in row.values()):
+                yield _Row(where, row)
     except csv.Error as error:
         raise UserError(
             f"{table}, from line {reader.line_num} or before: {error}; look for a quote without "
@@ -122,15 +159,43 @@ def _csv_rows(table: Path) -> Iterator[_Row]:
         ) from None
 
 
-def _check_one_row(table: Path, first: int, last: int, row: dict) -> None:
-    """Raises a UserError for a row that a quote without its pair has joined from several."""
+def _header(table: Path, names: Sequence[str]) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        UserError: they are not those of a table of captions.
+    """
+    columns = [name.strip().lower() for name in names]
+    missing = {"file", "caption"} - set(columns)
+    if missing:
+        lacking = " and ".join(f'"{name}"' for name in sorted(missing))
+        found = ",".join(names)[:80]
+        hint = f": it must name the columns, such as file,caption, and is {found!r}"
+        for separator, called in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+            if separator in found:
+                hint += f"; columns are separated by commas, not by {called}"
+        raise UserError(f"{table}, line 1: the header lacks {lacking}{hint if found else ''}")
+    for name in ("file", "caption"):
+        if columns.count(name) > 1:
+            raise UserError(f'{table}, line 1: the header names "{name}" twice: keep one')
+    return columns
+
+
+def _check_one_row(
+    table: Path, first: int, last: int, values: Sequence[str | None], extra: Sequence[str]
+) -> None:
+    """Raises a UserError for a row that a quote without its pair has joined from several.
+
+    Args:
+        extra: what stands behind the last column of the header; commas at the end do no harm.
+    """
     where = f"{table}, line {first}" + (f" to {last}" if last > first else "")
-    if None in row:
+    if any(value.strip() for value in extra):
         raise UserError(
             f"{where}: has more columns than the header: put a text with commas in "
             "quotes, and look for a quote without its pair"
         )
-    if any(len(value or "") > _LONGEST_FIELD for value in row.values()):
+    if any(len(value or "") > _LONGEST_FIELD for value in values):
         raise UserError(
             f"{where}: holds a text of more than {_LONGEST_FIELD} characters: shorten it, or look "
             "for a quote without its pair"
@@ -144,6 +209,8 @@ def _lines(path: Path) -> Iterator[str]:
         for number, line in enumerate(lines, start=1):
             # "utf-8-sig" drops the byte order mark that spreadsheets write.
             encoding = "utf-8-sig" if number == 1 else "utf-8"
+            if b"\0" in line:
+                raise UserError(f"{path}, line {number}: holds NUL bytes: save it as UTF-8")
             try:
                 yield line.decode(encoding)
             except UnicodeDecodeError as error:
@@ -168,4 +235,6 @@ def _json_rows(table: Path) -> Iterator[_Row]:
 
 def _text_beside(clip: Path) -> str:
     path = clip.with_suffix(".txt")
+    if path.is_file() and path.stat().st_size > 4 * _LONGEST_FIELD:
+        raise UserError(f"{path}: is too long for a caption: shorten or rename it")
     return "".join(_lines(path)).replace("\r\n", "\n").strip() if path.is_file() else ""
