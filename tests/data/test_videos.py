@@ -398,6 +398,22 @@ def test_a_video_that_fails_later_is_replaced_by_the_next(folder, numbers, caplo
             source.read(index, rng(), SHAPE)
 
 
+def test_videos_that_failed_in_an_earlier_start_count_too(folder, numbers):
+    settings = {"fps": 10.0, "split": "train", "cache_bytes": 0, "most_failing": 0.25}
+    first, second = VideoFolder(folder, **settings), VideoFolder(folder, **settings)
+    paths = [first._windows[index].segment.path for index in range(4)]
+    paths[1].write_bytes(b"damaged")
+    replaced = first.read(1, rng(), SHAPE)
+    name = paths[1].relative_to(folder).as_posix()
+    assert first.failing() == [name] and second.failing() == []
+    second.count_failing([name, "gone.mp4"])
+    assert second.failing() == [name]
+    np.testing.assert_array_equal(second.read(1, rng(), SHAPE)["video"], replaced["video"])
+    paths[2].write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"2 of 4 videos .*than the 1 that data\.most_failing"):
+        second.read(2, rng(), SHAPE)
+
+
 def test_decoding_all_finds_damage_in_the_middle(folder):
     path = folder / "sub" / "d.avi"
     raw = bytearray(path.read_bytes())

@@ -5,15 +5,18 @@ import logging
 import os
 import shutil
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_run import start, tiny, write_clip
-from videomar_jax.checks import UserError
+from tests.helpers.tiny_run import start, tiny, tiny_videos, write_clip
+from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.data import sources
 from videomar_jax.data.videos import VideoFolder
+from videomar_jax.experiment import run
+from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.settings import default_config
 from videomar_jax.experiment.workdir import (
     LOCK,
@@ -23,6 +26,7 @@ from videomar_jax.experiment.workdir import (
     write_clips,
     write_config,
 )
+from videomar_jax.io.files import read_json
 from videomar_jax.io.lock import holding
 from videomar_jax.pretrained.bundle import load_params, load_pretrained
 from videomar_jax.training import loop
@@ -312,3 +316,35 @@ def test_the_place_of_the_clips_is_free(tmp_path):
         check_workdir(tmp_path, config(path=path, captions="/b.csv", data_dir="/y"))
     with pytest.raises(UserError, match=r"differs in data\.fps"):
         check_workdir(tmp_path, config(path="clips", fps=6.0))
+
+
+def test_videos_that_fail_are_counted_over_all_starts(tmp_path, monkeypatch, caplog):
+    """Training itself is replaced by reading every clip, and saving, once."""
+    clips, workdir = tmp_path / "clips", tmp_path / "run"
+    files = [write_clip(clips / f"{number}.mp4", seed=number) for number in range(8)]
+    config = tiny_videos(clips)
+    inspected = Experiment.from_config(config)
+
+    def train(recipe, inputs, workdir, *, before_save, **options):
+        shutil.copy(files[3], tmp_path / "whole.mp4")
+        files[3].write_bytes(b"damaged")
+        try:
+            for index in range(len(inputs.source)):
+                inputs.source.read(index, np.random.default_rng(0), inspected.final_shape)
+        finally:
+            shutil.copy(tmp_path / "whole.mp4", files[3])
+        before_save()
+        return SimpleNamespace(state=SimpleNamespace(step=0), finished=False, seconds={})
+
+    monkeypatch.setattr(run, "train", train)
+    for number in range(2):
+        with pytest.raises(Interrupted):
+            start(config, workdir)
+        assert read_json(workdir / "failing.json") == {"files": ["3.mp4"]}
+        said = "skipped as in earlier starts: 1 videos, such as 3.mp4" in caplog.text
+        assert said == (number == 1)
+    assert caplog.text.count("skipped from now on (1 of 8 videos)") == 1
+    (workdir / "failing.json").write_text("{")
+    with pytest.raises(Interrupted):
+        start(config, workdir)
+    assert "failing.json is broken" in caplog.text

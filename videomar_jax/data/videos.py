@@ -227,6 +227,16 @@ class VideoFolder:
                 self._count_failure(self._windows[number].segment.path, error)
         raise UserError(f"no video under {self._folder} can be read any more")
 
+    def failing(self) -> list[str]:
+        """The files that have failed while clips were read, by their place in the folder."""
+        with self._failing_lock:
+            return sorted(path.relative_to(self._folder).as_posix() for path in self._failing)
+
+    def count_failing(self, files: Iterable[str]) -> None:
+        """Counts files, as `failing` names them, as failing from the start."""
+        with self._failing_lock:
+            self._failing |= {self._folder / file for file in files} & self._captions.keys()
+
     def _count_failure(self, path: Path, error: Exception) -> None:
         """Says once of each file that it is skipped; raises `error` if too many are."""
         with self._failing_lock:

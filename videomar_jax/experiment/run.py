@@ -1,6 +1,6 @@
 """A whole run: check and prepare, train through the curriculum, generate held-out clips, report.
 
-WORKDIR/config.json, data.json     whose folder it is (`experiment.workdir`)
+WORKDIR/config.json, data.json, failing.json     whose folder it is (`experiment.workdir`)
 WORKDIR/model/                     tokenizer, text encoder, model config (`pretrained.bundle`)
 WORKDIR/checkpoints/               parameters, their average and the optimizer's state
 WORKDIR/metrics.jsonl, tensorboard/, samples/    what training looked like
@@ -40,9 +40,11 @@ from videomar_jax.experiment.workdir import (
     LOCK,
     check_same_clips,
     check_workdir,
+    count_failing,
     files_of_run,
     write_clips,
     write_config,
+    write_failing,
 )
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.files import clear_leftovers
@@ -172,6 +174,7 @@ def _run(
         if missing:
             log.warning("%s was deleted: the run's files are written again", missing[0])
             _claim(workdir, config, prepared, budget, whole=True)
+        write_failing(workdir, prepared.inputs.source)
 
     def draw_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
         return write_preview(sampler(ema), prepared.shown, path, prepared.inputs.source.fps)
@@ -237,6 +240,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Prepared:
     clips = check_same_clips(workdir, source, contents=jax.process_index() == 0)
     if not (workdir / "checkpoints").exists():
         _check_initial(experiment)
+    count_failing(workdir, source)
     # Reads a clip of every shape, so that a size no clip can have is reported before training.
     check_data(recipe.curriculum, inputs, text_mask=recipe.model.text_mask)
     count = min(experiment.evaluation.clips, len(held_out), experiment.evaluation.batch_size)

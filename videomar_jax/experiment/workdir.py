@@ -3,6 +3,7 @@
     WORKDIR/config.json    the config that the run was started with; a run of another config is
                            refused
     WORKDIR/data.json      a digest of the clips it trains on, which must stay the same
+    WORKDIR/failing.json   the clips that turned out damaged so far, which later starts count too
     WORKDIR/.lock          while it runs: which process it is (`io.lock`)
 
 A folder becomes the run's only when everything else has been checked, so that a command that cannot
@@ -16,13 +17,14 @@ from typing import Any
 
 from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipSource, contents_of, digest_of
+from videomar_jax.data.videos import VideoFolder
 from videomar_jax.experiment.settings import default_config
 from videomar_jax.io import lock
 from videomar_jax.io.files import atomic_write, read_json
 from videomar_jax.io.log import log
 from videomar_jax.io.migration import current_config
 
-CONFIG, DATA = "config.json", "data.json"
+CONFIG, DATA, FAILING = "config.json", "data.json", "failing.json"
 BUDGET = "budget.json"
 """What `experiment.budget` chose, for a run that was given minutes."""
 LOCK = lock.PREFIX
@@ -168,6 +170,32 @@ def check_same_clips(workdir: Path, source: ClipSource, *, contents: bool = True
 def write_clips(workdir: Path, record: Mapping[str, Any]) -> None:
     """Keeps which clips the run in `workdir` trains on, as `check_same_clips` found them."""
     _write_json(workdir / DATA, record)
+
+
+def write_failing(workdir: Path, source: ClipSource) -> None:
+    """Keeps which clips have failed while they were read, if any."""
+    failing = source.failing() if isinstance(source, VideoFolder) else []
+    if failing:
+        _write_json(workdir / FAILING, {"files": failing})
+
+
+def count_failing(workdir: Path, source: ClipSource) -> None:
+    """Counts the clips that failed in earlier starts of the run in `workdir` as failing.
+
+    A file that cannot be read counts for nothing: clips that fail are found again.
+    """
+    file = workdir / FAILING
+    if not file.exists() or not isinstance(source, VideoFolder):
+        return
+    try:
+        files = [str(name) for name in read_json(file)["files"]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        log.warning("%s is broken (%r): clips that fail are counted anew", file, error)
+        return
+    source.count_failing(files)
+    failing = source.failing()
+    if failing:
+        log.warning("skipped as in earlier starts: %d videos, such as %s", len(failing), failing[0])
 
 
 def _holds_files(workdir: Path) -> bool:
