@@ -96,6 +96,8 @@ Positive = Annotated[float, Range(low=0, low_open=True)]
 """A finite number above 0."""
 NonNegative = Annotated[float, Range(low=0)]
 """A finite number, at least 0."""
+AtLeastOne = Annotated[float, Range(low=1)]
+"""A finite number, at least 1."""
 Fraction = Annotated[float, Range(low=0, high=1)]
 """A number in [0, 1]."""
 BelowOne = Annotated[float, Range(low=0, high=1, high_open=True)]

@@ -167,6 +167,11 @@ class VideoFolder:
         return len(self._windows)
 
     @property
+    def captions(self) -> list[str]:
+        """The captions of all clips."""
+        return [self._captions[window.segment.path] for window in self._windows]
+
+    @property
     def sizes(self) -> Int[np.ndarray, "clips 2"]:
         """Rows and columns of each clip as it lies in its file."""
         return np.stack([self._rows, self._columns], axis=1)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from videomar_jax.checks import UserError, known_keys, one_of
+from videomar_jax.data.augment import AugmentedClips
 from videomar_jax.data.sources import ClipShape, ClipSource
 from videomar_jax.diffusion.plans import plan_steps
 from videomar_jax.experiment.build import (
@@ -180,6 +181,13 @@ class Experiment:
         if split == "test":
             return kind.open_held_out(self.data, request, final)
         return kind.open(self.data, request)
+
+    def training_source(self) -> ClipSource:
+        """The clips of "train" as training sees them: changed at random, where the config says."""
+        source = self.source("train")
+        if self.data.augmentation.changes_nothing:
+            return source
+        return AugmentedClips(source, self.data.augmentation)
 
     def tokenizer(self, source: ClipSource) -> Tokenizer:
         """The tokenizer; where it is fitted, on clips of `source` of the last stage's size."""

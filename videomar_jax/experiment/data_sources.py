@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from videomar_jax.checks import (
+    AtLeastOne,
     Count,
     Fraction,
     Natural,
@@ -23,6 +24,7 @@ from videomar_jax.checks import (
     check_fields,
     one_of,
 )
+from videomar_jax.data.augment import Augmentation, Flip
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.shards import MANIFEST, LatentShards, read_manifest
 from videomar_jax.data.sources import (
@@ -151,6 +153,12 @@ class DataConfig:
     most_failing: Fraction = 0.1
     """videos: the share of the clips that may turn out damaged during a run; each is replaced by
     the next that can be read. 0: the first ends the run."""
+    zoom: AtLeastOne = 1.0
+    """Training clips are enlarged by up to this factor at random and cropped; 1: not at all."""
+    flip: Flip = "none"
+    """Training clips that are mirrored at random: horizontal; all, which adds upside down and, of
+    square clips, rows for columns; auto, horizontal where clips are few and no caption names a
+    direction or writing."""
     split: str = "train"
     """tfds: the split to train on."""
     held_out: str = ""
@@ -171,6 +179,16 @@ class DataConfig:
         check_fields("data", self)
         one_of("data.kind", self.kind, DATA_KINDS)
         DATA_KINDS[self.kind].check(self)
+        if DATA_KINDS[self.kind].facts.prepared and not self.augmentation.changes_nothing:
+            raise UserError(
+                f"data.kind={self.kind!r} holds latents, which cannot be zoomed or mirrored any "
+                "more: set data.zoom=1 and data.flip='none'."
+            )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training clips are changed at random."""
+        return Augmentation(zoom=self.zoom, flip=self.flip)
 
 
 # The kinds

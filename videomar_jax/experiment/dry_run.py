@@ -146,7 +146,7 @@ def dry_run(experiment: Experiment, devices: int | None = None) -> RunPlan:
     planned = plan(experiment, devices or jax.device_count())
     for line in str(planned).splitlines():
         log.info("%s", line)
-    source = experiment.source("train")
+    source = experiment.training_source()
     log.info("%d training clips at %g frames a second", len(source), source.fps)
     for stage in experiment.recipe.curriculum.stages:
         shape, fitting = _shape_to_read(stage, source)

@@ -21,6 +21,7 @@ from flax import nnx
 
 from videomar_jax.checkpoints.manager import check_place
 from videomar_jax.checks import Interrupted, UserError
+from videomar_jax.data.augment import unchanged
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipSource
 from videomar_jax.experiment.budget import (
@@ -210,7 +211,7 @@ def _run(
         return {}
     seconds |= stage_seconds(outcome.seconds)
     with _timed(seconds, EVALUATE):
-        source = prepared.inputs.source
+        source = unchanged(prepared.inputs.source)
         found = evaluate(experiment, sampler(ema), prepared.held_out, workdir / "report", source)
     report = found.report | {"seconds": seconds, "seconds_total": sum(seconds.values())}
     save_report(workdir, report, found.pictures)
@@ -225,7 +226,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Prepared:
         UserError: what does not fit, by name.
     """
     recipe = experiment.recipe
-    source, held_out = experiment.source("train"), experiment.source("test")
+    source, held_out = experiment.training_source(), experiment.source("test")
     bundle = _bundle(experiment, source, workdir)
     inputs = TrainingInputs(
         source=source,
