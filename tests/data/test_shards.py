@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from tests.helpers.tiny_model import annotations_off
+from tests.helpers.wrong_values import LEFT_OUT, accepted
 from videomar_jax.checks import UserError
 from videomar_jax.data.loader import batches
 from videomar_jax.data.records import DTYPES, PreparedClip, to_record, write_records
@@ -301,3 +303,51 @@ def test_a_flipped_bit_in_the_clips_never_gives_other_values(folder):
             else:
                 np.testing.assert_array_equal(found, latents, err_msg=f"bit at {offset}")
     assert told > 50, "the file holds little but clips"
+
+
+def test_wrong_values_in_the_manifest_are_refused(folder):
+    """Without a digest, as in earlier versions; counts are compared when a file is opened."""
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    shards = values["shards"]
+    shapes = []
+    for shape in (LONG, SHORT, TALL):
+        sizes = vars(shape)
+        counts = {"train": 0, "test": 0}
+        for shard in shards:
+            if all(shard[name] == size for name, size in sizes.items()):
+                counts[shard["split"]] += shard["clips"]
+        latents = [1 + (shape.num_frames - 1) // STRIDE, shape.height // 8, shape.width // 8, 3]
+        shapes.append({**sizes, "latents": latents, "clips": counts})
+    values |= {
+        "clips": sum(shard["clips"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "rejected": 0,
+        "shapes": shapes,
+        "text_encoder": {"kind": "hashed", "max_tokens": 4, "width": 5, "settings": {}},
+        "settings": {"windows_per_clip": 0, "holdout": 0.25, "clips_per_shard": 3},
+    }
+    values["tokenizer"] |= {"kind": "pca", "spatial_stride": 8, "channels": 3, "scale": 1.0}
+    path.write_text(json.dumps(values))
+    plan = {"settings": {"dtype": "float16", "cutting": {"fps": 10.0}}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with annotations_off():
+        taken = accepted(path, lambda: LatentShards(folder))
+    told_by_nothing = ("tokenizer", "text_encoder", "settings", "shapes", "rejected")
+    believed = []
+    for place, value in taken:
+        optional = place.split(".")[0] in (*told_by_nothing, "clips", "bytes")
+        if not (optional and (value in (LEFT_OUT, None, []) or place.split(".")[0] != place)):
+            if (place, value) != ("rejected", 10**12):
+                believed.append((place, value))
+    assert not believed
+
+
+def test_another_type_than_the_plan_has_is_refused(folder):
+    """It would be read as other numbers, without an error."""
+    plan = {"settings": {"dtype": "float16", "cutting": {"fps": 10.0}}}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    LatentShards(folder)
+    change(folder, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"dtype is 'bfloat16', but 'float16' in plan\.json"):
+        LatentShards(folder)

@@ -1,12 +1,15 @@
 import dataclasses
 import itertools
+import json
 
 import pytest
 
+from tests.helpers.tiny_model import annotations_off
+from tests.helpers.wrong_values import LEFT_OUT, accepted
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.data.windows import Cutting, Window
 from videomar_jax.preparation import plan as plans
-from videomar_jax.preparation.plan import Settings, list_videos, make_plan, plan_shards
+from videomar_jax.preparation.plan import Plan, Settings, list_videos, make_plan, plan_shards
 from videomar_jax.preparation.plan_file import changed_videos, differences, load_plan, save_plan
 
 CUTTING = Cutting(fps=12.0, lengths=(9, 5), sizes=((16, 24), (24, 16)))
@@ -218,3 +221,45 @@ def test_no_usable_video(tmp_path):
         (tmp_path / f"{number:02}.mp4").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"None of the 12 videos(.|\n)*00.mp4: cannot be decoded"):
         make_plan(tmp_path, list_videos(tmp_path, None), settings(), IDENTITIES, threads=2)
+
+
+@pytest.mark.parametrize("digest", [True, False], ids=["now", "earlier versions"])
+def test_wrong_values_in_plan_json_are_refused(tmp_path, digest):
+    """Every entry with a dozen wrong values. Without a digest, those that are possible pass."""
+    cutting = Cutting(fps=12.0, lengths=(9, 5), sizes=((16, 24), (24, 16)))
+    settings = Settings(cutting=cutting, clips_per_shard=2, holdout=0.25)
+    shape = ClipShape(num_frames=9, height=16, width=24)
+    windows = []
+    for video in ("a.mp4", "b.mp4"):
+        for start in (0.0, 0.75, 1.5):
+            windows.append(
+                Window(
+                    video=video, first=0.0, start=start, stop=start + 0.75, shape=shape, caption="c"
+                )
+            )
+    plan = Plan(
+        settings=settings,
+        identities={"tokenizer": {"kind": "pca"}, "text_encoder": None},
+        videos={"a.mp4": (100, "c"), "b.mp4": (200, "c")},
+        rejected=[],
+        shards=tuple(plan_shards(windows, settings)),
+    )
+    save_plan(plan, tmp_path)
+    assert load_plan(tmp_path) == plan
+    file = tmp_path / "plan.json"
+    if not digest:
+        values = json.loads(file.read_text())
+        del values["sha256"]
+        file.write_text(json.dumps(values))
+    with annotations_off():
+        taken = accepted(file, lambda: load_plan(tmp_path))
+    possible = [("sha256", LEFT_OUT), ("sha256", None)]
+    free = ("parts.", "settings.", "videos.", "shards.0.windows.", "shards.1.windows.")
+    believed = []
+    for place, value in taken:
+        if (place, value) in possible or (not digest and place.startswith(free)):
+            continue
+        if not digest and value in (LEFT_OUT, []) and place in ("shards", "shards.0"):
+            continue  # fewer shards are a plan, too
+        believed.append((place, value))
+    assert not believed

@@ -11,17 +11,28 @@ one: tokenizers are causal in time, so the latents of its first frames are the f
 Features of padding are not stored and are read as zeros; whatever honours the mask ignores them.
 """
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from array_record.python import array_record_module
 
-from videomar_jax.checks import UserError, one_of
-from videomar_jax.data.records import DTYPES, PreparedClip, from_record
+from videomar_jax.checks import (
+    BelowOne,
+    Count,
+    Natural,
+    Positive,
+    Size,
+    UserError,
+    from_values,
+    one_of,
+)
+from videomar_jax.data.records import PreparedClip, from_record
 from videomar_jax.data.sources import (
     Clip,
     ClipShape,
@@ -44,22 +55,137 @@ _BUFFER_BYTES = 2**15
 _MOST_OPEN = 64
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Shard:
     """One file of the manifest, with clips of one shape."""
 
     file: str
-    split: str
-    num_frames: int
-    height: int
-    width: int
-    clips: int
-    bytes: int
+    split: Literal["train", "test"]
+    num_frames: Size
+    height: Size
+    width: Size
+    clips: Natural
+    bytes: Natural
     sha256: str
 
     def holds(self, shape: ClipShape) -> bool:
         """Whether clips of this shape can be read from the file."""
         same_size = (self.height, self.width) == (shape.height, shape.width)
         return same_size and self.num_frames >= shape.num_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerEntry:
+    """What the manifest says of the tokenizer that made the latents."""
+
+    temporal_stride: Size
+    kind: str = ""
+    spatial_stride: Size | None = None
+    channels: Size | None = None
+    scale: Positive | Count = 1.0
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEntry:
+    """What the manifest says of the text encoder that made the features."""
+
+    kind: str
+    max_tokens: Size
+    width: Size
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipCounts:
+    """The clips of each split."""
+
+    train: Natural
+    test: Natural
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeEntry:
+    """What the manifest says of one shape of clips."""
+
+    num_frames: Size
+    height: Size
+    width: Size
+    latents: tuple[Size, Size, Size, Size]
+    clips: ClipCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanEntry:
+    """What the manifest says of how the clips were cut."""
+
+    windows_per_clip: Natural
+    holdout: BelowOne | Literal[0]
+    clips_per_shard: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """manifest.json. What no reader needs may be missing."""
+
+    format: str
+    version: int
+    fps: Positive | Count
+    dtype: Literal["float16", "bfloat16"]
+    shards: tuple[Shard, ...]
+    tokenizer: TokenizerEntry
+    text_encoder: TextEntry | None = None
+    clips: Natural | None = None
+    rejected: Natural = 0
+    bytes: Natural | None = None
+    settings: PlanEntry | None = None
+    shapes: tuple[ShapeEntry, ...] | None = None
+
+    def check(self) -> None:
+        """Raises a UserError unless its entries agree with each other."""
+        files = [shard.file for shard in self.shards]
+        for file in files:
+            if Path(file).name != file or file in ("", ".", ".."):
+                raise UserError(f"it names {file!r}, which is no file beside it")
+        if len(set(files)) < len(files):
+            raise UserError("it names a file twice")
+        for shard in self.shards:
+            if not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+                raise UserError(f"the sha256 of {shard.file} is none: {shard.sha256!r}")
+            if (shard.num_frames - 1) % self.tokenizer.temporal_stride:
+                raise UserError(
+                    f"clips of {shard.num_frames} frames do not fit the temporal stride "
+                    f"{self.tokenizer.temporal_stride}"
+                )
+        for name in ("clips", "bytes"):
+            total = sum(getattr(shard, name) for shard in self.shards)
+            if getattr(self, name) not in (None, total):
+                raise UserError(f"{name} is {getattr(self, name)}, but its files hold {total}")
+        for shape in self.shapes or ():
+            self._check_shape(shape)
+
+    def _check_shape(self, shape: ShapeEntry) -> None:
+        sizes = (shape.num_frames, shape.height, shape.width)
+        for split in ("train", "test"):
+            total = 0
+            for shard in self.shards:
+                if (shard.num_frames, shard.height, shard.width) == sizes and shard.split == split:
+                    total += shard.clips
+            if getattr(shape.clips, split) != total:
+                raise UserError(
+                    f"{getattr(shape.clips, split)} clips of {sizes} are for {split}, but its "
+                    f"files hold {total}"
+                )
+        tokenizer = self.tokenizer
+        stride = tokenizer.spatial_stride or shape.height // shape.latents[1]
+        grid = (
+            1 + (shape.num_frames - 1) // tokenizer.temporal_stride,
+            shape.height // stride,
+            shape.width // stride,
+            tokenizer.channels or shape.latents[3],
+        )
+        if grid != shape.latents:
+            raise UserError(f"clips of {sizes} have latents {grid}, not {shape.latents}")
 
 
 class LatentShards:
@@ -207,20 +333,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not take_digest(manifest):
             raise ValueError("its SHA-256 differs from what it says")
         kind, version = manifest["format"], manifest["version"]
-        known = kind == FORMAT and manifest["dtype"] in DTYPES and manifest["fps"] > 0
-        # Entries that are needed later are looked up now, for one clear error.
-        for shard in manifest["shards"]:
-            Shard(**shard)
-        manifest["tokenizer"]["temporal_stride"]
+        if kind == FORMAT and version == VERSION:
+            from_values("", Manifest, manifest).check()
+            _check_against_plan(folder, manifest)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged ({error!r}): run the same prepare command again."
+            f"{path} is damaged ({error}): run the same prepare command again."
         ) from error
-    if not known or version != VERSION:
+    if kind != FORMAT or type(version) is not int or version != VERSION:
         raise UserError(
             f"{path} is {kind!r}, version {version}; this code reads {FORMAT!r}, version {VERSION}."
         )
     return manifest
+
+
+def _check_against_plan(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compares with the plan beside it: a manifest of earlier versions has no digest.
+
+    Raises:
+        UserError: the two disagree about the type of the latents or their frames per second.
+    """
+    plan = folder / "plan.json"
+    if not plan.is_file():
+        return
+    settings = read_json(plan)["settings"]
+    for name, planned in (("dtype", settings["dtype"]), ("fps", settings["cutting"]["fps"])):
+        if manifest[name] != planned:
+            raise UserError(f"{name} is {manifest[name]!r}, but {planned!r} in {plan.name}")
 
 
 def _check_file(folder: Path, shard: Shard, verify: bool) -> None:

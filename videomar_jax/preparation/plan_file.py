@@ -6,18 +6,52 @@ encoder or videos are not those of the plan, so that a folder never holds clips 
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from videomar_jax.checks import UserError
+from videomar_jax.checks import (
+    Count,
+    Natural,
+    Size,
+    UserError,
+    check_value,
+    from_values,
+    known_keys,
+)
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.data.windows import Cutting, Window
-from videomar_jax.io.files import atomic_write, read_json
+from videomar_jax.data.windows import Window
+from videomar_jax.io.files import atomic_write, read_json, take_digest, with_digest
 from videomar_jax.preparation.plan import Plan, Settings, ShardPlan
 
 PLAN = "plan.json"
 VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardEntry:
+    """One shard in plan.json; windows as (number of the video, start, stop)."""
+
+    split: Literal["train", "test"]
+    number: Natural
+    count: Count
+    first_clip: Natural
+    shape: tuple[Size, Size, Size]
+    windows: tuple[tuple[Natural, float | int, float | int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanEntries:
+    """plan.json; videos as (name, bytes, caption, time of the first frame)."""
+
+    version: Literal[1]
+    settings: Settings
+    parts: Mapping[str, Any]
+    videos: tuple[tuple[str, Natural, str, float | int | None], ...]
+    rejected: tuple[Mapping[str, str], ...]
+    shards: tuple[_ShardEntry, ...]
 
 
 def save_plan(plan: Plan, output: Path) -> None:
@@ -47,7 +81,7 @@ def save_plan(plan: Plan, output: Path) -> None:
         "rejected": list(plan.rejected),
         "shards": shards,
     }
-    atomic_write(output / PLAN, json.dumps(values) + "\n")
+    atomic_write(output / PLAN, json.dumps(with_digest(values)) + "\n")
 
 
 def load_plan(output: Path) -> Plan:
@@ -59,51 +93,72 @@ def load_plan(output: Path) -> Plan:
     path = output / PLAN
     try:
         values = read_json(path)
-        if values["version"] != VERSION:
-            raise ValueError(f"version {values['version']}, this code reads {VERSION}")
-        settings = _settings(values["settings"])
-        shards = tuple(_shard(entry, values["videos"]) for entry in values["shards"])
-        videos = {name: (size, caption) for name, size, caption, _ in values["videos"]}
+        if isinstance(values, dict) and not take_digest(values):
+            raise UserError("its SHA-256 differs from what it says")
+        entries = from_values("", _PlanEntries, values)
+        known_keys("parts", entries.parts, ("tokenizer", "text_encoder"), ("tokenizer",))
+        check_value("parts.tokenizer", entries.parts["tokenizer"], Mapping)
+        check_value("parts.text_encoder", entries.parts.get("text_encoder"), Mapping | None)
+        _check_shards(entries)
         return Plan(
-            settings=settings,
-            identities=values["parts"],
-            videos=videos,
+            settings=entries.settings,
+            identities=entries.parts,
+            videos={name: (size, caption) for name, size, caption, _ in entries.videos},
             rejected=values["rejected"],
-            shards=shards,
+            shards=tuple(_shard(entry, entries.videos) for entry in entries.shards),
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): choose another --output.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): choose another --output.") from error
 
 
-def _settings(values: Mapping[str, Any]) -> Settings:
-    cutting = dict(values["cutting"])
-    cutting |= {
-        "lengths": tuple(cutting["lengths"]),
-        "sizes": tuple(tuple(size) for size in cutting["sizes"]),
-    }
-    return Settings(**{**values, "cutting": Cutting(**cutting)})
+def _check_shards(entries: _PlanEntries) -> None:
+    """Raises a UserError unless the shards follow each other, with windows of the plan's videos."""
+    first_clip = 0
+    numbers = {"train": 0, "test": 0}
+    counts = Counter(shard.split for shard in entries.shards)
+    cutting = entries.settings.cutting
+    for shard in entries.shards:
+        name = f"shard {shard.number} of {shard.split}"
+        count = counts[shard.split]
+        if (shard.number, shard.count) != (numbers[shard.split], count):
+            raise UserError(f"{name} of {shard.count} should be {numbers[shard.split]} of {count}")
+        numbers[shard.split] += 1
+        if shard.first_clip != first_clip:
+            raise UserError(f"{name} begins with clip {shard.first_clip}, not {first_clip}")
+        first_clip += len(shard.windows)
+        if not 1 <= len(shard.windows) <= entries.settings.clips_per_shard:
+            raise UserError(f"{name} has {len(shard.windows)} windows")
+        if shard.shape[0] not in cutting.lengths or shard.shape[1:] not in cutting.sizes:
+            raise UserError(f"{name} has clips of {shard.shape}, which the settings do not name")
+        for video, start, stop in shard.windows:
+            if video >= len(entries.videos) or entries.videos[video][3] is None:
+                raise UserError(f"{name} has a window of the video {video}, which is not listed")
+            if not start < stop:
+                raise UserError(f"{name} has a window from {start} to {stop} s")
 
 
-def _shard(entry: Mapping[str, Any], videos: Sequence[Sequence[Any]]) -> ShardPlan:
-    num_frames, height, width = entry["shape"]
+def _shard(
+    entry: _ShardEntry, videos: Sequence[tuple[str, int, str, float | int | None]]
+) -> ShardPlan:
+    num_frames, height, width = entry.shape
     shape = ClipShape(num_frames=num_frames, height=height, width=width)
     windows = tuple(
         Window(
             video=videos[number][0],
-            first=videos[number][3],
+            first=float(videos[number][3] or 0.0),
             start=start,
             stop=stop,
             shape=shape,
             caption=videos[number][2],
         )
-        for number, start, stop in entry["windows"]
+        for number, start, stop in entry.windows
     )
     return ShardPlan(
-        split=entry["split"],
-        number=entry["number"],
-        count=entry["count"],
+        split=entry.split,
+        number=entry.number,
+        count=entry.count,
         shape=shape,
-        first_clip=entry["first_clip"],
+        first_clip=entry.first_clip,
         windows=windows,
     )
 

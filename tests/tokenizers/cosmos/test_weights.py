@@ -1,10 +1,14 @@
 """Files of the Cosmos tokenizer: both key styles, halves, diffusers' names, and files that are
 something else."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from tests.helpers.tiny_model import annotations_off
+from tests.helpers.wrong_values import LEFT_OUT, accepted
 from videomar_jax.interop.formats.base import TensorSpec, WeightFileError
 from videomar_jax.interop.formats.files import open_tensors, write_tensors
 from videomar_jax.interop.formats.rules import expected, exported
@@ -228,3 +232,18 @@ def test_weights_too_large_for_the_type_they_are_read_in(tmp_path, tokenizer):
     load_cosmos(path, config=TINY)
     with pytest.raises(WeightFileError, match=r"quant_conv\.conv3d\.bias .*does not fit bfloat16"):
         load_cosmos(path, config=TINY, dtype="bfloat16")
+
+
+def test_wrong_values_in_a_config_are_refused(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(TINY.to_dict()))
+    with annotations_off():
+        taken = accepted(file, lambda: CosmosConfig.from_dict(json.loads(file.read_text())))
+    # Whatever has a default may be left out; the tensors tell whether a mere size is right.
+    believed = [
+        (place, value)
+        for place, value in taken
+        if value != LEFT_OUT and not (place == "legacy" and value is True)
+    ]
+    free = {"attention_resolutions", "attention_resolutions.0", "resolution"}
+    assert {place for place, _ in believed} <= free, believed

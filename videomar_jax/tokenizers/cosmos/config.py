@@ -17,9 +17,9 @@ factors of both sides multiply to the strides.
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from videomar_jax.checks import Count, UserError, check_fields
+from videomar_jax.checks import Natural, Range, Size, UserError, check_fields, from_values
 
 
 class Step(NamedTuple):
@@ -34,27 +34,27 @@ class Step(NamedTuple):
 class CosmosConfig:
     """The sizes of one network."""
 
-    temporal_stride: Count
+    temporal_stride: Size
     """Pixel frames of one latent frame (after the first)."""
-    spatial_stride: Count
+    spatial_stride: Size
     """Pixel rows, and columns, of one latent row."""
-    patch: Count = 4
+    patch: Size = 4
     """Edge of the Haar patches, a power of two."""
-    width: Count = 128
+    width: Size = 128
     """Channels after the first convolution."""
-    encoder_mults: tuple[Count, ...] = (2, 4, 4)
+    encoder_mults: tuple[Size, ...] = (2, 4, 4)
     """Channels of each encoder level, as multiples of `width`."""
-    decoder_mults: tuple[Count, ...] = (2, 4, 4)
+    decoder_mults: tuple[Size, ...] = (2, 4, 4)
     """The same for the decoder, finest level first."""
-    blocks: Count = 2
+    blocks: Annotated[int, Range(low=1, high=1000)] = 2
     """Residual blocks of an encoder level; the decoder has one more."""
-    z_channels: Count = 16
+    z_channels: Size = 16
     """Channels between the networks and their pointwise output and input layers."""
-    latent_channels: Count = 16
+    latent_channels: Size = 16
     """Channels of the latents."""
-    resolution: Count = 1024
+    resolution: Size = 1024
     """Nominal size that `attention_resolutions` refers to."""
-    attention_resolutions: tuple[int, ...] = (32,)
+    attention_resolutions: tuple[Natural, ...] = (32,)
     """Attention is put into the levels whose nominal size, (resolution / patch) >> level, is
     listed; no release has such a level."""
     legacy: bool = False
@@ -117,12 +117,12 @@ class CosmosConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CosmosConfig":
-        """The inverse of `to_dict`, also after a round trip through JSON, which has lists only."""
-        fields = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        return cls(**fields)
+        """The inverse of `to_dict`, also after a round trip through JSON, which has lists only.
+
+        Raises:
+            UserError: an unknown or missing field, or a value that cannot be.
+        """
+        return from_values("", cls, values)
 
     def _wrong_sizes(self) -> list[str]:
         faults = []

@@ -149,13 +149,14 @@ class CosmosTokenizer:
         """Published weights in a file, a folder, or a Hugging Face repository.
 
         Args:
-            place: "PLACE", or "RELEASE@PLACE" where the place does not name its release.
+            place: "PLACE" or, with a revision of a repository, "OWNER/NAME@REVISION"; in front of
+                it "RELEASE@" where the place does not name its release.
             scale, dtype: as the attributes.
         Raises:
             FileNotFoundError: no such place.
             UserError: unknown release, or a file that does not fit.
         """
-        release, _, place = place.rpartition("@")
+        release, place = _split_release(place)
         folder = local_folder(place, _FILES)
         # The folder of a download is named by a hash: the release may be in what was asked for.
         named = release or _release_named_in(place)
@@ -165,7 +166,7 @@ class CosmosTokenizer:
     def strides_of(cls, place: str) -> tuple[int, int] | None:
         """(temporal, spatial) stride of what `open(place)` would give, where the text says its
         release; None otherwise. Nothing is read."""
-        release, _, place = place.rpartition("@")
+        release, place = _split_release(place)
         found = re.search(r"CV\d+x\d+x\d+", release or place)
         if found is None:
             return None
@@ -281,6 +282,12 @@ def load_cosmos(
         config = CosmosConfig.release(release)
     config, params = load_params(path, config, dtype=dtype)
     return CosmosTokenizer(params=params, config=config, scale=scale, dtype=dtype, chunk=chunk)
+
+
+def _split_release(spec: str) -> tuple[str, str]:
+    """(release, place) of "RELEASE@PLACE"; a place may itself end in "@REVISION"."""
+    first, at, rest = spec.partition("@")
+    return (first, rest) if at and "/" not in first else ("", spec)
 
 
 def _release_named_in(place: str) -> str | None:

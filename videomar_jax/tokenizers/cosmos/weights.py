@@ -121,7 +121,7 @@ def _config_of(path: str | os.PathLike, files: Sequence[TensorFile]) -> CosmosCo
         return release_in(path)
     try:
         return CosmosConfig.from_dict(json.loads(texts[0]))
-    except (TypeError, ValueError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise WeightFileError(
             f"{path}: the header's {HEADER_KEY} is not a configuration: {error}"
         ) from error
