@@ -54,6 +54,12 @@ def _parsed_flags():
         flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(autouse=True)
+def _warnings_of_each_test(monkeypatch):
+    """A warning that is given once is given once in each test."""
+    monkeypatch.setattr("videomar_jax.io.log._warned", set())
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
     """Drops the compiled programs of earlier files once they take too many memory maps.

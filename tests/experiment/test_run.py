@@ -1,8 +1,10 @@
 """The whole path on two-row runs of a few steps: everything a run promises to write is there and
 says what happened."""
 
+import errno
 import json
 import math
+import os
 import re
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -14,10 +16,12 @@ from PIL import Image
 from tests.helpers.tiny_run import STEPS, start, tiny, tiny_videos, write_clip
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.data.shapes import HELD_OUT
+from videomar_jax.experiment import evaluate as evaluating
 from videomar_jax.experiment import run
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.evaluate import Evaluation, evaluate, evaluate_checkpoint
 from videomar_jax.inference.stream import VideoSampler
+from videomar_jax.io.paths import file_name
 from videomar_jax.pretrained.bundle import load_pretrained
 
 SHAPE_SCORES = {
@@ -190,12 +194,16 @@ def test_a_checkpoint_is_scored_like_the_run_that_made_it(finished, tmp_path):
 # A folder of clips
 
 
+LONG = "日" * 72 + ".avi"
+"""Too long for a file with what is added to it."""
+
+
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory):
     """(workdir, report, log) of a run on two clips and a broken one, one of them with a caption."""
     folder = tmp_path_factory.mktemp("footage")
     write_clip(folder / "clips" / "b (1).mp4", 60, seed=1)
-    write_clip(folder / "clips" / "sub" / "a.avi.mp4", 60, seed=2)
+    write_clip(folder / "clips" / "sub" / f"{LONG}.mp4", 60, seed=2)
     (folder / "clips" / "b (1).txt").write_text("a square moves right")
     (folder / "clips" / "broken.mp4").write_bytes(b"nothing" * 50)
     write_clip(folder / "clips" / "short.mp4", 2)
@@ -214,10 +222,10 @@ def test_footage_is_scored_by_clip(footage):
     assert list(report["cases"]) == [
         "held_out",
         "b (1)",
-        "a.avi",
+        LONG,
         "held_out_given_3",
         "b (1)_given_3",
-        "a.avi_given_3",
+        f"{LONG}_given_3",
     ], "clips of 5 frames are not continued from 5"
     cases = list(report["cases"].values())
     for number, scores in enumerate(cases):
@@ -238,7 +246,7 @@ def test_footage_has_pictures_whatever_its_names(footage):
     workdir, _, _ = footage
     pictures = linked_pictures(workdir)
     names = {path.name.removesuffix(path.suffix) for path in pictures}
-    assert names == {"held_out", "held_out_given_3", "b (1)_given_3", "a.avi_given_3"}
+    assert names == {"held_out", "held_out_given_3", "b (1)_given_3", file_name(f"{LONG}_given_3")}
     assert len(pictures) == 8 and all(path.exists() for path in pictures), pictures
     with Image.open(workdir / "report" / "held_out.png") as picture:
         assert picture.size[0] > 5 * 128 and picture.size[1] > 4 * 4 * 128, "rows of 128 pixels"
@@ -259,6 +267,24 @@ def test_clips_that_cannot_be_used_are_listed_and_skipped(footage):
     _, _, said = footage
     assert any("broken.mp4" in line and "cannot be decoded" in line for line in said)
     assert any("short.mp4" in line and "3 asked" in line for line in said)
+    assert len(said) == len(set(said)), "the folder is opened for training and for measuring"
+
+
+def test_pictures_that_cannot_be_written_cost_the_pictures_only(finished, tmp_path, monkeypatch):
+    write = evaluating._write_pictures
+
+    def failing(stem, shown, fps):
+        if stem.name == "held_out":
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(stem))
+        write(stem, shown, fps)
+
+    monkeypatch.setattr(evaluating, "_write_pictures", failing)
+    experiment = Experiment.from_config(tiny())
+    evaluate_checkpoint(experiment, tmp_path / "scores", finished)
+    assert read_report(tmp_path / "scores")["cases"] == read_report(finished)["cases"]
+    pictures = linked_pictures(tmp_path / "scores")
+    assert pictures and all(path.exists() for path in pictures)
+    assert not [path for path in pictures if path.stem == "held_out"]
 
 
 # What is measured

@@ -4,6 +4,7 @@ its record makes the same video again."""
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -161,6 +162,46 @@ def test_an_image_that_is_none_is_named_and_the_others_are_made(finished, tmp_pa
         "b.mp4",
         "b.png",
     ]
+
+
+def test_a_file_that_cannot_be_written_costs_one_video(finished, tmp_path, monkeypatch, caplog):
+    image = draw(tmp_path / "i.png")
+    save = Video.save
+
+    def failing(video, path, **options):
+        if path.name == "b.gif":
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
+        return save(video, path, **options)
+
+    monkeypatch.setattr(Video, "save", failing)
+    faults = make([request(image, name) for name in "abc"], finished, tmp_path / "out")
+    assert len(faults) == 1 and faults[0].startswith("b: ")
+    assert faults[0] in caplog.messages
+    records = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
+    assert records == ["a.json", "c.json"]
+
+
+def test_a_full_disk_ends_the_job(finished, tmp_path, monkeypatch):
+    def full(video, path, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Video, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        make([request(draw(tmp_path / "i.png"))], finished, tmp_path / "out")
+
+
+def test_names_are_compared_with_what_the_folder_takes_before_the_work(
+    finished, tmp_path, monkeypatch
+):
+    image = draw(tmp_path / "i.png")
+    limit = os.pathconf
+    monkeypatch.setattr(
+        os, "pathconf", lambda *asked: 143 if asked[1] == "PC_NAME_MAX" else limit(*asked)
+    )
+    asked = [request(image, "x" * 140), request(image, "x" * 138)]
+    faults = make(asked, finished, tmp_path / "out")
+    assert len(faults) == 1 and "144 bytes" in faults[0] and "at most 143" in faults[0]
+    assert (tmp_path / "out" / ("x" * 138 + ".mp4")).exists()
 
 
 def test_existing_files_are_kept_unless_asked(finished, tmp_path):

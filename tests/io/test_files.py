@@ -1,5 +1,6 @@
 import hashlib
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from videomar_jax.data.decode import probe
 from videomar_jax.inference.images import load_image
 from videomar_jax.inference.requests import from_file
 from videomar_jax.interop.formats.files import open_tensors
-from videomar_jax.io.files import atomic_write, read_json, replacing, sha256
+from videomar_jax.io.files import atomic_write, clear_leftovers, read_json, replacing, sha256
 from videomar_jax.tokenizers.cosmos.tokenizer import load_cosmos
 
 
@@ -71,7 +72,7 @@ def test_the_part_is_hidden_beside_the_file_and_has_a_name_of_its_own(tmp_path):
         assert first != second and not path.exists()
         for part in (first, second):
             assert part.parent == tmp_path
-            assert part.name.startswith(".x.mp4.") and part.name.endswith(".part")
+            assert re.fullmatch(r"\.[0-9a-f]{16}\.[0-9a-f]{12}\.part", part.name)
     assert path.read_text() == "first", "the outer block ends last"
     assert names(tmp_path) == ["x.mp4"]
 
@@ -163,3 +164,20 @@ def test_json_that_is_none(tmp_path):
         file.write_bytes(content)
         with pytest.raises(UserError, match=words):
             read_json(file)
+
+
+def test_the_longest_name_can_be_written_and_what_is_left_of_it_cleared(tmp_path):
+    name = "日" * 85
+    atomic_write(tmp_path / name, "text")
+    assert (tmp_path / name).read_text() == "text"
+    with replacing(tmp_path / name) as part:
+        part.write_text("new")
+        left = part.with_name(part.name.replace(".part", "0.part"))
+        left.write_text("of a killed process")
+    earlier = tmp_path / ".short.0123456789ab.part"
+    earlier.write_text("of a killed process of an earlier version")
+    clear_leftovers(tmp_path, "other")
+    assert left.exists() and earlier.exists()
+    clear_leftovers(tmp_path, name)
+    clear_leftovers(tmp_path, "short")
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]

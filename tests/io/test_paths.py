@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from videomar_jax.checks import UserError
-from videomar_jax.io.paths import is_address, user_path
+from videomar_jax.io.paths import check_length, file_name, is_address, user_path
 
 
 def test_home_and_relative_paths_become_absolute(tmp_path, monkeypatch):
@@ -57,3 +58,23 @@ def test_what_can_be_no_path_is_refused_by_name(text, words):
 def test_odd_names_are_kept(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert user_path(name) == tmp_path / name
+
+
+def test_what_a_name_becomes_as_a_file():
+    assert file_name("a b ü|*.clip") == "a b ü|*.clip"
+    for text in ("日" * 72, "x" * 220, "a/b", "..", "", "nul\0", "half \udcff"):
+        name = file_name(text)
+        assert name != text and len(name.encode()) <= 180
+        assert Path(name).name == name and "\0" not in name
+    assert file_name("x" * 220 + "1") != file_name("x" * 220 + "2")
+
+
+def test_names_that_the_file_system_cannot_hold_are_refused(tmp_path, monkeypatch):
+    check_length(tmp_path / ("x" * 255))
+    with pytest.raises(UserError, match=r"256 bytes, and .* takes at most 255"):
+        check_length(tmp_path / "none" / ("x" * 256))
+    with pytest.raises(UserError, match="at most 4095"):
+        check_length(tmp_path / "/".join(["y" * 200] * 25))
+    monkeypatch.setattr(os, "pathconf", lambda folder, name: 143)  # as eCryptfs says
+    with pytest.raises(UserError, match="takes at most 143"):
+        check_length(tmp_path / ("日" * 48))

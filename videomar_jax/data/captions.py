@@ -12,7 +12,6 @@ the empty caption.
 """
 
 import csv
-import functools
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import NamedTuple
 
 from videomar_jax.checks import UserError
 from videomar_jax.io.files import check_regular
-from videomar_jax.io.log import log
+from videomar_jax.io.log import warn_once
 
 # The longest caption, in characters, that is believed to be one.
 _LONGEST_FIELD = 100_000
@@ -53,17 +52,11 @@ def read_captions(folder: Path, clips: Sequence[Path], table: Path | None) -> di
     empty = [clip for clip in clips if not texts[clip]]
     if table is not None and 2 * len(empty) > len(clips):
         examples = ", ".join(clip.relative_to(folder).as_posix() for clip in empty[:_EXAMPLES])
-        _warn_once(
+        warn_once(
             f"{len(empty)} of {len(clips)} clips have no caption, such as {examples}, although "
             f"there is the table {table}"
         )
     return texts
-
-
-@functools.lru_cache(maxsize=100)
-def _warn_once(text: str) -> None:
-    """Every split of a folder reads the same captions."""
-    log.warning("%s", text)
 
 
 def _find_table(folder: Path) -> Path | None:

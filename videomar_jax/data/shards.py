@@ -278,9 +278,12 @@ class LatentShards:
         return short_digest("shards", self.split, self.fps, files)
 
     def name(self, index: int) -> str:
-        """The video that clip number `index` is cut from, without folder and ending."""
+        """The video that clip number `index` is cut from, without folder and ending.
+
+        Bytes that are not UTF-8 become the replacement character, so reports can be written.
+        """
         _, clip = self._clip(index)
-        return Path(clip.file).stem
+        return Path(clip.file).stem.encode(errors="surrogateescape").decode(errors="replace")
 
     def describe(self, index: int) -> dict[str, Any]:
         """Where a clip comes from.

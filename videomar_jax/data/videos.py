@@ -45,7 +45,7 @@ from videomar_jax.data.sources import (
     short_digest,
 )
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
-from videomar_jax.io.log import log
+from videomar_jax.io.log import log, warn_once
 from videomar_jax.io.paths import user_path
 from videomar_jax.types import Int, UInt8
 
@@ -154,7 +154,7 @@ class VideoFolder:
         if self.skipped and (not segments or not skip_broken):
             raise UserError(_list_of_unusable(self._folder, self.skipped, len(files)))
         for _, reason in self.skipped:
-            log.warning("skipped %s", reason)
+            warn_once("skipped %s", reason)
         self._windows = [window for segment in segments for window in self._spread(segment)]
         owners = [window.segment for window in self._windows]
         self._lengths = np.array([segment.count(self.fps) for segment in owners])
@@ -420,7 +420,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         # Linked folders come after all real ones, which keep their names if they are met twice.
         start = waiting.pop(0)
         if os.path.realpath(start) in entered:
-            log.warning("%s links to a folder that is read already: not entered", start)
+            warn_once("%s links to a folder that is read already: not entered", start)
             continue
         for name, folders, files in os.walk(start, onerror=_say_unreadable):
             place = Path(name)
@@ -432,7 +432,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _say_unreadable(error: OSError) -> None:
-    log.warning("%s cannot be looked into (%s)", error.filename, error.strerror)
+    warn_once("%s cannot be looked into (%s)", error.filename, error.strerror)
 
 
 def _as_inspected(picture: Picture, segment: Segment) -> np.ndarray:
@@ -450,7 +450,7 @@ def _report_notes(notes: Sequence[tuple[str, Path]], total: int) -> None:
     """One warning for each kind of note, with the number of files and the first of them."""
     for note in sorted({note for note, _ in notes}):
         paths = sorted(path for other, path in notes if other == note)
-        log.warning("%d of %d videos, such as %s: %s", len(paths), total, paths[0], note)
+        warn_once("%d of %d videos, such as %s: %s", len(paths), total, paths[0], note)
 
 
 def _is_video(path: Path) -> bool:

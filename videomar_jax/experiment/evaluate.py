@@ -17,9 +17,11 @@ from videomar_jax.experiment.cases import CaseSettings
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.data_sources import DATA_KINDS
 from videomar_jax.experiment.linear_baseline import linear_predictors
+from videomar_jax.inference.requests import Output
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.log import log
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
+from videomar_jax.io.paths import file_name
 from videomar_jax.pretrained.bundle import load_pretrained
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.types import UInt8
@@ -60,6 +62,7 @@ def evaluate_checkpoint(
     """
     if (output / "report.json").exists():
         raise UserError(f"{output} already holds a report; choose another --output.")
+    Output(folder=output).check_folder()
     pretrained = load_pretrained(checkpoint)
     sampler = VideoSampler.from_bundle(
         pretrained.model,
@@ -116,10 +119,15 @@ def evaluate(
         log.info("%s: %s", case.title, shown)
         titles = {case.name: case.title} | {part.name: part.title for part in case.parts}
         for name, clips in found.shown.items():
-            _write_pictures(folder / name, clips, held_out.fps)
-            pictures[f"{name}.png"] = titles[name]
+            stem = file_name(name)
+            try:
+                _write_pictures(folder / stem, clips, held_out.fps)
+            except (OSError, ValueError) as error:
+                log.warning("no pictures of %r: %s", name, error)  # the scores are worth more
+                continue
+            pictures[f"{stem}.png"] = titles[name]
             rows = ", ".join(clips[0].videos)
-            pictures[f"{name}.gif"] = f"{titles[name]}: {rows}, one below the other"
+            pictures[f"{stem}.gif"] = f"{titles[name]}: {rows}, one below the other"
     summary: dict[str, Any] = {
         key: scores[name]["direction_accuracy"] for key, name in SUMMARY.items() if name in scores
     }

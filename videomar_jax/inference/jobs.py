@@ -504,6 +504,11 @@ def _load_all(
     sources: dict[tuple[Path, int | None], tuple[np.ndarray, str] | str] = {}
     cuts = tokens_cut(bundle.text_encoder, [request.prompt for request in requests])
     for request, cut in zip(requests, cuts, strict=True):
+        try:
+            output.check_lengths(request.name)
+        except UserError as error:
+            faults.append(_fault(request, error))
+            continue
         key = (request.image, request.given_frames)
         if key not in sources:
             sources[key] = _load_or_fault(request, bundle, spec)

@@ -19,7 +19,7 @@ from videomar_jax.checks import (
 )
 from videomar_jax.io.files import check_regular
 from videomar_jax.io.log import log
-from videomar_jax.io.paths import user_path
+from videomar_jax.io.paths import check_length, user_path
 from videomar_jax.parallel.config import MeshConfig
 
 FORMATS = {"mp4": ".mp4", "gif": ".gif", "png": ".png", "webm": ".webm", "latents": ".npz"}
@@ -165,6 +165,11 @@ class Output:
         for path in files:
             if not self.overwrite and os.path.lexists(path):
                 raise in_the_way(path)
+
+    def check_lengths(self, name: str) -> None:
+        """Raises a UserError if the folder cannot hold files of this name."""
+        for path in self.paths(name).values():
+            check_length(path)
 
     def check_folder(self) -> None:
         """Raises an OSError if the folder cannot be written to."""

@@ -56,8 +56,8 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Pa
 
     The move happens when the block ends without an exception, once the bytes of a file are on the
     disk. After an exception, KeyboardInterrupt included, nothing is left and `path` is unchanged.
-    No other process or thread gets the same name. A process that is killed leaves a file or folder
-    `.NAME.*.part`.
+    No other process or thread gets the same name. It has a fixed length, as that of `path` may be
+    the longest there is. A process that is killed leaves a file or folder `.DIGEST.*.part`.
 
     Raises:
         FileExistsError: `path` is a folder, or exists and `overwrite` is False.
@@ -67,7 +67,7 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Pa
         raise FileExistsError(
             f"{path} exists already: choose another name, or pass overwrite=True for a file."
         )
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    part = path.with_name(f".{_digest_of_name(path.name)}.{uuid.uuid4().hex[:12]}.part")
     try:
         yield part
         if part.is_file():
@@ -90,8 +90,10 @@ def clear_leftovers(folder: Path, name: str | None = None, before: float | None 
         name: of the finished file or folder; None: all in `folder`.
         before: only what was last changed before this time (seconds since the epoch).
     """
-    pattern = ".*.part" if name is None else f".{glob.escape(name)}.*.part"
-    for part in folder.glob(pattern):
+    # Those of earlier versions hold the whole name.
+    owners = ["*"] if name is None else [_digest_of_name(name), glob.escape(name)]
+    leftovers = [part for owner in owners for part in folder.glob(f".{owner}.*.part")]
+    for part in leftovers:
         with contextlib.suppress(FileNotFoundError):
             if before is not None and part.stat().st_mtime >= before:
                 continue
@@ -155,6 +157,10 @@ def take_digest(values: dict[str, Any]) -> bool:
 
 def _digest_of_values(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_name(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -11,6 +11,21 @@ log = logging.getLogger("videomar_jax")
 _NOISY = ("jax", "orbax", "absl", "grain", "tensorboardX")
 
 
+_warned: set[str] = set()
+
+
+def warn_once(text: str, *values: object) -> None:
+    """Logs a warning, unless this process did so before.
+
+    For facts that are met again wherever the same files are opened again, as a folder of clips is
+    for training and for measuring.
+    """
+    message = text % values if values else text
+    if message not in _warned:
+        _warned.add(message)
+        log.warning("%s", message)
+
+
 def show_log() -> None:
     """Shows the package's messages on stderr, each with its time; of libraries only warnings."""
     # Late: absl changes the logging of the whole program, which is for the commands to decide.

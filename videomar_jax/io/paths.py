@@ -1,5 +1,6 @@
 """Paths as a person writes them, in flags, configs and calls."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -54,6 +55,53 @@ def user_path(text: str | os.PathLike, name: str = "") -> Path:
             f"{_LONGEST_PATH}."
         )
     return path
+
+
+def check_length(path: Path) -> None:
+    """Makes sure that the file system can hold a file of this name, before work is done for it.
+
+    Raises:
+        UserError: the name or the whole path is too long.
+    """
+    existing = next((above for above in path.parents if os.path.isdir(above)), Path("/"))
+    size, whole = len(os.fsencode(path.name)), len(os.fsencode(path))
+    longest_name = _limit(existing, "PC_NAME_MAX", _LONGEST_NAME)
+    longest_path = _limit(existing, "PC_PATH_MAX", 4096) - 1
+    if size > longest_name:
+        raise UserError(
+            f"the name {path.name!r} is too long: it has {size} bytes, and {existing} takes at "
+            f"most {longest_name}. Choose a shorter one."
+        )
+    if whole > longest_path:
+        raise UserError(
+            f"{os.fspath(path)!r} is too long: it has {whole} bytes, and at most {longest_path} "
+            f"are possible. Choose another folder."
+        )
+
+
+def file_name(text: str, longest: int = 180) -> str:
+    """A file name for what is called `text`: the text itself, where that can be one.
+
+    Otherwise a digest is added to what is left of it, so that different texts have different names.
+
+    Args:
+        longest: bytes of the name, which leave room for an ending.
+    """
+    name = re.sub("[/\0]", "_", text.encode(errors="replace").decode())
+    if name == text and len(name.encode()) <= longest and name not in ("", ".", ".."):
+        return name
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    kept = name.encode()[: longest - len(digest) - 1].decode(errors="ignore")
+    return f"{kept}_{digest}"
+
+
+def _limit(folder: Path, name: str, default: int) -> int:
+    """What a file system says of the lengths of its names."""
+    try:
+        limit = os.pathconf(folder, name)
+    except (OSError, ValueError):
+        return default
+    return limit if limit > 0 else default
 
 
 def is_address(text: str | os.PathLike) -> bool:

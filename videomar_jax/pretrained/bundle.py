@@ -10,7 +10,6 @@ checkpoints/STEP.
 """
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -37,7 +36,7 @@ from videomar_jax.checks import (
     shortened,
 )
 from videomar_jax.io.files import atomic_write, read_json, take_digest, with_digest
-from videomar_jax.io.log import log
+from videomar_jax.io.log import warn_once
 from videomar_jax.io.migration import current
 from videomar_jax.io.paths import user_path
 from videomar_jax.models.config import ModelConfig
@@ -244,14 +243,9 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file} is broken: {error}") from error
     if not as_written:
-        _say_changed(file)
+        # Not refused: it may have been edited on purpose.
+        warn_once("%s is not as it was written: it was edited by hand, or is damaged", file)
     return fields
-
-
-@functools.cache
-def _say_changed(file: Path) -> None:
-    """Once for each file: its text may have been edited on purpose."""
-    log.warning("%s is not as it was written: it was edited by hand, or is damaged", file)
 
 
 def load_pretrained(

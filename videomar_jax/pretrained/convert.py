@@ -27,7 +27,7 @@ from videomar_jax.io import lock
 from videomar_jax.io.files import clear_leftovers
 from videomar_jax.io.lock import holding
 from videomar_jax.io.log import log
-from videomar_jax.io.paths import user_path
+from videomar_jax.io.paths import check_length, user_path
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
 from videomar_jax.pretrained.open import open_components
@@ -62,6 +62,7 @@ def import_official(
     output = user_path(output, "--output")
     if output.is_symlink():
         output = output.resolve()  # a folder cannot be moved in the place of a link
+    check_length(output)
     check_place(output)
     _check_empty(output)
     file = user_path(file, "--checkpoint")
@@ -221,6 +222,7 @@ def export_official(
         UserError, OSError: the model has parts that the published one lacks, or there is none.
     """
     file = user_path(file, "--export")
+    check_length(file)
     if not file.parent.is_dir():
         raise FileNotFoundError(f"Cannot write {file}: there is no folder {file.parent}.")
     folder, params, step = load_params(checkpoint, weights, dtype=None)

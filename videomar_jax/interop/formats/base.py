@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from videomar_jax.checks import UserError, not_finite
-from videomar_jax.io.files import check_regular
+from videomar_jax.io.files import check_regular, replacing
 
 _LARGEST = 2**48
 """Entries of a tensor; a larger number means that the file is damaged."""
@@ -204,13 +204,5 @@ def new_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Bi
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Cannot write {path}: the folder {path.parent} does not exist.")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path, overwrite=overwrite) as part, open(part, "wb") as file:
+        yield file
