@@ -177,8 +177,8 @@ def test_a_file_that_cannot_be_written_costs_one_video(finished, tmp_path, monke
     faults = make([request(image, name) for name in "abc"], finished, tmp_path / "out")
     assert len(faults) == 1 and faults[0].startswith("b: ")
     assert faults[0] in caplog.messages
-    records = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
-    assert records == ["a.json", "c.json"]
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.gif"))
+    assert written == ["a.gif", "c.gif"]
 
 
 def test_a_full_disk_ends_the_job(finished, tmp_path, monkeypatch):
