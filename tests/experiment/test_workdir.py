@@ -34,7 +34,11 @@ from videomar_jax.training import loop
 def as_earlier_versions_wrote_it(config):
     """The config in old names and values, without the settings that were added since."""
     values = json.loads(json.dumps(config))
-    del values["data"]["decode_all"], values["data"]["most_failing"]
+    for key in ("decode_all", "most_failing", "zoom", "flip"):
+        del values["data"][key]
+    for key in ("linear_prior", "previous_frame", "residual"):
+        del values["model"][key]
+    del values["run"]["minutes"], values["run"]["size"]
     loss, sampling = values["loss"], values["sampling"]
     loss["frames"] = {"one_frame": "one", "all_frames": "all"}[loss.pop("supervise")]
     loss["layout"] = "truncated" if loss.pop("truncate") else "full"
@@ -63,8 +67,8 @@ def test_a_run_of_an_earlier_version_is_continued(tmp_path, loss):
 
 def test_an_added_setting_with_another_value_than_its_default_is_another_run(tmp_path):
     write_config(tmp_path, as_earlier_versions_wrote_it(tiny().to_dict()))
-    config = tiny(data=dict(most_failing=0.5)).to_dict()
-    with pytest.raises(UserError, match=r"data\.most_failing \(0\.1 there, 0\.5 here\)"):
+    config = tiny(data=dict(zoom=1.5)).to_dict()
+    with pytest.raises(UserError, match=r"data\.zoom \(1\.0 there, 1\.5 here\)"):
         check_workdir(tmp_path, config)
 
 
