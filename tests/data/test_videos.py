@@ -1,8 +1,12 @@
+import io
 import logging
 import os
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from videomar_jax.checks import UserError
 from videomar_jax.data.loader import batches, fixed_clips
@@ -412,6 +416,65 @@ def test_videos_that_failed_in_an_earlier_start_count_too(folder, numbers):
     paths[2].write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"2 of 4 videos .*than the 1 that data\.most_failing"):
         second.read(2, rng(), SHAPE)
+
+
+def test_a_frame_size_that_changes_within_a_file_costs_that_file_alone(folder, caplog):
+    with av.open(str(folder / "a1.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuvj420p"
+        for number in range(40):
+            size = (48, 32) if number < 3 else (64, 48)
+            picture = io.BytesIO()
+            Image.new("RGB", size).save(picture, "JPEG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts = stream, number, number
+            packet.time_base, packet.is_keyframe = Fraction(1, 10), True
+            container.mux(packet)
+    settings = {"fps": 10.0, "split": "train", "most_failing": 0.2}
+    source = VideoFolder(folder, **settings)
+    assert len(source) == 5 and source.name(1) == "a1"
+    clips = [source.read(index, rng(), SHAPE)["caption"] for index in range(5)]
+    assert clips == ["a first clip", "", "", "", "a last clip"] and source.failing() == ["a1.mkv"]
+    assert "a1.mkv: frames change" in caplog.text and "48x32 to 64x48" in caplog.text
+    decoded = VideoFolder(folder, **settings, decode_all=True)
+    assert [path.name for path, _ in decoded.skipped] == ["a1.mkv"]
+
+
+def test_mutated_files_cost_no_more_than_themselves(tmp_path, write_video):
+    """Bits turned, bytes replaced or lost at 60 places: whatever is wrong with it, a clip comes."""
+    whole = write_video(tmp_path / "whole.mp4", 20).read_bytes()
+    draw = rng(5)
+    for number in range(60):
+        raw, at = bytearray(whole), int(draw.integers(len(whole)))
+        if number % 3 == 0:
+            raw[at] ^= 1 << int(draw.integers(8))
+        elif number % 3 == 1:
+            raw[at : at + 40] = draw.bytes(40)
+        else:
+            del raw[at:]
+        (tmp_path / f"{number:02d}.mp4").write_bytes(raw)
+    source = VideoFolder(tmp_path, fps=10.0, split="train", most_failing=1.0, cache_bytes=0)
+    for index in range(len(source)):
+        assert source.read(index, rng(index), SHAPE)["video"].shape == (5, 16, 16, 3)
+    assert source.skipped and source.failing(), "some fail when inspected, some later"
+    assert "whole.mp4" not in source.failing()
+
+
+@pytest.mark.parametrize("kept", [0, 2**26])
+def test_damage_outside_of_a_window_counts_with_and_without_the_cache(tmp_path, write_video, kept):
+    """A resumed run keeps other files decoded, and must read the same clips."""
+    path = write_video(tmp_path / "a.mp4", gop=4)
+    write_video(tmp_path / "b.mp4", 12)
+    source = VideoFolder(
+        tmp_path, fps=10.0, split="all", crop="center", min_frames=5, cache_bytes=kept
+    )
+    raw = path.read_bytes()
+    at = raw.index(b"mdat") + 4
+    end = raw.index(b"moov")
+    path.write_bytes(raw[: (at + 2 * end) // 3] + bytes(end - (at + 2 * end) // 3) + raw[end:])
+    source._most_failing = 1.0
+    whole = [source.read(index, rng(), SHAPE)["video"].mean() for index in range(len(source))]
+    assert source.failing() == ["a.mp4"] and whole[0] < 40, "the first window is before the damage"
 
 
 def test_decoding_all_finds_damage_in_the_middle(folder):

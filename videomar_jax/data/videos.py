@@ -381,18 +381,18 @@ class VideoFolder:
             return np.stack(nearest(kept, times))
         rows, columns = cover_size(segment.rows, segment.columns, height, width)
         size = segment.frames * rows * columns * 3
-        if segment.frames > _MOST_KEPT_FRAMES or not self._cache.fits(size):
-            timed = frames_between(segment.path, segment.first, segment.last, start=times[0])
-            picked = np.stack([_as_inspected(frame, segment) for frame in nearest(timed, times)])
-            return resize_cover(picked, height, width)
-        kept = []
-        for time, frame in frames_between(
-            segment.path, segment.first, segment.last, start=segment.first
-        ):
-            pixels = _as_inspected(frame, segment)
-            kept.append((time, resize_cover(pixels[None], height, width)[0]))
-        self._cache.put(key, kept)
-        return np.stack(nearest(kept, times))
+        if segment.frames <= _MOST_KEPT_FRAMES and self._cache.fits(size):
+            try:
+                kept = _decode_whole(segment, height, width)
+                self._cache.put(key, kept)
+                return np.stack(nearest(kept, times))
+            except UserError:
+                # Whether a window can be read must not depend on what the cache holds, which is
+                # something else after a resume: damage outside of the window does not count.
+                pass
+        timed = frames_between(segment.path, segment.first, segment.last, start=times[0])
+        picked = np.stack([_as_inspected(frame, segment) for frame in nearest(timed, times)])
+        return resize_cover(picked, height, width)
 
 
 def video_files(folder: Path) -> list[Path]:
@@ -433,6 +433,17 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _say_unreadable(error: OSError) -> None:
     warn_once("%s cannot be looked into (%s)", error.filename, error.strerror)
+
+
+def _decode_whole(segment: Segment, height: int, width: int) -> list[tuple[float, np.ndarray]]:
+    """All frames of a segment with their times, scaled to cover height x width."""
+    frames = []
+    for time, frame in frames_between(
+        segment.path, segment.first, segment.last, start=segment.first
+    ):
+        pixels = _as_inspected(frame, segment)
+        frames.append((time, resize_cover(pixels[None], height, width)[0]))
+    return frames
 
 
 def _as_inspected(picture: Picture, segment: Segment) -> np.ndarray:
