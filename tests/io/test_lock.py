@@ -195,3 +195,15 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(other, tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(attempt, range(8)))
     assert len(winners) == 1
+
+
+def test_a_lock_from_the_future_is_taken_over_after_its_silence(tmp_path, monkeypatch):
+    """The clock of the machine that made it was wrong, or it came from a copy."""
+    monkeypatch.setattr(lock, "SILENCE", 0.2)
+    monkeypatch.setattr(lock, "_POLL", 0.05)
+    file = tmp_path / ".lock"
+    file.write_text("of another machine")
+    os.utime(file, (time.time() + 4000,) * 2)
+    start = time.monotonic()
+    with lock.holding(file, "the folder"):
+        assert 0.2 <= time.monotonic() - start < 3

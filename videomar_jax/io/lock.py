@@ -208,7 +208,7 @@ class Lock:
         clock = self._new_name()
         clock.touch()
         try:
-            first = _touched(self._file)
+            first, begun = _touched(self._file), time.monotonic()
             said = False
             while True:
                 touched = _touched(self._file)
@@ -217,7 +217,9 @@ class Lock:
                 if touched != first:
                     raise self._refusal(holder)
                 os.utime(clock)
-                left = SILENCE - (clock.stat().st_mtime - touched)
+                # Nor is a time of the future, of a clock that was wrong, waited for.
+                silent = max(clock.stat().st_mtime - touched, time.monotonic() - begun)
+                left = SILENCE - silent
                 if left <= 0:
                     return True
                 if not said:
