@@ -206,7 +206,7 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     _save(tmp_path / "a.png", Image.new("I;16", (64, 64)))
-    monkeypatch.setattr(images, "_MOST_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", 64 * 64 - 1)
     with pytest.raises(UserError, match="64x64 pixels are too many"):
         images.load_image(tmp_path / "a.png", height=8, width=8)
 

@@ -4,7 +4,9 @@ its record makes the same video again."""
 import dataclasses
 import errno
 import json
+import math
 import os
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -31,6 +33,7 @@ from videomar_jax.checks import Interrupted, UserError
 from videomar_jax.inference import jobs, metadata, stream
 from videomar_jax.inference.image_to_video import image_to_video
 from videomar_jax.inference.metadata import read_record
+from videomar_jax.inference.pipeline import VideoMARPipeline
 from videomar_jax.inference.requests import JobOptions, Output
 from videomar_jax.inference.video import Video
 from videomar_jax.parallel.config import MeshConfig
@@ -556,6 +559,58 @@ def test_a_video_that_cannot_be_made_again(made, finished, tmp_path, prepare):
     with pytest.raises(kind, match=words):
         jobs.reproduce(file, Output(folder=tmp_path / "out"), **where)
     assert not (tmp_path / "out").exists()
+
+
+WRONG = [None, True, -1, 0, 10**30, 10**400, 1e308, math.nan, math.inf, "", "a\0b", "\ud83d"]
+WRONG += ["n" * 5000, [], [1], [[[]]], {}, {"a": {"b": []}}]
+MESHES = [{"data": 0}, {"data": 10**9}, {"data": True}, {"x": 1}, {"data": -1, "fsdp": -1}]
+
+
+def mutated_records(record):
+    """Some 300 texts made from a record, each with one fault or with an odd but possible value."""
+    for root in (None, [], "x", 3, {}, True):
+        yield json.dumps(root)
+    yield '{"format": 1, "sampling": ' + "[" * 200_000
+    yield json.dumps(record | {"extra": 1})
+    generator = random.Random(0)
+    for key in record:
+        yield json.dumps({name: value for name, value in record.items() if name != key})
+        for value in generator.sample(WRONG, 6):
+            yield json.dumps(record | {key: value})
+    for key in record["sampling"]:
+        for value in generator.sample(WRONG, 5):
+            yield json.dumps(record | {"sampling": record["sampling"] | {key: value}})
+    for mesh in MESHES:
+        yield json.dumps(record | {"mesh": mesh})
+    for size in (2**31, 40_000, 4):
+        yield json.dumps(record | {"height": size, "width": size})
+    yield json.dumps(record | {"place": record["batch_size"]})
+    yield json.dumps(record | {"frames": record["num_frames"] + 1})
+    yield json.dumps(record | {"num_frames": 10**9 + 1, "frames": 10**9 + 1})
+
+
+def test_hostile_records_are_user_errors(made, finished, tmp_path, monkeypatch):
+    """All up to the generation is done; most are refused, and no one with another exception."""
+    pipe = VideoMARPipeline.from_checkpoint(finished)
+    monkeypatch.setattr(VideoMARPipeline, "from_checkpoint", lambda *args, **kwargs: pipe)
+    monkeypatch.setattr(jobs, "model_digests", lambda *_: digests)
+    monkeypatch.setattr(jobs, "_generate", lambda job, batch, rows, until: [])
+    record = json.loads((made / "out" / "v0.json").read_text())
+    digests = record["checkpoint_sha256"]
+    file = tmp_path / "v0.json"
+    refused = []
+    for text in mutated_records(record):
+        file.write_text(text)
+        try:
+            with annotations_off():
+                jobs.reproduce(file, Output(folder=tmp_path / "out"))
+        except (UserError, FileNotFoundError) as error:
+            refused.append(str(error))
+        except Exception as error:
+            pytest.fail(f"{type(error).__name__}: {error} for {text[:2000]}")
+    assert len(refused) > 200 and max(map(len, refused)) < 6000
+    for part in ("nested too deeply", "holds no object", "too many pixels", "lacks prompt"):
+        assert any(part in text for text in refused), part
 
 
 def test_an_interrupted_video_keeps_its_frames(finished, tmp_path, monkeypatch):

@@ -32,7 +32,8 @@ Given: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
 # Raster formats that Pillow reads by itself: others, such as EPS, start programs. Those that are
 # told by their first bytes stand first.
 _FORMATS = "BMP GIF JPEG MPO PNG PPM AVIF DDS DIB ICO JPEG2000 QOI SGI TIFF WEBP PCX TGA".split()
-_MOST_PIXELS = 178_956_970  # Where Pillow refuses by itself too, unless a program changed it.
+MOST_PIXELS = 178_956_970
+"""Pixels of the largest picture; Pillow itself refuses more, unless a program changed that."""
 # Pixels converted at a time, so that a large picture is not held in several modes at once.
 _BAND_PIXELS = 2**22
 _ORIENTATION = 0x0112
@@ -155,7 +156,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     Raises:
         UserError: it has too many pixels to be decoded.
     """
-    if picture.width * picture.height > _MOST_PIXELS:
+    if picture.width * picture.height > MOST_PIXELS:
         raise UserError(f"{picture.width}x{picture.height} pixels are too many; make it smaller")
     picture.load()
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from videomar_jax.checks import UserError, at_least, known_keys
 from videomar_jax.diffusion.plans import plan_steps
-from videomar_jax.inference.images import Given, given_frames
+from videomar_jax.inference.images import MOST_PIXELS, Given, given_frames
 from videomar_jax.inference.requests import SEEDS, check_seed, one_prompt_each
 from videomar_jax.inference.stream import FrameStream, VideoSampler
 from videomar_jax.inference.video import Video
@@ -205,6 +205,11 @@ class VideoStream:
         return self.frames.videos(self.fps)[0]
 
 
+# A week at 24 frames per second; far more is a slip, and breaks arithmetic before memory is asked.
+_MOST_FRAMES = 2**24
+_MOST_STEPS = 2**16
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoSpec:
     """What videos of one call or command have in common, checked against the model."""
@@ -259,6 +264,15 @@ class VideoSpec:
     def check(self, bundle: ModelBundle) -> None:
         """Raises a UserError for sizes and steps that the model cannot generate."""
         tokenizer, patch = bundle.tokenizer, bundle.config.patch_size
+        if self.height * self.width > MOST_PIXELS:
+            raise UserError(
+                f"height {self.height} x width {self.width} are too many pixels: at most "
+                f"{MOST_PIXELS}."
+            )
+        if self.num_frames > _MOST_FRAMES:
+            raise UserError(f"num_frames {self.num_frames} are too many: at most {_MOST_FRAMES}.")
+        if self.config.steps > _MOST_STEPS:
+            raise UserError(f"steps {self.config.steps} are too many: at most {_MOST_STEPS}.")
         frames, rows, columns = latent_shape(tokenizer, self.num_frames, self.height, self.width)
         if frames < 2:
             least = 1 + tokenizer.temporal_stride
