@@ -271,8 +271,10 @@ class VideoSpec:
             )
         if self.num_frames > _MOST_FRAMES:
             raise UserError(f"num_frames {self.num_frames} are too many: at most {_MOST_FRAMES}.")
-        if self.config.steps > _MOST_STEPS:
-            raise UserError(f"steps {self.config.steps} are too many: at most {_MOST_STEPS}.")
+        head_steps = self.config.parsed_head_steps.most()
+        for name, steps in (("steps", self.config.steps), ("head_steps", head_steps)):
+            if steps > _MOST_STEPS:
+                raise UserError(f"{name} {steps} are too many: at most {_MOST_STEPS}.")
         frames, rows, columns = latent_shape(tokenizer, self.num_frames, self.height, self.width)
         if frames < 2:
             least = 1 + tokenizer.temporal_stride
