@@ -17,7 +17,8 @@ ped2    the clips of people on a walkway of the UCSD anomaly detection data set,
         Li, Bhalodia and Vasconcelos 2010; for research), from its folders of .tif frames or from a
         folder of videos: OUTPUT/training and OUTPUT/testing, 240 x 360 pixels, 10 frames a second.
 score   how a run continues balls: on the first four fifths of each clip, which it was trained on,
-        and on the rest. Prints a table and writes JSON.
+        and on the rest. Prints a table and writes JSON: in how many windows the ball is there in
+        the last frame, and how far its centre is off where it is.
 
 Nothing of these data sets is part of this repository. Folders that exist are not written to.
 """
@@ -422,15 +423,15 @@ def ball_cover(frame: np.ndarray, first: np.ndarray) -> np.ndarray:
 def score_ball(frame: np.ndarray, window: BallWindow) -> tuple[bool, float]:
     """Whether the ball is there in a last frame, and how far its centre is off in pixels.
 
-    Without any cover the distance is the diagonal of the frame.
+    Where it is not there the distance is NaN, since nothing can be off.
     """
     cover = ball_cover(frame.astype(float), window.frames[0].astype(float))
     area = cover.sum() / (math.pi * window.radius**2)
-    if area == 0:
-        return False, float(np.hypot(*frame.shape[:2]))
+    if not PRESENT[0] <= area <= PRESENT[1]:
+        return False, math.nan
     rows, columns = np.mgrid[0 : frame.shape[0], 0 : frame.shape[1]] + 0.5
     centre = np.array([(cover * columns).sum(), (cover * rows).sum()]) / cover.sum()
-    return PRESENT[0] <= area <= PRESENT[1], float(np.linalg.norm(centre - window.centre))
+    return True, float(np.linalg.norm(centre - window.centre))
 
 
 def score_balls(
@@ -453,9 +454,11 @@ def score_balls(
                 if name == "model":
                     made[part, known] = clips
                 results = [score_ball(clip[-1], w) for clip, w in zip(clips, windows, strict=True)]
-                there, off = np.mean(results, axis=0)
+                there = float(np.mean([seen for seen, _ in results]))
+                distances = [distance for seen, distance in results if seen]
+                off = float(np.mean(distances)) if distances else None
                 quality = float(psnr(clips[:, known:], video[:, known:]).mean())
-                rows.append([part, known, len(video), name, float(there), float(off), quality])
+                rows.append([part, known, len(video), name, there, off, quality])
     return rows, made
 
 
@@ -472,7 +475,8 @@ def report_balls(args: argparse.Namespace) -> None:
     rows, made = score_balls(sampler, folder, given, bundle.num_frames, size)
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     for part, known, count, name, there, off, quality in rows:
-        print(f"| {part} | {known} | {count} | {name} | {there:.0%} | {off:.1f} | {quality:.1f} |")
+        place = "" if off is None else f"{off:.1f}"
+        print(f"| {part} | {known} | {count} | {name} | {there:.0%} | {place} | {quality:.1f} |")
     report = {
         "checkpoint": str(args.checkpoint),
         "step": loaded.step,

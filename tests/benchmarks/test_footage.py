@@ -70,7 +70,8 @@ def test_what_a_ball_scores():
     assert there and off == pytest.approx(3, abs=0.4)
     ground = np.median(ball.frames[0].reshape(-1, 3), axis=0)
     empty = np.broadcast_to(ground, (32, 32, 3)).astype(np.uint8)
-    assert footage.score_ball(empty, window) == (False, pytest.approx(32 * 2**0.5))
+    there, off = footage.score_ball(empty, window)
+    assert not there and np.isnan(off)
     faint = (ball.frames[-1] * 0.2 + empty * 0.8).astype(np.uint8)
     assert not footage.score_ball(faint, window)[0], "a halo is no ball"
     assert not footage.score_ball(np.full((32, 32, 3), 220, np.uint8) - shifted, window)[0]
@@ -103,6 +104,12 @@ def test_a_perfect_model_of_balls(tmp_path):
         assert there == 1 and off < 0.4 and psnr == 100
         assert table[part, 3, "linear"][2] > table[part, 3, "copy"][2] + 2
         assert table[part, 3, "copy"][1] > 4
+
+    def empty(given, prompts, frames):
+        return np.zeros((len(given), frames, 32, 32, 3), np.uint8) + given[:, :1, :1, :1]
+
+    rows, _ = footage.score_balls(empty, arguments[0], [1], *arguments[1:])
+    assert rows[0][3:6] == ["model", 0, None], "nothing can be off where nothing is"
     with pytest.raises(UserError, match=r"has no truth\.npz"):
         footage.ball_windows(tmp_path, footage.TRAINED, 9, (32, 32), 1)
     with pytest.raises(UserError, match="has 12 frames, 33 are needed"):

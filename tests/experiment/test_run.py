@@ -16,6 +16,7 @@ from PIL import Image
 from tests.helpers.tiny_run import STEPS, start, tiny, tiny_videos, write_clip
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.data.shapes import HELD_OUT
+from videomar_jax.evaluation.baselines import repeat_last
 from videomar_jax.experiment import evaluate as evaluating
 from videomar_jax.experiment import run
 from videomar_jax.experiment.config import Experiment
@@ -291,11 +292,11 @@ def test_pictures_that_cannot_be_written_cost_the_pictures_only(finished, tmp_pa
 
 
 class Still(VideoSampler):
-    """Repeats the first frame, and records what it was asked for."""
+    """Repeats the last given frame, and records what it was asked for."""
 
     def __call__(self, given, prompts, num_frames, seeds=None):
         self.asked.append((given, list(prompts), num_frames))
-        return np.repeat(given, num_frames, axis=1)
+        return repeat_last(given, prompts, num_frames)
 
     def reconstruct(self, video):
         return video
@@ -357,3 +358,29 @@ def test_a_larger_canvas_is_a_whole_number_of_tokens(finished, tmp_path):
     Still.asked = []
     evaluate(experiment, still, experiment.source("test"), tmp_path)
     assert still.asked[-1][0].shape[2:] == (32, 32, 3)
+
+
+def test_a_report_is_written_without_the_training_clips(footage, tmp_path, caplog):
+    """They may be gone by the end of a run; the linear predictor is then left out."""
+    workdir, report, _ = footage
+    experiment = Experiment.from_config(tiny_videos(workdir.parent / "clips"))
+    loaded = load_pretrained(workdir)
+    still = Still.from_bundle(loaded.model, loaded.bundle)
+    Still.asked = []
+
+    class Gone:
+        fps = 12.0
+
+        def __len__(self):
+            return 2
+
+        def read(self, index, rng, shape):
+            raise FileNotFoundError("a.mp4 is gone")
+
+    held_out = experiment.source("test", min_frames=5)
+    with caplog.at_level("WARNING"):
+        found = evaluate(experiment, still, held_out, tmp_path, Gone()).report
+    assert "the report has no linear predictor: a.mp4 is gone" in caplog.text
+    assert "psnr_linear" not in found and "linear_predictor" not in found
+    assert found["psnr_ceiling"] == 100 and "no better than repeating" in found["verdict"]
+    assert found["psnr_copy_first"] == report["psnr_copy_first"]

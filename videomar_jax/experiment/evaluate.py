@@ -96,13 +96,7 @@ def evaluate(
     cases = kind.cases(held_out, case_settings(experiment, sampler.tokenizer))
     linear: Mapping[int, LinearPredictor] = {}
     if train is not None and kind.linear_predictor:
-        linear = linear_predictors(
-            train,
-            experiment.final_shape,
-            [case.given for case in cases],
-            windows=experiment.evaluation.linear_windows,
-            threads=experiment.data.threads,
-        )
+        linear = _linear_predictors(experiment, train, [case.given for case in cases])
     scores: dict[str, dict[str, float]] = {}
     pictures: dict[str, str] = {}
     for case in cases:
@@ -141,6 +135,24 @@ def evaluate(
             for case in cases
         }
     return Evaluation(report=scores["held_out"] | summary | {"cases": scores}, pictures=pictures)
+
+
+def _linear_predictors(
+    experiment: Experiment, train: ClipSource, given: Sequence[int]
+) -> Mapping[int, LinearPredictor]:
+    """As the settings say; {} with a warning if the clips cannot be read any more, since the rest
+    of the report is worth having."""
+    try:
+        return linear_predictors(
+            train,
+            experiment.final_shape,
+            given,
+            windows=experiment.evaluation.linear_windows,
+            threads=experiment.data.threads,
+        )
+    except (UserError, OSError) as error:
+        log.warning("the report has no linear predictor: %s", error)
+        return {}
 
 
 def _judged(
