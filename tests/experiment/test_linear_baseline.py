@@ -51,7 +51,7 @@ def test_it_is_fitted_on_random_windows_and_chosen_on_clips_left_out(monkeypatch
     ours = {clip[0].tobytes() for batch in fitted for clip in batch.video}
     assert not ours & {clip[0].tobytes() for batch in left_out for clip in batch.video}
     assert len(set(source.read_indices)) == 30, "not all clips are used"
-    assert any("linear predictor from 3 frames: the local kind, fitted on 99" in s for s in said)
+    assert any("linear predictor, 3 given: the local kind, fitted on 99" in s for s in said)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def linear_predictors(
                 f"repeating {predictor.left_out['copy']:.1f} dB"
             )
         log.info(
-            "linear predictor from %d frames: the %s kind, fitted on %d windows: %s",
+            "linear predictor, %d given: the %s kind, fitted on %d windows: %s",
             frames,
             predictor.kind,
             predictor.windows,
