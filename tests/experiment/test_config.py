@@ -186,7 +186,7 @@ def test_a_section_that_is_a_value():
         ("seed", 2**32, "seed.*4294967296"),
         ("model", dict(preset="large"), r"model\.preset is 'large'.*'tiny'"),
         ("model", dict(width=30), r"rope_split.*head width that is a multiple of 8"),
-        ("model", dict(depth=0), r"model\.depth must be at least 1"),
+        ("model", dict(depth=0), r"model\.depth must lie in \[1, "),
         ("data", dict(kind="film"), r"data\.kind is 'film'.*'videos'"),
         ("data", dict(kind="videos", path=""), r"folder of clips with --config\.data\.path=DIR"),
         (

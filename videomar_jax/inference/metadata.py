@@ -51,39 +51,57 @@ class GenerationRecord:
     """
 
     prompt: str
+    """The text that the video was made from."""
     prompt_tokens_cut: Natural
     """Tokens at the end of the prompt that the model did not read."""
     seed: int
+    """Of all its random draws."""
     image: str
     """The image, or the video."""
     image_sha256: str
+    """Of the bytes of that file."""
     given_frames: Count | None
     """Of a video, its last ones at the model's rate; None for an image."""
     fit: Literal["resize", "crop"]
+    """How it was brought to the video's size."""
     num_frames: Count
     """Pixel frames asked for."""
     frames: Natural
     """Pixel frames of the video; fewer than `num_frames` if it was interrupted."""
     height: Count
+    """Pixel rows."""
     width: Count
+    """Pixel columns."""
     fps: Positive
+    """Frames per second."""
     checkpoint: str
+    """The folder of the model."""
     step: Natural
+    """The updates after which its parameters were saved."""
     weights: Literal["ema", "params"]
+    """Averaged parameters, or those of the last step."""
     checkpoint_sha256: Mapping[str, str]
+    """Of the model's parts."""
     sampling: Mapping[str, Any]
     """All fields of `SamplingConfig`."""
     batch_size: Count
+    """Videos that were computed together."""
     place: Natural
     """The video's row in its batch."""
     files: Sequence[str]
+    """The files of the video beside this one."""
     first_frame_s: float | None
+    """Seconds to the first new pixels, compilation included."""
     seconds: float
+    """Seconds to the last ones."""
     versions: Mapping[str, str]
+    """Of the packages that computed it."""
     device: str
+    """What they computed on."""
     mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Fields of `MeshConfig`; empty for one device."""
     format: int = FORMAT
+    """The version of this layout."""
 
     def __post_init__(self):
         check_fields("", self)
