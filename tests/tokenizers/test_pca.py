@@ -299,3 +299,21 @@ def test_wrong_shapes_at_use():
         tokenizer.encode(jnp.zeros((1, 5, 16, 18, 3)))
     with pytest.raises(ValueError, match="end in 8 channels"):
         tokenizer.decode(jnp.zeros((1, 2, 4, 4, 9)))
+
+
+def test_grey_clips_leave_channels_at_zero():
+    """Grey patches vary in a third of their values: the other channels are zero and do no harm."""
+    grey = np.random.default_rng(0).integers(0, 256, (40, 5, 16, 16, 1), np.uint8)
+    clips = [np.repeat(clip, 3, axis=-1) for clip in grey]
+    tokenizer = PCATokenizer.fit(
+        iter(clips), patch=4, temporal_stride=2, channels=48, patches="plain", whitening=0.5
+    )
+    video = jnp.asarray(np.stack(clips[:4]))
+    latents = np.asarray(tokenizer.encode(to_pixels(video)))
+    assert np.isfinite(latents).all()
+    assert (latents[:, 0, ..., 16:] == 0).all(), "a grey patch of 4x4 has 16 values"
+    assert (latents[:, 1:, ..., 32:] == 0).all(), "two of them have 32"
+    decoded = np.asarray(tokenizer.decode(jnp.asarray(latents)))
+    np.testing.assert_allclose(decoded, np.asarray(to_pixels(video)), atol=0.01)
+    disturbed = latents + np.where(latents == 0, 3.0, 0.0)
+    np.testing.assert_allclose(tokenizer.decode(jnp.asarray(disturbed)), decoded, atol=1e-5)

@@ -73,9 +73,9 @@ class PatchBasis:
 class PCATokenizer:
     """The `Tokenizer` of this module; `PCATokenizer.fit` makes one.
 
-    C may exceed the 3 * patch^2 values that a patch of frame 0 has: its spare channels are always
-    zero and ignored by `decode`. The number of channels is chosen for the later frames, which need
-    more.
+    C may exceed the 3 * patch^2 values that a patch of frame 0 has, or the directions in which the
+    clips vary (a third of the values, where they are grey): spare channels are always zero and
+    ignored by `decode`. The number of channels is chosen for the later frames, which need more.
     """
 
     kind: ClassVar[str] = "pca"
@@ -153,7 +153,7 @@ class PCATokenizer:
             whitening: w of the module's text, in [0, 1].
         Raises:
             UserError: settings contradict each other, the strides do not divide a clip, or the
-                clips vary in fewer than `channels` directions.
+                clips do not vary, or hold too few patches for `channels` directions.
         """
         values = 3 * temporal_stride * patch**2
         _check_settings(patch, temporal_stride, patches)
@@ -277,8 +277,10 @@ class _Moments:
         self.products += patches.T @ patches
 
     def basis(self, channels: int, whitening: float) -> PatchBasis:
-        """The leading directions, with signs chosen by `_signs`; channels beyond the size of a
-        patch are zero."""
+        """The leading directions, with signs chosen by `_signs`.
+
+        Channels beyond the directions in which patches vary are zero, with a scale of 1.
+        """
         if not self.count:
             raise UserError(
                 f"no clip has {self.name}: give clips of at least 1 + temporal_stride frames"
@@ -287,14 +289,17 @@ class _Moments:
         variance, directions = np.linalg.eigh(self.products / self.count - np.outer(mean, mean))
         # eigh sorts upwards; rounding may leave tiny negative eigenvalues.
         variance, directions = np.maximum(variance[::-1], 0.0), directions[:, ::-1]
-        used = min(channels, len(mean))
         rank = int((variance > _LEAST_STD**2).sum())
-        if rank < used:
+        wanted = min(channels, len(mean))
+        if not rank or (rank < wanted and self.count <= wanted):
             raise UserError(
                 f"{self.name}: the {self.count} patches of the clips vary in {rank} directions, "
-                f"fewer than {used} channels; fit on more, or more varied, clips or ask for fewer "
-                f"channels"
+                f"fewer than {wanted} channels; fit on more, or more varied, clips or ask for "
+                f"fewer channels"
             )
+        # Grey footage has a third of the directions, drawings even fewer: what is left of the
+        # channels says nothing, and stays zero.
+        used = min(wanted, rank)
         log.info(
             "PCA of %s: %d channels keep %.2f %% of the variance of %d patches",
             self.name,
@@ -302,6 +307,14 @@ class _Moments:
             100 * variance[:used].sum() / variance.sum(),
             self.count,
         )
+        if used < wanted:
+            log.info(
+                "PCA of %s: the clips vary in %d directions only; %d of %d channels stay zero",
+                self.name,
+                rank,
+                channels - used,
+                channels,
+            )
         std = np.sqrt(variance[:used]) / 255
         scale = std**whitening * np.sqrt((std**2).mean()) ** (1 - whitening)
         directions = directions[:, :used] * _signs(directions[:, :used])
