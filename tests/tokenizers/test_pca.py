@@ -272,6 +272,42 @@ def test_settings_that_contradict_each_other(changes, message):
         fit((4, 2, 8, "plain"), iter(()), **changes)
 
 
+def grey_clips(count=40, frames=9, size=32, seed=0):
+    """Random grey videos: three equal channels."""
+    grey = make_clips(count, frames, size, seed)[..., :1]
+    return np.repeat(grey, 3, axis=-1)
+
+
+def test_grey_clips_leave_spare_channels_zero(caplog):
+    """Patches of 8x8x2 pixels vary in 64 (frame 0) and 128 directions, of 96 channels."""
+    caplog.set_level("INFO", "videomar_jax")
+    setting = (8, 2, 96, "plain")
+    clips = grey_clips()
+    tokenizer = fit(setting, clips)
+    assert "frame 0: the clips vary in 64 directions only; 32 of 96 channels stay zero" in (
+        caplog.text
+    )
+    latents = np.asarray(encode(tokenizer, to_pixels(clips[:8])))
+    assert not latents[:, :1, ..., 64:].any()
+    spread = latents.reshape(-1, 96).std(axis=0)
+    assert np.isfinite(latents).all() and spread.max() < 10 and spread[:64].min() > 1e-3
+    # What a sampler may write into spare channels shows nothing.
+    disturbed = latents.copy()
+    disturbed[:, :1, ..., 64:] = 100
+    again = np.asarray(decode(tokenizer, jnp.asarray(disturbed)))
+    np.testing.assert_array_equal(again, decode(tokenizer, jnp.asarray(latents)))
+    np.testing.assert_allclose(again[:, 0], np.asarray(to_pixels(clips[:8]))[:, 0], atol=1e-4)
+    assert np.isfinite(np.asarray(tokenizer.video.scale)).all()
+
+
+def test_the_patches_that_vary_are_coded_as_without_the_spare_channels():
+    clips = grey_clips()
+    codes = [
+        encode(fit((8, 2, channels, "plain"), clips), to_pixels(clips)) for channels in (64, 96)
+    ]
+    np.testing.assert_allclose(codes[1][:, :1, ..., :64], codes[0][:, :1], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("clips", "message"),
     [
