@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def use_footage(config: ConfigDict) -> None:
     """What makes real clips work: see docs/footage.md."""
-    config.data.kind = "videos"
+    config.data.update(kind="videos", split_cuts=True)
     # Tokens of 8x8 pixels: a quarter of the tokens, and what belongs together is drawn together.
     config.tokenizer.update(patch=8, channels=128)
     config.model.update(

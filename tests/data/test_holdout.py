@@ -29,13 +29,20 @@ def decided(seconds, names=NAMES, *, holdout=0.2, shortest=(1, 25)):
 
 def test_the_parts_are_the_whole():
     made = video(10, 0.2)
-    assert (made.train.count(FPS), made.test.count(FPS), made.whole.count(FPS)) == (80, 20, 100)
-    assert (
-        made.train.last < made.test.first
-        and made.whole.split == ""
-        and made.segment("test").split == "test"
-    )
-    assert video(0.3, 0.02).test is None
+    (train,), (test,), (whole,) = made.train, made.test, made.whole
+    assert (train.count(FPS), test.count(FPS), whole.count(FPS)) == (80, 20, 100)
+    assert train.last < test.first and whole.split == "" and test.split == "test"
+    assert made.shots("test") == (test,) and made.longest("test", FPS) == 20
+    assert video(0.3, 0.02).test == () and video(0.3, 0.02).longest("test", FPS) == 0
+
+
+def test_shots_end_at_cuts_in_both_parts():
+    info = VideoInfo(times=2.0 + np.arange(100) / FPS, fps=FPS, height=8, width=8)
+    made = split_video(Path("a.mp4"), info, 0.2, cuts=(2.0 + 3.0, 2.0 + 8.0, 2.0 + 9.0))
+    assert [shot.frames for shot in made.train] == [30, 50]
+    assert [shot.frames for shot in made.test] == [10, 10]
+    assert [shot.frames for shot in made.whole] == [30, 50, 10, 10]
+    assert made.longest("train", FPS) == 50
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ Frames = list[tuple[float, np.ndarray]]
 
 
 class FrameKey(NamedTuple):
-    """A file, and the size that its frames are scaled to cover."""
+    """A stretch of a file, and the size that its frames are scaled to cover."""
 
     path: Path
+    first: float
+    """The time of the first frame, in seconds."""
     height: int
     width: int
 

@@ -26,6 +26,9 @@ from videomar_jax.data.decode import VideoInfo, grid
 Assignment = Literal["cut", "train", "test"]
 """A video is cut in two, or belongs to one split as a whole."""
 
+# Seconds by which two equal times may differ after rounding.
+_EPSILON = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
@@ -52,33 +55,53 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitVideo:
-    """A file and its stretches; a stretch without frames is None."""
+    """A file and the shots of its stretches; a stretch without frames has none.
+
+    Where no cuts are looked for, a stretch is one shot.
+    """
 
     path: Path
-    whole: Segment
-    train: Segment | None
-    test: Segment | None
+    whole: tuple[Segment, ...]
+    train: tuple[Segment, ...]
+    test: tuple[Segment, ...]
 
-    def segment(self, split: str) -> Segment | None:
-        """The stretch of a cut video that belongs to "train" or "test"."""
-        return self.train if split == "train" else self.test
+    def shots(self, split: str) -> tuple[Segment, ...]:
+        """Those of "train" or "test" of a video that is cut in two, or of the "whole" video."""
+        return {"train": self.train, "test": self.test, "whole": self.whole}[split]
+
+    def longest(self, split: str, fps: float) -> int:
+        """Frames at `fps` of the longest shot; 0 if there is none."""
+        return max((shot.count(fps) for shot in self.shots(split)), default=0)
 
 
-def split_video(path: Path, info: VideoInfo, holdout: float) -> SplitVideo:
-    """The stretches of a file for a held-out share in [0, 1)."""
+def split_video(
+    path: Path, info: VideoInfo, holdout: float, cuts: Sequence[float] = ()
+) -> SplitVideo:
+    """The shots of a file for a held-out share in [0, 1).
+
+    Args:
+        cuts: times at which a shot begins, in seconds (`cuts`).
+    """
     duration = info.times[-1] - info.times[0] + 1 / info.fps
     in_train = info.times < info.times[0] + (1 - holdout) * duration
     return SplitVideo(
         path=path,
-        whole=_segment(path, info, "", info.times),
-        train=_segment(path, info, "train", info.times[in_train]),
-        test=_segment(path, info, "test", info.times[~in_train]),
+        whole=_shots(path, info, "", info.times, cuts),
+        train=_shots(path, info, "train", info.times[in_train], cuts),
+        test=_shots(path, info, "test", info.times[~in_train], cuts),
     )
 
 
-def _segment(path: Path, info: VideoInfo, split: str, times: np.ndarray) -> Segment | None:
-    if not len(times):
-        return None
+def _shots(
+    path: Path, info: VideoInfo, split: str, times: np.ndarray, cuts: Sequence[float]
+) -> tuple[Segment, ...]:
+    """The shots that frames of these times belong to."""
+    starts = np.searchsorted(times, np.asarray(cuts) - _EPSILON)
+    shots = np.split(times, starts)
+    return tuple(_segment(path, info, split, shot) for shot in shots if len(shot))
+
+
+def _segment(path: Path, info: VideoInfo, split: str, times: np.ndarray) -> Segment:
     return Segment(
         path=path,
         split=split,
@@ -123,11 +146,11 @@ def assign(
     train = [i for i, split in enumerate(assigned) if split == "train"]
     test = [i for i, split in enumerate(assigned) if split == "test"]
     if not test and len(train) > 1:
-        long = [i for i in train if videos[i].whole.count(fps) >= shortest_test]
+        long = [i for i in train if videos[i].longest("whole", fps) >= shortest_test]
         if long:
             assigned[min(long, key=fractions.__getitem__)] = "test"
     elif not train:
-        long = [i for i in test if videos[i].whole.count(fps) >= shortest_train]
+        long = [i for i in test if videos[i].longest("whole", fps) >= shortest_train]
         if long:
             assigned[max(long, key=fractions.__getitem__)] = "train"
     return assigned
@@ -140,15 +163,16 @@ def _assign_alone(
     if _can_be_cut(video, fps, shortest):
         return "cut"
     shortest_train, shortest_test = shortest
-    count = video.whole.count(fps)
+    count = video.longest("whole", fps)
     if fraction < holdout and count >= shortest_test:
         return "test"
     return "train" if count >= shortest_train else "cut"
 
 
 def _can_be_cut(video: SplitVideo, fps: float, shortest: tuple[int, int]) -> bool:
-    """Whether both stretches are long enough for a clip."""
+    """Whether both stretches have a shot that is long enough for a clip."""
     shortest_train, shortest_test = shortest
-    if video.train is None or video.test is None:
-        return False
-    return video.train.count(fps) >= shortest_train and video.test.count(fps) >= shortest_test
+    return (
+        video.longest("train", fps) >= shortest_train
+        and video.longest("test", fps) >= shortest_test
+    )

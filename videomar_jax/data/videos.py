@@ -11,6 +11,8 @@ to cover the clip's size and cropped. What an index stands for depends on the sp
     train   one index per file, a random window                              crop as asked
     test    up to 4 evenly spread windows per file, one index each           centre crop
     all     the whole duration; as train if crop is random, as test if not   crop as asked
+
+With `split_cuts`, each shot counts as a file of its own, so that no window runs across a cut.
 """
 
 import os
@@ -24,6 +26,7 @@ import numpy as np
 
 from videomar_jax.checks import Fraction, Positive, UserError, at_least, check_value, one_of
 from videomar_jax.data.captions import read_captions
+from videomar_jax.data.cuts import cuts_of
 from videomar_jax.data.decode import (
     Picture,
     check_decodes,
@@ -89,6 +92,8 @@ class VideoFolder:
             no more windows over a file than it has stretches of this length.
         skip_broken: False makes an unusable file an error.
         decode_all: inspect files by decoding them whole.
+        split_cuts: look for cuts (`cuts`), which decodes every file once. Shots that are too short
+            are left out; files that do not decode are unusable.
         most_failing: the share of the files that may fail while clips are read; one file may,
             unless this is 0.
         cache_bytes: memory for the decoded, scaled frames of short files; they are kept in order of
@@ -122,6 +127,7 @@ class VideoFolder:
         min_frames: int = 1,
         skip_broken: bool = True,
         decode_all: bool = False,
+        split_cuts: bool = False,
         most_failing: float = 0.0,
         cache_bytes: int = 2**29,
     ):
@@ -141,6 +147,7 @@ class VideoFolder:
         self._min_frames = min_frames
         self._shortest = shortest
         self._decode_all = decode_all
+        self._split_cuts = split_cuts
         self._most_failing = most_failing
         self._failing: set[Path] = set()
         self._failing_lock = threading.Lock()
@@ -281,6 +288,8 @@ class VideoFolder:
         with ThreadPoolExecutor(max_workers=8) as pool:
             inspected = list(pool.map(self._inspect, files))
         videos = [video for video in inspected if isinstance(video, SplitVideo)]
+        if self._split_cuts:
+            _report_cuts(videos)
         segments, reasons = self._segments(videos)
         for file, reason in zip(files, inspected, strict=True):
             if isinstance(reason, str):
@@ -288,7 +297,7 @@ class VideoFolder:
         if not segments:
             # Then also say what is wrong with files that are whole in the other split.
             for video in videos:
-                text = self._too_short(video.path, video.segment(self.split))
+                text = self._too_short(video.path, video.shots(self._stretch("cut")))
                 reasons.setdefault(video.path, text)
         return segments, [(file, reasons[file]) for file in files if file in reasons]
 
@@ -296,11 +305,12 @@ class VideoFolder:
         """The stretches of a file, or why it cannot be used."""
         try:
             info = probe(path)
-            if self._decode_all:
+            if self._decode_all and not self._split_cuts:
                 check_decodes(path)
+            cuts = cuts_of(path) if self._split_cuts else ()
             # Appending to a list is safe among threads.
             self._notes += [(note, path) for note in info.notes]
-            return split_video(path, info, self._holdout)
+            return split_video(path, info, self._holdout, cuts)
         except ValueError as error:  # UserErrors, and those of PyAV
             return str(error)
 
@@ -311,12 +321,16 @@ class VideoFolder:
         for video, assigned in zip(videos, self._assign(videos), strict=True):
             if assigned not in ("cut", self.split):
                 continue
-            segment = video.segment(self.split) if assigned == "cut" else video.whole
-            if segment is None or segment.count(self.fps) < self._min_frames:
-                reasons[video.path] = self._too_short(video.path, segment)
-            else:
-                segments.append(segment)
+            shots = video.shots(self._stretch(assigned))
+            long = [shot for shot in shots if shot.count(self.fps) >= self._min_frames]
+            if not long:
+                reasons[video.path] = self._too_short(video.path, shots)
+            segments += long
         return segments, reasons
+
+    def _stretch(self, assigned: str) -> str:
+        """What is read of a video: its part for this split, or the whole."""
+        return self.split if assigned == "cut" and self.split != "all" else "whole"
 
     def _assign(self, videos: list[SplitVideo]) -> Sequence[Assignment | Literal["all"]]:
         """What each video is for; "all" for the split of that name."""
@@ -349,7 +363,7 @@ class VideoFolder:
     def _start_steps(self, segment: Segment, num_frames: int) -> int:
         """How many steps after the first frame a window of `num_frames` may start."""
         if segment.count(self.fps) < num_frames:
-            reason = self._too_short(segment.path, segment, num_frames)
+            reason = self._too_short(segment.path, [segment], num_frames)
             raise UserError(f"{reason}, or pass min_frames={num_frames} to skip it")
         slack = segment.last - segment.first - (num_frames - 1) / self.fps
         return max(int(slack * self._step_rate(segment) + 1e-6), 0)
@@ -362,10 +376,12 @@ class VideoFolder:
         """
         return max(segment.rate, self.fps)
 
-    def _too_short(self, path: Path, segment: Segment | None, asked: int | None = None) -> str:
-        count = segment.count(self.fps) if segment else 0
-        split = segment.split if segment else self.split
+    def _too_short(self, path: Path, shots: Sequence[Segment], asked: int | None = None) -> str:
+        count = max((shot.count(self.fps) for shot in shots), default=0)
+        split = shots[0].split if shots else self.split
         where = f" in its {split} part" if split else ""
+        if len(shots) > 1:
+            where = f" in the longest of {len(shots)} shots{where}"
         return (
             f"{path}: {count} frames at {self.fps:g} fps{where}, {asked or self._min_frames} asked;"
             " ask for shorter clips, a higher fps, another holdout"
@@ -375,7 +391,7 @@ class VideoFolder:
         self, segment: Segment, times: list[float], height: int, width: int
     ) -> UInt8[np.ndarray, "F h w 3"]:
         """The frames nearest to `times`, scaled to cover height x width."""
-        key = FrameKey(segment.path, height, width)
+        key = FrameKey(segment.path, segment.first, height, width)
         kept = self._cache.get(key)
         if kept is not None:
             return np.stack(nearest(kept, times))
@@ -455,6 +471,17 @@ def _as_inspected(picture: Picture, segment: Segment) -> np.ndarray:
             f"{pixels.shape[1]}x{pixels.shape[0]}; re-encode or remove it"
         )
     return pixels
+
+
+def _report_cuts(videos: Sequence[SplitVideo]) -> None:
+    cuts = sum(len(video.whole) - 1 for video in videos)
+    with_cuts = sum(len(video.whole) > 1 for video in videos)
+    log.info(
+        "cuts: %d, in %d of %d videos; each shot is a clip of its own",
+        cuts,
+        with_cuts,
+        len(videos),
+    )
 
 
 def _report_notes(notes: Sequence[tuple[str, Path]], total: int) -> None:

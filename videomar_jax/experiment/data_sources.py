@@ -153,6 +153,9 @@ class DataConfig:
     most_failing: Fraction = 0.1
     """videos: the share of the clips that may turn out damaged during a run; each is replaced by
     the next that can be read. 0: the first ends the run."""
+    split_cuts: bool = False
+    """videos: look for cuts before the run, which decodes every clip once, and take each shot for
+    a clip of its own, so that no window runs across a cut."""
     zoom: AtLeastOne = 1.0
     """Training clips are enlarged by up to this factor at random and cropped; 1: not at all."""
     flip: Flip = "none"
@@ -236,6 +239,7 @@ class _Videos(DataKind):
             min_frames=request.min_frames,
             shortest=request.shortest,
             decode_all=config.decode_all,
+            split_cuts=config.split_cuts,
             most_failing=config.most_failing,
         )
 
