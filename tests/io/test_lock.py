@@ -207,3 +207,36 @@ def test_a_lock_from_the_future_is_taken_over_after_its_silence(tmp_path, monkey
     start = time.monotonic()
     with lock.holding(file, "the folder"):
         assert 0.2 <= time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "link to a folder", "FIFO"])
+def test_what_only_has_the_name_of_a_lock_is_left_alone(kind, tmp_path):
+    file = tmp_path / ".lock"
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "FIFO":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(tmp_path if kind == "link to a folder" else tmp_path / "gone")
+    before = file.lstat()
+    with pytest.raises(UserError, match=r"\.lock has the name of the lock of RUN, but is no reg"):
+        with holding(file, "RUN"):
+            pass
+    assert holder_of(file) is None
+    lock.remove_if_stale(file)
+    assert file.lstat() == before and list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_that_cannot_be_written_to(exists, tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_text", refuse)
+    if not exists:
+        monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    folder = tmp_path if exists else tmp_path / "run"
+    with pytest.raises(UserError, match=r"^Nothing can be written to RUN \(Permission denied\)"):
+        with holding(folder / ".lock", "RUN"):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import stat
 import threading
 import time
 import uuid
@@ -69,10 +70,14 @@ def holding(file: Path, what: str) -> Iterator["Lock"]:
     Args:
         what: what the lock is for, such as the folder, for the message.
     Raises:
-        UserError: another process holds it; the text names that process.
+        UserError: another process holds it, and the text names that process; or nothing can be
+            written to the folder, or something else has the name of the lock.
     """
     made = [folder for folder in file.parents if not folder.exists()]
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(what, error) from error
     try:
         lock = Lock(file, what)
         try:
@@ -89,7 +94,7 @@ def holding(file: Path, what: str) -> Iterator["Lock"]:
 def holder_of(file: Path) -> Holder | None:
     """The process that holds a lock; None if none does, or one that has ended or fallen silent."""
     holder, touched = _read(file), _touched(file)
-    if touched is None:
+    if touched is None or not file.is_file():
         return None
     if holder is not None and holder.is_here():
         return None if holder.is_gone() else holder
@@ -100,6 +105,8 @@ def holder_of(file: Path) -> Holder | None:
 
 def remove_if_stale(file: Path) -> None:
     """Removes the lock of a process that has ended or fallen silent."""
+    if not file.is_file():
+        return
     with contextlib.suppress(OSError):
         text = file.read_bytes()
         if holder_of(file) is None:
@@ -159,7 +166,10 @@ class Lock:
         """Makes the file in one move; False if it is there."""
         new = self._new_name()
         try:
-            new.write_text(self._text, encoding="utf-8")
+            try:
+                new.write_text(self._text, encoding="utf-8")
+            except OSError as error:
+                raise _unwritable(self._what, error) from error
             try:
                 os.link(new, self._file)
             except FileExistsError:
@@ -182,12 +192,19 @@ class Lock:
         """Returns when the lock may be taken, after removing one that is stale.
 
         Raises:
-            UserError: its process is alive.
+            UserError: its process is alive, or it is no file.
         """
         try:
-            text = self._file.read_bytes()
+            # Neither followed nor opened: a link may lead nowhere, and a FIFO would be waited for.
+            is_file = stat.S_ISREG(self._file.lstat().st_mode)
+            text = self._file.read_bytes() if is_file else b""
         except FileNotFoundError:
             return
+        if not is_file:
+            raise UserError(
+                f"{self._file} has the name of the lock of {self._what}, but is no regular file: "
+                f"move it away, or choose another folder."
+            )
         holder = _parse(text)
         if holder is not None and holder.is_here():
             if not holder.is_gone():
@@ -272,6 +289,8 @@ def _remove(file: Path, text: bytes) -> None:
 
 def _read(file: Path) -> Holder | None:
     """What a lock file says; None if there is none or it says nothing."""
+    if not file.is_file():  # a FIFO would be waited for
+        return None
     try:
         return _parse(file.read_bytes())
     except OSError:
@@ -287,6 +306,13 @@ def _parse(text: bytes) -> Holder | None:
         return Holder(**{name: values[name] for name in kinds})
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _unwritable(what: str, error: OSError) -> UserError:
+    return UserError(
+        f"Nothing can be written to {what} ({error.strerror or error}): mend that, or choose "
+        f"another folder."
+    )
 
 
 def _unknown() -> Holder:
