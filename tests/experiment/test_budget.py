@@ -124,6 +124,23 @@ def test_the_budget_is_written_again_with_the_run(tmp_path):
     assert file.exists()
 
 
+def test_a_budget_that_was_changed_is_refused(tmp_path):
+    """A flipped bit would otherwise be another number of steps, in silence."""
+    file = tmp_path / "budget.json"
+    chosen = Budget(
+        minutes=1.0, size=None, height=8, width=8, steps=(1, 2), seconds_per_step=(0.5, 0.25)
+    )
+    budget.write_budget(tmp_path, chosen)
+    experiment = Experiment.from_config(tiny(run=dict(minutes=1.0)))
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"steps": [1, 3]}))
+    with pytest.raises(UserError, match=r"budget\.json is broken .*not as it was written"):
+        budget.read_budget(tmp_path, experiment)
+    del values["sha256"]  # as earlier versions wrote it
+    file.write_text(json.dumps(values))
+    assert budget.read_budget(tmp_path, experiment) == chosen
+
+
 def test_steps_are_timed_and_leave_nothing_behind(tmp_path):
     config = tiny()
     experiment = Experiment.from_config(config)

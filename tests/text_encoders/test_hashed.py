@@ -208,3 +208,20 @@ def test_missing_and_damaged_headers(tmp_path, text):
     (tmp_path / "text_encoder.json").write_text(text)
     with pytest.raises(ValueError, match="is not a text encoder header"):
         load_text_encoder(tmp_path)
+
+
+def test_settings_that_were_changed_are_read_with_one_warning(tmp_path, caplog):
+    """A flipped bit in the seed would otherwise give other features in silence."""
+    HashedTextEncoder(5, 24, seed=4).save(tmp_path)
+    file = tmp_path / "text_encoder.json"
+    load_text_encoder(tmp_path)
+    assert not caplog.text
+    file.write_text(file.read_text().replace('"seed": 4', '"seed": 5'))
+    assert load_text_encoder(tmp_path) == HashedTextEncoder(5, 24, seed=5)
+    load_text_encoder(tmp_path)
+    assert caplog.text.count("text_encoder.json is not as it was written") == 1
+    values = json.loads(file.read_text())
+    del values["sha256"]  # as earlier versions wrote it
+    file.write_text(json.dumps(values))
+    load_text_encoder(tmp_path)
+    assert caplog.text.count("text_encoder.json") == 1

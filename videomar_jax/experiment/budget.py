@@ -26,7 +26,7 @@ from videomar_jax.data.sources import ClipSource
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.data_sources import DATA_KINDS
 from videomar_jax.experiment.workdir import BUDGET
-from videomar_jax.io.files import atomic_write
+from videomar_jax.io.files import atomic_write, read_json, take_digest, with_digest
 from videomar_jax.io.log import log
 from videomar_jax.parallel.multihost import from_first_process
 from videomar_jax.training.loop import StepTime
@@ -77,7 +77,9 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
     if run.minutes is None or not file.exists():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
+        if not take_digest(values):
+            raise UserError("it is not as it was written")
         size = None if values["size"] is None else tuple(values["size"])
         budget = Budget(
             minutes=float(values["minutes"]),
@@ -87,7 +89,7 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
             steps=tuple(int(steps) for steps in values["steps"]),
             seconds_per_step=tuple(float(each) for each in values["seconds_per_step"]),
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is broken ({error!r}); choose another --workdir.") from error
     if (budget.minutes, budget.size) != (run.minutes, run.size):
         raise UserError(
@@ -100,7 +102,8 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
 
 def write_budget(workdir: Path, budget: Budget) -> None:
     """Writes WORKDIR/budget.json."""
-    atomic_write(workdir / BUDGET, json.dumps(dataclasses.asdict(budget), indent=2) + "\n")
+    values = with_digest(dataclasses.asdict(budget))
+    atomic_write(workdir / BUDGET, json.dumps(values, indent=2) + "\n")
 
 
 def check_budget(config: Mapping[str, Any]) -> None:

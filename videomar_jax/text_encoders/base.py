@@ -34,6 +34,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from videomar_jax.checks import UserError
+from videomar_jax.io.files import atomic_write, take_digest, with_digest
+from videomar_jax.io.log import warn_once
 from videomar_jax.io.registry import Registry
 from videomar_jax.types import Bool
 
@@ -80,7 +82,7 @@ def save_text_encoder(encoder: TextEncoder, directory: str | os.PathLike) -> Non
     directory.mkdir(parents=True, exist_ok=True)
     encoder.write_files(directory)
     header = {"kind": encoder.kind, "version": encoder.version, "settings": encoder.settings()}
-    (directory / HEADER_FILE).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    atomic_write(directory / HEADER_FILE, json.dumps(with_digest(header), indent=2) + "\n")
 
 
 def load_text_encoder(directory: str | os.PathLike) -> TextEncoder:
@@ -92,6 +94,9 @@ def load_text_encoder(directory: str | os.PathLike) -> TextEncoder:
     """
     path = Path(directory) / HEADER_FILE
     header = TEXT_ENCODERS.read_header(path, ("settings",))
+    if not take_digest(header):
+        # Not refused: it may have been edited on purpose.
+        warn_once("%s is not as it was written: it was edited by hand, or is damaged", path)
     try:
         return TEXT_ENCODERS[header["kind"]].from_files(header["settings"], path.parent)
     except TypeError as error:
