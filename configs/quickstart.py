@@ -93,5 +93,5 @@ def make_tiny(config: ConfigDict) -> None:
     config.tokenizer.fit_clips = 40
     config.run.update(log_every=1, checkpoint_every=2)
     config.sampling.update(steps=2, head_steps="2")
-    config.evaluation.update(clips=4, batch_size=4)
+    config.evaluation.update(clips=4, batch_size=4, linear_windows=50)
     config.curriculum = tuple(dict(row, batch_size=4, steps=3) for row in config.curriculum[:2])

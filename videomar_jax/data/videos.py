@@ -50,7 +50,7 @@ from videomar_jax.data.sources import (
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
 from videomar_jax.io.log import log, warn_once
 from videomar_jax.io.paths import user_path
-from videomar_jax.types import Int, UInt8
+from videomar_jax.types import Float, Int, UInt8
 
 EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 """Endings of the files that are taken for videos, in lower case."""
@@ -182,6 +182,16 @@ class VideoFolder:
     def sizes(self) -> Int[np.ndarray, "clips 2"]:
         """Rows and columns of each clip as it lies in its file."""
         return np.stack([self._rows, self._columns], axis=1)
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "clips"]:
+        """Frames of each clip at `fps`."""
+        return self._lengths
+
+    @property
+    def rates(self) -> Float[np.ndarray, "clips"]:
+        """Frames per second of each clip in its file."""
+        return np.array([window.segment.rate for window in self._windows])
 
     def name(self, index: int) -> str:
         """The file that clip number `index` is cut from, without folder and ending.

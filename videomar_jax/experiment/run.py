@@ -32,11 +32,14 @@ from videomar_jax.experiment.budget import (
     write_budget,
 )
 from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.data_sources import DATA_KINDS
 from videomar_jax.experiment.evaluate import (
     evaluate,
     save_report,
     write_preview,
 )
+from videomar_jax.experiment.footage import describe_footage
+from videomar_jax.experiment.linear_baseline import linear_predictors
 from videomar_jax.experiment.workdir import (
     LOCK,
     check_same_clips,
@@ -70,6 +73,8 @@ from videomar_jax.training.profiling import Profile
 from videomar_jax.training.recipe import check_mesh, check_stages
 from videomar_jax.types import UInt8
 
+LINEAR_WINDOWS = 300
+"""Training windows that the linear predictor of the log is fitted on; the report's has more."""
 PREPARE, EVALUATE = "prepare", "evaluate"
 """The phases of a run beside its stages, as the report's "seconds" call them."""
 
@@ -159,6 +164,8 @@ def _run(
             _claim(workdir, config, prepared, budget)
             claimed = files_of_run(workdir)
         barrier("claimed")
+        if jax.process_index() == 0 and not (workdir / "checkpoints").exists():
+            _describe(experiment, prepared)
     graph, _ = abstract_model(prepared.bundle.config)
 
     def sampler(params: Params) -> VideoSampler:
@@ -175,7 +182,7 @@ def _run(
         if missing:
             log.warning("%s was deleted: the run's files are written again", missing[0])
             _claim(workdir, config, prepared, budget, whole=True)
-        write_failing(workdir, prepared.inputs.source)
+        write_failing(workdir, unchanged(prepared.inputs.source))
 
     def draw_preview(ema: Params, path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
         return write_preview(sampler(ema), prepared.shown, path, prepared.inputs.source.fps)
@@ -241,12 +248,30 @@ def prepare(experiment: Experiment, workdir: Path) -> Prepared:
     clips = check_same_clips(workdir, source, contents=jax.process_index() == 0)
     if not (workdir / "checkpoints").exists():
         _check_initial(experiment)
-    count_failing(workdir, source)
+    count_failing(workdir, unchanged(source))
     # Reads a clip of every shape, so that a size no clip can have is reported before training.
     check_data(recipe.curriculum, inputs, text_mask=recipe.model.text_mask)
     count = min(experiment.evaluation.clips, len(held_out), experiment.evaluation.batch_size)
     shown = fixed_clips(held_out, range(count), shape=experiment.final_shape)
     return Prepared(inputs=inputs, bundle=bundle, held_out=held_out, shown=shown, clips=clips)
+
+
+def _describe(experiment: Experiment, prepared: Prepared) -> None:
+    """Says in the log what to expect of footage."""
+    if not DATA_KINDS[experiment.data.kind].linear_predictor:
+        return
+    if experiment.final_shape.num_frames < 2:
+        return
+    source, shape = unchanged(prepared.inputs.source), experiment.final_shape
+    windows = min(experiment.evaluation.linear_windows, LINEAR_WINDOWS)
+    threads = experiment.data.threads
+    try:
+        found = linear_predictors(source, shape, [1], windows=windows, threads=threads)
+        linear = found[1].left_out if found else None
+        describe_footage(source, prepared.bundle.tokenizer, shape, linear)
+    except (UserError, OSError) as error:
+        # Training skips clips that fail, or says what is wrong with them.
+        log.warning("what to expect of the footage cannot be said: %s", error)
 
 
 def stage_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
