@@ -211,7 +211,7 @@ def test_what_does_not_touch_the_parameters_may_change(tmp_path):
     write_config(
         tmp_path,
         {
-            "data": {"threads": 2, "path": "a"},
+            "data": {"threads": 2, "path": "a", "fps": 12.0},
             "init_from": "there",
             "text": {"path": "x"},
             "run": {"a": 1},
@@ -219,10 +219,15 @@ def test_what_does_not_touch_the_parameters_may_change(tmp_path):
     )
     check_workdir(
         tmp_path,
-        {"data": {"threads": 8, "path": "a"}, "init_from": "", "text": {"path": "y"}, "run": {}},
+        {
+            "data": {"threads": 8, "path": "b", "fps": 12.0},
+            "init_from": "",
+            "text": {"path": "y"},
+            "run": {},
+        },
     )
-    with pytest.raises(ValueError, match=r"data\.path \('a' there, 'b' here\)"):
-        check_workdir(tmp_path, {"data": {"path": "b"}})
+    with pytest.raises(ValueError, match=r"data\.fps \(12\.0 there, 8\.0 here\)"):
+        check_workdir(tmp_path, {"data": {"path": "b", "fps": 8.0}})
 
 
 def test_other_clips_than_those_of_the_run(tmp_path, no_training):

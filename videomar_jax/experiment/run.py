@@ -242,7 +242,6 @@ def prepare(experiment: Experiment, workdir: Path) -> Prepared:
         threads=experiment.data.threads,
         held_out=held_out,
     )
-    check_stages(recipe, bundle.tokenizer)
     mesh = make_mesh(recipe.mesh)
     check_mesh(recipe, bundle.tokenizer.spatial_stride, dict(mesh.shape))
     clips = check_same_clips(workdir, source, contents=jax.process_index() == 0)
@@ -328,6 +327,8 @@ def _bundle(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelB
         tokenizer, text_encoder = saved.tokenizer, saved.text_encoder
     else:
         tokenizer, text_encoder = experiment.tokenizer(source), experiment.text_encoder()
+    # Before the bundle checks the last stage alone: these messages name the stage.
+    check_stages(experiment.recipe, tokenizer)
     return ModelBundle(
         config=experiment.recipe.model,
         tokenizer=tokenizer,
