@@ -12,6 +12,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.tiny_run import write_clip
 from videomar_jax.checks import UserError
 from videomar_jax.inference import images
+from videomar_jax.io import pictures
 from videomar_jax.io.media import write_mp4
 
 
@@ -206,7 +207,7 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     _save(tmp_path / "a.png", Image.new("I;16", (64, 64)))
-    monkeypatch.setattr(images, "MOST_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 64 * 64 - 1)
     with pytest.raises(UserError, match="64x64 pixels are too many"):
         images.load_image(tmp_path / "a.png", height=8, width=8)
 
@@ -275,7 +276,7 @@ def test_a_large_picture_is_converted_in_bands_to_the_same_pixels(mode, monkeypa
     if mode == "RGB":
         picture.info["icc_profile"] = _display_p3()
     whole = images.given_frames(picture, height=16, width=16)
-    monkeypatch.setattr(images, "_BAND_PIXELS", 30 * 7)
+    monkeypatch.setattr(pictures, "_BAND_PIXELS", 30 * 7)
     np.testing.assert_array_equal(images.given_frames(picture, height=16, width=16), whole)
     if mode in ("L", "I;16"):
         grey = np.repeat(pixels[..., :1] if mode == "I;16" else np.array(picture)[..., None], 3, -1)
@@ -285,6 +286,7 @@ def test_a_large_picture_is_converted_in_bands_to_the_same_pixels(mode, monkeypa
 _MEASURE = """
 import resource, sys
 from videomar_jax.inference import images
+from videomar_jax.io import pictures
 from videomar_jax.io.media import write_mp4
 size = dict(height=48, width=64)
 def peak():

@@ -12,6 +12,8 @@ to cover the clip's size and cropped. What an index stands for depends on the sp
     test    up to 4 evenly spread windows per file, one index each           centre crop
     all     the whole duration; as train if crop is random, as test if not   crop as asked
 
+Pictures are clips of one frame, each in one split as a whole: what an image stage trains on.
+
 With `split_cuts`, each shot counts as a file of its own, so that no window runs across a cut.
 """
 
@@ -29,6 +31,7 @@ from videomar_jax.data.captions import read_captions
 from videomar_jax.data.cuts import cuts_of
 from videomar_jax.data.decode import (
     Picture,
+    VideoInfo,
     check_decodes,
     frames_between,
     nearest,
@@ -50,10 +53,13 @@ from videomar_jax.data.sources import (
 from videomar_jax.data.transforms import cover_size, crop_center, crop_random, resize_cover
 from videomar_jax.io.log import log, warn_once
 from videomar_jax.io.paths import user_path
+from videomar_jax.io.pictures import picture_size, read_picture
 from videomar_jax.types import Float, Int, UInt8
 
 EXTENSIONS = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 """Endings of the files that are taken for videos, in lower case."""
+PICTURES = (".jpeg", ".jpg", ".png", ".webp")
+"""Endings of the files that are taken for pictures, in lower case."""
 
 # Most windows of a file where they are not random.
 _WINDOWS = 4
@@ -94,6 +100,7 @@ class VideoFolder:
         decode_all: inspect files by decoding them whole.
         split_cuts: look for cuts (`cuts`), which decodes every file once. Shots that are too short
             are left out; files that do not decode are unusable.
+        pictures: take the pictures of the folder instead of its videos.
         most_failing: the share of the files that may fail while clips are read; one file may,
             unless this is 0.
         cache_bytes: memory for the decoded, scaled frames of short files; they are kept in order of
@@ -128,6 +135,7 @@ class VideoFolder:
         skip_broken: bool = True,
         decode_all: bool = False,
         split_cuts: bool = False,
+        pictures: bool = False,
         most_failing: float = 0.0,
         cache_bytes: int = 2**29,
     ):
@@ -152,7 +160,8 @@ class VideoFolder:
         self._failing: set[Path] = set()
         self._failing_lock = threading.Lock()
         self._folder = user_path(path)
-        files = video_files(self._folder)
+        self._pictures = pictures
+        files = picture_files(self._folder) if pictures else video_files(self._folder)
         table = None if captions is None else user_path(captions)
         self._captions = read_captions(self._folder, files, table)
         self._notes: list[tuple[str, Path]] = []
@@ -298,7 +307,7 @@ class VideoFolder:
         with ThreadPoolExecutor(max_workers=8) as pool:
             inspected = list(pool.map(self._inspect, files))
         videos = [video for video in inspected if isinstance(video, SplitVideo)]
-        if self._split_cuts:
+        if self._split_cuts and not self._pictures:
             _report_cuts(videos)
         segments, reasons = self._segments(videos)
         for file, reason in zip(files, inspected, strict=True):
@@ -314,6 +323,8 @@ class VideoFolder:
     def _inspect(self, path: Path) -> SplitVideo | str:
         """The stretches of a file, or why it cannot be used."""
         try:
+            if self._pictures:
+                return self._inspect_picture(path)
             info = probe(path)
             if self._decode_all and not self._split_cuts:
                 check_decodes(path)
@@ -323,6 +334,13 @@ class VideoFolder:
             return split_video(path, info, self._holdout, cuts)
         except ValueError as error:  # UserErrors, and those of PyAV
             return str(error)
+
+    def _inspect_picture(self, path: Path) -> SplitVideo:
+        if self._decode_all:
+            read_picture(path)
+        rows, columns = picture_size(path)
+        info = VideoInfo(times=np.zeros(1), fps=self.fps, height=rows, width=columns)
+        return split_video(path, info, self._holdout)
 
     def _segments(self, videos: list[SplitVideo]) -> tuple[list[Segment], dict[Path, str]]:
         """The segments of this split, and the files whose segment is too short, with the reason."""
@@ -388,6 +406,11 @@ class VideoFolder:
 
     def _too_short(self, path: Path, shots: Sequence[Segment], asked: int | None = None) -> str:
         count = max((shot.count(self.fps) for shot in shots), default=0)
+        if self._pictures:
+            return (
+                f"{path}: a picture is one frame, {asked or self._min_frames} asked; only a stage "
+                "with num_frames=1 takes pictures"
+            )
         split = shots[0].split if shots else self.split
         where = f" in its {split} part" if split else ""
         if len(shots) > 1:
@@ -405,6 +428,10 @@ class VideoFolder:
         kept = self._cache.get(key)
         if kept is not None:
             return np.stack(nearest(kept, times))
+        if self._pictures:
+            picture = _read_scaled(segment, height, width)
+            self._cache.put(key, [(segment.first, picture)])
+            return picture[None]
         rows, columns = cover_size(segment.rows, segment.columns, height, width)
         size = segment.frames * rows * columns * 3
         if segment.frames <= _MOST_KEPT_FRAMES and self._cache.fits(size):
@@ -428,13 +455,30 @@ def video_files(folder: Path) -> list[Path]:
         FileNotFoundError: the folder is missing or has no videos.
         NotADirectoryError: it is a file.
     """
+    return _media_files(folder, "video", EXTENSIONS)
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures under a folder, as `video_files`."""
+    return _media_files(folder, "picture", PICTURES)
+
+
+def holds_only_pictures(folder: Path) -> bool:
+    """Whether there are pictures under a folder, and no videos."""
+    endings = {path.suffix.lower() for path in _walk(folder)} if folder.is_dir() else set()
+    return not endings.isdisjoint(PICTURES) and endings.isdisjoint(EXTENSIONS)
+
+
+def _media_files(folder: Path, kind: str, endings: Sequence[str]) -> list[Path]:
     if not folder.exists():
-        raise FileNotFoundError(f"video folder {folder} does not exist")
+        raise FileNotFoundError(f"{kind} folder {folder} does not exist")
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name the folder that holds it")
-    files = sorted(path for path in _walk(folder) if _is_video(path))
+    files = sorted(
+        path for path in _walk(folder) if path.suffix.lower() in endings and path.is_file()
+    )
     if not files:
-        raise FileNotFoundError(f"no videos under {folder}: looked for *{', *'.join(EXTENSIONS)}")
+        raise FileNotFoundError(f"no {kind}s under {folder}: looked for *{', *'.join(endings)}")
     return files
 
 
@@ -472,6 +516,12 @@ def _decode_whole(segment: Segment, height: int, width: int) -> list[tuple[float
     return frames
 
 
+def _read_scaled(segment: Segment, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture, scaled to cover height x width."""
+    pixels = np.array(read_picture(segment.path).convert("RGB"))
+    return resize_cover(pixels[None], height, width)[0]
+
+
 def _as_inspected(picture: Picture, segment: Segment) -> np.ndarray:
     """The frame as RGB; a UserError unless it has the size that the file was inspected with."""
     pixels = to_rgb(picture)
@@ -499,10 +549,6 @@ def _report_notes(notes: Sequence[tuple[str, Path]], total: int) -> None:
     for note in sorted({note for note, _ in notes}):
         paths = sorted(path for other, path in notes if other == note)
         warn_once("%d of %d videos, such as %s: %s", len(paths), total, paths[0], note)
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
 def _check_holdout(holdout: float, split: str) -> None:

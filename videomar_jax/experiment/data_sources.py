@@ -36,9 +36,11 @@ from videomar_jax.data.sources import (
     clips_for,
 )
 from videomar_jax.data.tfds_clips import TFDSClips
-from videomar_jax.data.videos import VideoFolder
+from videomar_jax.data.videos import VideoFolder, holds_only_pictures
+from videomar_jax.data.with_pictures import VideosWithPictures
 from videomar_jax.evaluation.report import Case
 from videomar_jax.experiment.cases import CaseSettings, footage_cases, shape_cases
+from videomar_jax.io.log import warn_once
 from videomar_jax.io.paths import user_path
 from videomar_jax.tokenizers import finite_clips, load_tokenizer, to_video
 
@@ -141,6 +143,10 @@ class DataConfig:
     """The kind of data."""
     path: str = ""
     """videos, shards: the folder; tfds: the dataset's name, or the folder of a prepared one."""
+    images: str = ""
+    """videos: a folder of pictures (jpg, png, webp) that stages with num_frames=1 train on; empty:
+    on single frames of the videos. All of them are for training. A `path` that holds pictures only
+    needs no such folder."""
     captions: str = ""
     """videos: a table of captions (.csv or .jsonl); empty: one among the videos, if any."""
     fps: Positive = 12.0
@@ -229,7 +235,8 @@ class _Videos(DataKind):
             if request.split == "test":
                 folder, captions = user_path(config.held_out, "data.held_out"), None
                 crop = "center"
-        return VideoFolder(
+        pictures = holds_only_pictures(folder)
+        videos = VideoFolder(
             folder,
             captions=captions,
             fps=float(config.fps),
@@ -240,8 +247,23 @@ class _Videos(DataKind):
             shortest=request.shortest,
             decode_all=config.decode_all,
             split_cuts=config.split_cuts,
+            pictures=pictures,
             most_failing=config.most_failing,
         )
+        if not config.images or request.split == "test":
+            return videos
+        if request.min_frames > 1:
+            warn_once("data.images is not used: no stage of the curriculum has num_frames=1")
+            return videos
+        images = VideoFolder(
+            user_path(config.images, "data.images"),
+            fps=float(config.fps),
+            split="all",
+            decode_all=config.decode_all,
+            pictures=True,
+            most_failing=config.most_failing,
+        )
+        return VideosWithPictures(videos, images)
 
 
 @register

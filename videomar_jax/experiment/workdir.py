@@ -18,6 +18,7 @@ from typing import Any
 from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipSource, contents_of, digest_of
 from videomar_jax.data.videos import VideoFolder
+from videomar_jax.data.with_pictures import VideosWithPictures
 from videomar_jax.experiment.settings import default_config
 from videomar_jax.io import lock
 from videomar_jax.io.files import atomic_write, read_json
@@ -35,6 +36,7 @@ MAY_CHANGE = (
     "evaluation",
     "sampling",
     "data.path",
+    "data.images",
     "data.captions",
     "data.data_dir",
     "data.held_out",
@@ -174,7 +176,7 @@ def write_clips(workdir: Path, record: Mapping[str, Any]) -> None:
 
 def write_failing(workdir: Path, source: ClipSource) -> None:
     """Keeps which clips have failed while they were read, if any."""
-    failing = source.failing() if isinstance(source, VideoFolder) else []
+    failing = source.failing() if isinstance(source, VideoFolder | VideosWithPictures) else []
     if failing:
         _write_json(workdir / FAILING, {"files": failing})
 
@@ -185,7 +187,7 @@ def count_failing(workdir: Path, source: ClipSource) -> None:
     A file that cannot be read counts for nothing: clips that fail are found again.
     """
     file = workdir / FAILING
-    if not file.exists() or not isinstance(source, VideoFolder):
+    if not file.exists() or not isinstance(source, VideoFolder | VideosWithPictures):
         return
     try:
         files = [str(name) for name in read_json(file)["files"]]

@@ -10,10 +10,11 @@ import numpy as np
 
 from videomar_jax.checks import UserError, at_least, known_keys
 from videomar_jax.diffusion.plans import plan_steps
-from videomar_jax.inference.images import MOST_PIXELS, Given, given_frames
+from videomar_jax.inference.images import Given, given_frames
 from videomar_jax.inference.requests import SEEDS, check_seed, one_prompt_each
 from videomar_jax.inference.stream import FrameStream, VideoSampler
 from videomar_jax.inference.video import Video
+from videomar_jax.io.pictures import MOST_PIXELS
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_pretrained, run_folder
