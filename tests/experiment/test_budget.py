@@ -93,7 +93,7 @@ def test_a_run_keeps_what_was_chosen(monkeypatch, tmp_path):
     workdir = tmp_path / "run"
     monkeypatch.setattr(budget, "LEAST_STEPS", 1)
     machine = Machine(0.0, 9.0, 9.0)
-    monkeypatch.setattr(run, "_stage_timer", lambda workdir: machine)
+    monkeypatch.setattr(run.OpenedRuns, "time_stage", lambda self, *stage: machine(*stage))
     config = tiny(run=dict(minutes=1.0, size=(16, 16)))
     start(config, workdir)
     chosen = json.loads((workdir / "budget.json").read_text())

@@ -30,6 +30,7 @@ from videomar_jax.io.files import atomic_write, read_json, take_digest, with_dig
 from videomar_jax.io.log import log
 from videomar_jax.parallel.multihost import from_first_process
 from videomar_jax.training.loop import StepTime
+from videomar_jax.training.stages import Stage
 
 SIDES = (32, 48, 64, 96, 128)
 """Sides of squares whose area a frame may have, pixels."""
@@ -150,13 +151,13 @@ def choose_budget(
     larger = _largest(sizes, seconds_left() / window_s)
     if larger != size:
         size, measured = larger, {}
-    for index in range(last + 1):
+    for index in {0, last}:
         if index not in measured:
             measured[index] = time_stage(at_size(size), index)
-    times = [measured[index] for index in range(last + 1)]
+    times = _step_seconds(stages, measured[0], measured[last])
     # Training compiles each stage again.
-    left = seconds_left() - sum(each.compile_s for each in times)
-    planned = sum(stage.steps * each.step_s for stage, each in zip(stages, times, strict=True))
+    left = seconds_left() - len(stages) * measured[last].compile_s
+    planned = sum(stage.steps * each for stage, each in zip(stages, times, strict=True))
     steps = [int(stage.steps * left / planned) for stage in stages]
     steps, height, width = _of_first_process(steps, size)
     if min(steps) < LEAST_STEPS:
@@ -172,7 +173,7 @@ def choose_budget(
         height=height,
         width=width,
         steps=tuple(steps),
-        seconds_per_step=tuple(round(each.step_s, 4) for each in times),
+        seconds_per_step=tuple(round(each, 4) for each in times),
     )
     described = ", ".join(
         f"{count} steps of {each:.2f} s for '{stage.name}'"
@@ -182,6 +183,16 @@ def choose_budget(
         "%g minutes on this machine: frames of %dx%d, %s", run.minutes, height, width, described
     )
     return budget
+
+
+def _step_seconds(stages: Sequence[Stage], first: StepTime, last: StepTime) -> list[float]:
+    """Seconds of a step of each stage, on the line through the first and the last one: a part that
+    every step costs, and a part that grows with the pixels."""
+    pixels = [stage.batch_size * max(stage.num_frames - 1, 1) for stage in stages]
+    if pixels[-1] == pixels[0]:
+        return [max(first.step_s, last.step_s)] * len(stages)
+    slope = max(last.step_s - first.step_s, 0.0) / (pixels[-1] - pixels[0])
+    return [max(first.step_s + slope * (each - pixels[0]), 1e-4) for each in pixels]
 
 
 def _sizes(experiment: Experiment) -> list[tuple[int, int]]:

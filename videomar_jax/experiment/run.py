@@ -150,14 +150,14 @@ def _run(
     seconds: dict[str, float] = {}
     claimed: list[Path] = []
     with _timed(seconds, PREPARE):
-        budget = None
+        budget, opened = None, OpenedRuns(workdir)
         if experiment.recipe.run.minutes is not None:
             budget = read_budget(workdir, experiment)
             if budget is None:
-                budget = choose_budget(experiment, config, _stage_timer(workdir))
+                budget = choose_budget(experiment, config, opened.time_stage)
                 config = budget.apply(config)
                 experiment = Experiment.from_config(config)
-        prepared = prepare(experiment, workdir)
+        prepared = opened.prepare(experiment)
         # Nothing is written before every process has found its part to be in order.
         barrier("checked")
         if jax.process_index() == 0:
@@ -281,18 +281,24 @@ def stage_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def _stage_timer(workdir: Path) -> Callable[[Experiment, int], StepTime]:
-    """Times the stages of an experiment; what it trains on is opened once for each frame size."""
-    opened: dict[tuple[int, int], TrainingInputs] = {}
+class OpenedRuns:
+    """What a run trains on, opened once for each frame size: steps make no difference to it."""
 
-    def time_stage(experiment: Experiment, index: int) -> StepTime:
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        self._size: tuple[int, int] | None = None
+        self._prepared: Prepared | None = None
+
+    def prepare(self, experiment: Experiment) -> Prepared:
+        """As `prepare`, or what it gave for this size before."""
         size = (experiment.final_stage.height, experiment.final_stage.width)
-        if size not in opened:
-            opened.clear()
-            opened[size] = prepare(experiment, workdir).inputs
-        return time_steps(experiment.recipe, opened[size], index)
+        if self._prepared is None or size != self._size:
+            self._size, self._prepared = size, prepare(experiment, self._workdir)
+        return self._prepared
 
-    return time_stage
+    def time_stage(self, experiment: Experiment, index: int) -> StepTime:
+        """How long the steps of a stage take."""
+        return time_steps(experiment.recipe, self.prepare(experiment).inputs, index)
 
 
 def _claim(

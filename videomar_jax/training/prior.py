@@ -38,7 +38,7 @@ RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Penalties to choose from, as multiples of the mean square of a feature."""
 LEAST_SPREAD = 1e-3
 MUCH_LEFT_OVER = 0.9
-MOST_WINDOWS = 1000
+MOST_WINDOWS = 600
 ENOUGH_TOKENS = 300_000
 """Predicted tokens beyond which more windows would change nothing."""
 LEAST_WINDOWS = 32
