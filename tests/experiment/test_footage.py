@@ -66,6 +66,13 @@ def barred(rng, shape):
     return video
 
 
+def ball_on_black(rng, shape):
+    video = np.full((shape.num_frames, shape.height, shape.width, 3), 10, np.uint8)
+    for number, frame in enumerate(video):
+        frame[10:20, 8 + 2 * number : 18 + 2 * number] = 200
+    return video
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     rng = np.random.default_rng(0)
@@ -129,6 +136,11 @@ def test_each_fault_is_named(tokenizer, fault):
     facts, expected = FAULTS[fault]
     _, warnings = described(tokenizer, **facts)
     assert any(re.search(expected, text) for text in warnings), warnings
+
+
+def test_a_dark_ground_is_no_bar(tokenizer):
+    _, warnings = described(tokenizer, ball_on_black)
+    assert not any("black bars" in text for text in warnings), warnings
 
 
 def test_a_low_ceiling_is_named():

@@ -129,16 +129,22 @@ def _reconstructed(tokenizer: Tokenizer, video: UInt8[jax.Array, "1 F Hp Wp 3"])
 
 
 def _bars(video: UInt8[np.ndarray, "F Hp Wp 3"]) -> Bars:
-    brightest = video.max(axis=(0, 3))
-    rows, columns = brightest.max(axis=1) > _BLACK, brightest.max(axis=0) > _BLACK
-    if not rows.any():
-        return Bars(0, 0, 0, 0)  # a dark scene
-    return Bars(*_edges(rows), *_edges(columns))
+    bright = video.max(axis=(0, 3)) > _BLACK
+    return Bars(*_edges(bright), *_edges(bright.T))
 
 
-def _edges(bright: Bool[np.ndarray, " side"]) -> tuple[int, int]:
-    """How many of these lines are dark before the first bright one, and after the last."""
-    return int(np.argmax(bright)), int(np.argmax(bright[::-1]))
+def _edges(bright: Bool[np.ndarray, "lines places"]) -> tuple[int, int]:
+    """How many lines are dark before the first bright one, and after the last.
+
+    A line that is bright in less than half of its places is that of an object on a dark ground,
+    which has no edge there.
+    """
+    return _dark_before(bright), _dark_before(bright[::-1])
+
+
+def _dark_before(bright: Bool[np.ndarray, "lines places"]) -> int:
+    number = int(np.argmax(bright.any(axis=1)))
+    return number if bright[number].mean() >= 0.5 else 0
 
 
 # Words
