@@ -129,22 +129,22 @@ def _reconstructed(tokenizer: Tokenizer, video: UInt8[jax.Array, "1 F Hp Wp 3"])
 
 
 def _bars(video: UInt8[np.ndarray, "F Hp Wp 3"]) -> Bars:
-    bright = video.max(axis=(0, 3)) > _BLACK
-    return Bars(*_edges(bright), *_edges(bright.T))
+    bright = video.max(axis=3) > _BLACK
+    return Bars(*_edges(bright), *_edges(bright.transpose(0, 2, 1)))
 
 
-def _edges(bright: Bool[np.ndarray, "lines places"]) -> tuple[int, int]:
+def _edges(bright: Bool[np.ndarray, "F lines places"]) -> tuple[int, int]:
     """How many lines are dark before the first bright one, and after the last.
 
-    A line that is bright in less than half of its places is that of an object on a dark ground,
-    which has no edge there.
+    A line that is bright in less than half of its places in every frame is that of an object on a
+    dark ground, which has no edge there.
     """
-    return _dark_before(bright), _dark_before(bright[::-1])
+    return _dark_before(bright), _dark_before(bright[:, ::-1])
 
 
-def _dark_before(bright: Bool[np.ndarray, "lines places"]) -> int:
-    number = int(np.argmax(bright.any(axis=1)))
-    return number if bright[number].mean() >= 0.5 else 0
+def _dark_before(bright: Bool[np.ndarray, "F lines places"]) -> int:
+    number = int(np.argmax(bright.any(axis=(0, 2))))
+    return number if bright[:, number].mean(axis=1).max() >= 0.5 else 0
 
 
 # Words
