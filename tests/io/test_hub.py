@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from videomar_jax.io.hub import local_folder
+from videomar_jax.io.hub import local_folder, pinned
 from videomar_jax.tokenizers.cosmos.tokenizer import _split_release
 
 
@@ -73,3 +73,25 @@ def test_all_files_are_of_one_commit(hub, revision, commit):
 )
 def test_a_release_in_front_of_a_place_with_a_revision(spec, parts):
     assert _split_release(spec) == parts
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("qwen2:ada/model", "qwen2:ada/model@" + "a" * 40),
+        ("qwen2:ada/model@v1", "qwen2:ada/model@" + "b" * 40),
+        ("cosmos:CV8x8x8@ada/model@v1", "cosmos:CV8x8x8@ada/model@" + "b" * 40),
+        ("ada/model@" + "c" * 40, "ada/model@" + "c" * 40),
+        ("hashed:64x256", None),
+        ("pca:/some/where/else", None),
+        ("", None),
+    ],
+)
+def test_a_spec_is_pinned_to_the_commit_that_it_names_now(hub, spec, found):
+    assert pinned(spec) == found
+
+
+def test_a_local_folder_is_no_repository(hub, tmp_path, monkeypatch):
+    (tmp_path / "ada" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert pinned("pca:ada/model") is None and pinned("ada/model") is None and not hub

@@ -229,3 +229,16 @@ def test_clips_that_the_tokenizer_cannot_make(finished, tmp_path):
     file.write_text(json.dumps(values | {"height": values["height"] + 1}))
     with pytest.raises(UserError, match=r"height .* is not a multiple of the spatial stride"):
         load_bundle(tmp_path)
+
+
+def test_where_parts_are_from_is_kept(finished, tmp_path):
+    sources = {"text_encoder": "qwen2:ada/model@" + "a" * 40}
+    bundle = load_bundle(finished)
+    assert bundle.sources == {}, "a model whose parts were made here is from nowhere"
+    save_bundle(dataclasses.replace(bundle, sources=sources), tmp_path)
+    assert load_bundle(tmp_path).sources == sources
+    card = tmp_path / "model" / "model.json"
+    values = json.loads(card.read_text())
+    card.write_text(json.dumps(values | {"sources": {"tokenizer": 3}}))
+    with pytest.raises(UserError, match="sources"):
+        load_bundle(tmp_path)

@@ -67,6 +67,7 @@ from videomar_jax.pretrained.bundle import (
     save_bundle,
     save_settings,
 )
+from videomar_jax.pretrained.open import sources_of
 from videomar_jax.training.batches import TrainingInputs, check_data
 from videomar_jax.training.loop import StepTime, time_steps, train
 from videomar_jax.training.profiling import Profile
@@ -330,9 +331,15 @@ def _bundle(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelB
     final = experiment.final_stage
     if _has_bundle(workdir):
         saved = load_bundle(workdir)
-        tokenizer, text_encoder = saved.tokenizer, saved.text_encoder
+        tokenizer, text_encoder, sources = saved.tokenizer, saved.text_encoder, saved.sources
     else:
         tokenizer, text_encoder = experiment.tokenizer(source), experiment.text_encoder()
+        sources = sources_of(
+            {
+                "tokenizer": experiment.tokenizer_config.path,
+                "text_encoder": experiment.text.path,
+            }
+        )
     # Before the bundle checks the last stage alone: these messages name the stage.
     check_stages(experiment.recipe, tokenizer)
     return ModelBundle(
@@ -344,6 +351,7 @@ def _bundle(experiment: Experiment, source: ClipSource, workdir: Path) -> ModelB
         height=final.height,
         width=final.width,
         fps=source.fps,
+        sources=sources,
     )
 
 

@@ -430,6 +430,7 @@ def _base_record(
         versions=versions(),
         device=device(),
         mesh={} if mesh is None else dataclasses.asdict(mesh),
+        sources=bundle.sources,
     )
 
 

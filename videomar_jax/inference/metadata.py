@@ -100,6 +100,8 @@ class GenerationRecord:
     """What they computed on."""
     mesh: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Fields of `MeshConfig`; empty for one device."""
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The repositories and commits that the model's parts are from (`ModelBundle.sources`)."""
     format: int = FORMAT
     """The version of this layout."""
 
@@ -210,7 +212,7 @@ def _parse(values: Any) -> GenerationRecord:
     # It follows from the other fields.
     values.pop("request_sha256", None)
     fields = dataclasses.fields(GenerationRecord)
-    required = [field.name for field in fields if field.name != "mesh"]
+    required = [field.name for field in fields if field.name not in ("mesh", "sources")]
     known_keys("the record", values, _names(GenerationRecord), required)
     check_value("sampling", values["sampling"], Mapping[str, Any])
     values["sampling"] = current("sampling", values["sampling"])

@@ -15,6 +15,8 @@ from videomar_jax.io.log import log
 from videomar_jax.io.paths import user_path
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_AT_THE_END = re.compile(r"(?:^|[:@])(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
+"""A repository at the end of a spec such as "cosmos:owner/name@main"."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,6 +61,26 @@ def local_folder(place: str, patterns: Sequence[str]) -> Path:
         raise FileNotFoundError(
             f"{place} could not be downloaded ({error}). When offline, {by_hand}"
         ) from error
+
+
+def pinned(spec: str) -> str | None:
+    """A spec "kind:owner/name" or "kind:owner/name@REVISION" with the commit that it names now.
+
+    None for anything that is no repository, such as a local folder, and when the commit cannot be
+    looked up.
+    """
+    found = _AT_THE_END.search(spec)
+    if found is None or user_path(spec.partition(":")[2] or spec).exists():
+        return None
+    repository, revision = found["repository"], found["revision"]
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return spec
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        return None
+    commit = _commit_of(HfApi(), repository, revision)
+    return None if commit is None else f"{spec[: found.end('repository')]}@{commit}"
 
 
 def _commit_of(api: Any, repository: str, revision: str | None) -> str | None:

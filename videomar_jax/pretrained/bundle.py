@@ -29,6 +29,7 @@ from videomar_jax.checks import (
     Size,
     UserError,
     check_fields,
+    check_value,
     from_values,
     known_keys,
     not_finite,
@@ -96,6 +97,9 @@ class ModelBundle:
     """Their pixel columns."""
     fps: float
     """Their frames per second."""
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The repositories of the Hugging Face Hub, with their commits, that the tokenizer and the text
+    encoder are from (`open.sources_of`)."""
 
     def __post_init__(self):
         ClipSizes(**{name: getattr(self, name) for name in _SIZES})
@@ -190,6 +194,8 @@ def save_settings(bundle: ModelBundle, directory: str | os.PathLike) -> None:
         "sampling": dataclasses.asdict(bundle.sampling),
         **{name: getattr(bundle, name) for name in _SIZES},
     }
+    if bundle.sources:
+        values["sources"] = dict(bundle.sources)
     atomic_write(
         Path(directory) / "model" / "model.json", json.dumps(with_digest(values), indent=2) + "\n"
     )
@@ -228,7 +234,8 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
         if not isinstance(values, Mapping):
             raise UserError(f"it must hold an object, not {shortened(values)}.")
         as_written = take_digest(values)
-        known_keys("it", values, ("model", "sampling", *_SIZES), ("model", "sampling", *_SIZES))
+        required = ("model", "sampling", *_SIZES)
+        known_keys("it", values, (*required, "sources"), required)
         sizes = from_values("", ClipSizes, {name: values[name] for name in _SIZES})
         sampling = values["sampling"]
         if isinstance(sampling, Mapping):
@@ -239,7 +246,9 @@ def _read_json(directory: str | os.PathLike) -> dict[str, Any]:
             "sampling": from_values(
                 "sampling", SamplingConfig, sampling, required=_ALWAYS["sampling"]
             ),
+            "sources": values.get("sources", {}),
         }
+        check_value("sources", fields["sources"], Mapping[str, str])
     except ValueError as error:
         raise UserError(f"{file} is broken: {error}") from error
     if not as_written:

@@ -30,7 +30,7 @@ from videomar_jax.io.log import log
 from videomar_jax.io.paths import check_length, user_path
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
-from videomar_jax.pretrained.open import open_components
+from videomar_jax.pretrained.open import open_components, sources_of
 from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
 from videomar_jax.sampling.config import SamplingConfig
 
@@ -104,6 +104,11 @@ def _import(
     unusual = unusual_count(report.config, PRESETS)
     if unusual:
         log.warning("%s: %s (--preset=NAME refuses such a file).", file, unusual)
+    sources = sources_of(
+        {"tokenizer": components.tokenizer, "text_encoder": components.text_encoder}
+    )
+    # The commits that were looked up are those that are opened and named in the model's file.
+    components = dataclasses.replace(components, **sources)
     tokenizer, text_encoder = open_components(components)
     if text_encoder is None:
         raise UserError("Name the text encoder: --text_encoder=qwen2:PLACE.")
@@ -116,6 +121,7 @@ def _import(
         height=options.height,
         width=options.width,
         fps=options.fps,
+        sources=sources,
     )
     folder.mkdir()
     save_bundle(bundle, folder)

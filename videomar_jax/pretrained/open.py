@@ -10,7 +10,10 @@ PLACE is a file, a folder or a Hugging Face repository id (owner/name), which is
 `TOKENIZERS` and `TEXT_ENCODERS`; how a kind reads its place is said at its class method `open`.
 """
 
+from collections.abc import Mapping
+
 from videomar_jax.checks import UserError
+from videomar_jax.io.hub import pinned
 from videomar_jax.pretrained.options import ComponentOptions
 from videomar_jax.text_encoders import TEXT_ENCODERS, TextEncoder
 from videomar_jax.tokenizers import TOKENIZERS, Tokenizer
@@ -46,6 +49,17 @@ def open_text_encoder(
         system_text_file=system_text_file,
         dtype=dtype,
     )
+
+
+def sources_of(specs: Mapping[str, str | None]) -> dict[str, str]:
+    """Of specs by part ("tokenizer", "text_encoder") those that name a repository of the Hugging
+    Face Hub, with its commit: opened again, they give the same part."""
+    sources = {}
+    for part, spec in specs.items():
+        source = pinned(spec) if spec else None
+        if source is not None:
+            sources[part] = source
+    return sources
 
 
 def open_components(

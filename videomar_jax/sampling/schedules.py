@@ -58,9 +58,9 @@ def reveal_plan(tokens: int, config: SamplingConfig) -> RevealPlan:
     # Steps that reveal nothing (more steps than tokens) are left out.
     used = before > after
     steps = int(used.sum())
-    guidance = np.full(len(lengths), config.guidance)
+    guidance = np.full(len(lengths), float(config.guidance))
     if config.guidance_schedule == "linear":
-        guidance = 1 + (config.guidance - 1) * (tokens - lengths) / tokens
+        guidance = 1 + (guidance - 1) * (tokens - lengths) / tokens
     first, last = config.guidance_interval
     # The interval counts reveal steps, not tokens.
     progress = np.arange(steps) / steps
