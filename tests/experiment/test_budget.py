@@ -33,18 +33,18 @@ def choose(machine, **settings):
 
 
 def test_all_stages_together_take_the_minutes_in_the_shares_of_the_config():
-    """Stages of 3 steps each; a tenth of the time is the report's."""
+    """Stages of 3 steps each; a fifth of the time is the report's."""
     found = choose(Machine(5.0, 0.1, 0.5), minutes=10.0, size=(32, 32))
     assert found.steps[0] == found.steps[1]
     seconds = sum(count * each for count, each in zip(found.steps, (0.1, 0.5), strict=True))
-    assert 0.97 * (540 - 10) < seconds <= 540 - 10
+    assert 0.97 * (480 - 10) < seconds <= 480 - 10
     assert found.seconds_per_step == (0.1, 0.5)
 
 
 def test_frames_are_as_large_as_there_is_time_for():
     machine = Machine(0.0, 0.001, 0.004)  # 4 clips a step: 1000 clips a second at 32x32
     seconds_at_32 = budget.ENOUGH_WINDOWS / 1000
-    few, many = (seconds_at_32 * factor / 54 for factor in (1.5, 4.5))
+    few, many = (seconds_at_32 * factor / 48 for factor in (1.5, 4.5))
     small, large = choose(machine, minutes=few), choose(machine, minutes=many)
     assert (small.height, small.width) == (32, 32)
     assert (large.height, large.width) == (64, 64)
@@ -98,7 +98,7 @@ def test_a_run_keeps_what_was_chosen(monkeypatch, tmp_path):
     start(config, workdir)
     chosen = json.loads((workdir / "budget.json").read_text())
     first, second = chosen["steps"]
-    assert first == second and 8 <= first <= 12, "54 seconds, a quarter of 9 seconds a step"
+    assert first == second and 7 <= first <= 10, "48 seconds, a quarter of 9 seconds a step"
     assert (chosen["height"], chosen["width"]) == (16, 16)
     report = json.loads((workdir / "report.json").read_text())
     machine.asked.clear()
