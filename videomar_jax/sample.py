@@ -56,7 +56,7 @@ def main(_: Sequence[str]) -> None:
     except Interrupted as stop:
         app.leave(str(stop), CTRL_C)
     if faults:
-        sys.exit("\n".join([f"{len(faults)} of the requests could not be met:", *faults]))
+        sys.exit(f"{len(faults)} of the requests could not be met; the warnings above say why.")
 
 
 if __name__ == "__main__":

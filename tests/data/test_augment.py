@@ -112,6 +112,12 @@ def test_auto_mirrors_a_few_clips_whose_captions_do_not_mind(source, mirrored):
     assert any(way(video)[0] for video in reads(augmented, 30)) is mirrored
 
 
+@pytest.mark.parametrize(("caption", "warned"), [("moves left", True), ("a ball", False)])
+def test_mirroring_against_the_captions_is_warned_of(caption, warned, caplog):
+    AugmentedClips(Recorded(captions=(caption,)), Augmentation(flip="horizontal"))
+    assert ("these words mean nothing" in caplog.text) is warned
+
+
 def test_held_out_clips_are_never_changed(tmp_path):
     write_clip(tmp_path / "a.mp4")
     config = tiny_videos(tmp_path)

@@ -144,9 +144,15 @@ def unchanged(source: ClipSource) -> ClipSource:
 
 def _resolved(source: ClipSource, flip: Flip) -> Flip:
     """What "auto" means for this source; says it in the log."""
+    captions = getattr(source, "captions", None)
+    if flip in ("horizontal", "all") and captions is not None and not may_flip(captions):
+        log.warning(
+            "data.flip=%s mirrors clips whose captions may name directions or writing: the model "
+            "learns that these words mean nothing",
+            flip,
+        )
     if flip != "auto":
         return flip
-    captions = getattr(source, "captions", None)
     if captions is None:
         return "none"
     if len(source) >= FEW_CLIPS:
