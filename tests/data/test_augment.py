@@ -145,3 +145,15 @@ def test_a_wrong_setting_is_named(settings):
 def test_latents_cannot_be_changed(tmp_path):
     with pytest.raises(UserError, match="cannot be zoomed or mirrored"):
         Experiment.from_config(tiny(data=dict(kind="shards", path=str(tmp_path), flip="all")))
+
+
+def test_with_a_probability_some_clips_stay_as_they_are():
+    inner = Recorded()
+    source = AugmentedClips(inner, Augmentation(zoom=2.0, flip="all", probability=0.3))
+    reads(source, 400)
+    enlarged = sum(asked != (16, 16) for asked in inner.asked)
+    # One of the five zooms is none.
+    assert 0.7 < enlarged / (400 * 0.3 * 0.8) < 1.3
+    assert Augmentation(flip="all", probability=0.0).changes_nothing
+    with pytest.raises(UserError, match=r"data\.probability"):
+        Augmentation(probability=1.5)

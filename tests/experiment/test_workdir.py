@@ -34,7 +34,15 @@ from videomar_jax.training import loop
 def as_earlier_versions_wrote_it(config):
     """The config in old names and values, without the settings that were added since."""
     values = json.loads(json.dumps(config))
-    for key in ("images", "decode_all", "split_cuts", "most_failing", "zoom", "flip"):
+    for key in (
+        "images",
+        "decode_all",
+        "split_cuts",
+        "most_failing",
+        "zoom",
+        "flip",
+        "augment_probability",
+    ):
         del values["data"][key]
     for key in ("linear_prior", "previous_frame", "residual"):
         del values["model"][key]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.helpers.tiny_model import FROM_FRAME_BEFORE, GRID, tiny_config, tiny_model, tiny_text
 from videomar_jax.checks import UserError
-from videomar_jax.models.linear_prior import NEIGHBOURS, neighbourhoods
+from videomar_jax.models.linear_prior import NEIGHBOURS, neighbourhoods, noisy_history
 from videomar_jax.models.params import abstract_model
 from videomar_jax.training import prior as prior_module
 from videomar_jax.training.config import LossConfig, OptimizerConfig
@@ -190,3 +190,16 @@ def test_a_history_with_noise_is_what_prior_and_hint_see():
     noisy = next_frame_loss(model, batch, draws, config)[0]
     clean = dataclasses.replace(draws, history_level=jnp.zeros(4))
     assert float(noisy) != float(next_frame_loss(model, batch, clean, config)[0])
+
+
+def test_noise_on_the_history_is_in_units_of_what_the_prior_leaves_over():
+    model, _ = recipe_inputs()
+    spread = model.linear_prior.spread
+    spread[...] = jnp.arange(1.0, 1.0 + spread.shape[0])
+    rng = np.random.default_rng(0)
+    shape = (2, 3, 6, spread.shape[0])
+    history, noise = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
+    noisy = noisy_history(model, history, noise, jnp.asarray([0.0, 0.5]))
+    np.testing.assert_array_equal(noisy[0], history[0])
+    expected = history[1] + 0.5 * spread[...] * noise[1]
+    np.testing.assert_allclose(noisy[1], expected, rtol=1e-6)

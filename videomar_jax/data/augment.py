@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from videomar_jax.checks import AtLeastOne, check_fields
+from videomar_jax.checks import AtLeastOne, Fraction, check_fields
 from videomar_jax.data.sources import (
     Clip,
     ClipShape,
@@ -59,13 +59,15 @@ class Augmentation:
     """What is mirrored, each with probability 1/2: "horizontal"; "all", which adds upside down and,
     of square clips, rows for columns; "auto", horizontal for a few clips whose captions do not
     mind (`may_flip`)."""
+    probability: Fraction = 1.0
+    """With which a clip is changed at all; else it is read as it is."""
 
     def __post_init__(self):
         check_fields("data", self)
 
     @property
     def changes_nothing(self) -> bool:
-        return self.zoom == 1.0 and self.flip == "none"
+        return (self.zoom == 1.0 and self.flip == "none") or self.probability == 0.0
 
 
 def may_flip(captions: Iterable[str]) -> bool:
@@ -86,12 +88,15 @@ class AugmentedClips:
         self._source = source
         self._zooms = np.linspace(1.0, augmentation.zoom, ZOOM_LEVELS)
         self._flip = _resolved(source, augmentation.flip)
+        self._probability = augmentation.probability
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, index: int, rng: np.random.Generator, shape: ClipShape) -> Clip:
         """As the whole source reads it, changed."""
+        if self._probability < 1.0 and rng.random() >= self._probability:
+            return self._source.read(index, rng, shape)
         zoom = float(rng.choice(self._zooms))
         rows, columns = round(shape.height * zoom), round(shape.width * zoom)
         larger = dataclasses.replace(shape, height=rows, width=columns)

@@ -168,6 +168,9 @@ class DataConfig:
     """Training clips that are mirrored at random: horizontal; all, which adds upside down and, of
     square clips, rows for columns; auto, horizontal where clips are few and no caption names a
     direction or writing."""
+    augment_probability: Fraction = 1.0
+    """The probability that zoom and flip change a clip at all. Below 1 the clips as they are keep a
+    weight of their own: what is held out looks like them."""
     split: str = "train"
     """tfds: the split to train on."""
     held_out: str = ""
@@ -197,7 +200,7 @@ class DataConfig:
     @property
     def augmentation(self) -> Augmentation:
         """How training clips are changed at random."""
-        return Augmentation(zoom=self.zoom, flip=self.flip)
+        return Augmentation(zoom=self.zoom, flip=self.flip, probability=self.augment_probability)
 
 
 # The kinds

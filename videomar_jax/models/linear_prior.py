@@ -125,6 +125,22 @@ def previous_frames(
     return previous, np.arange(first, first + count)
 
 
+def noisy_history(
+    model: "VideoMAR",
+    history: Float[Array, "B n S P"],
+    noise: Float[Array, "B n S P"],
+    level: Float[Array, "B"],
+) -> Float[Array, "B n S P"]:
+    """Earlier frames with a share u = `level` of noise: (1 - u) x + u eps, or with a prior
+    x + u s eps. The sampler's own faults are as large as what the prior leaves over; where that is
+    little, a share of the tokens themselves would drown it."""
+    share = level[:, None, None, None]
+    if not model.config.linear_prior:
+        return (1 - share) * history + share * noise
+    spread = jax.lax.stop_gradient(model.linear_prior.spread[...])
+    return history + share * spread * noise
+
+
 def add_hint(
     model: "VideoMAR",
     x: Float[Array, "B N S D"],

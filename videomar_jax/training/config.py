@@ -37,7 +37,8 @@ class LossConfig:
     draws_per_token: Count = 4
     """(time, noise) draws of the diffusion loss for each token and step."""
     history_noise: BelowOne = 0.0
-    """Largest share of noise in the earlier frames (MAGI 2025, Lumos-1 2025)."""
+    """Largest share of noise in the earlier frames (MAGI 2025, Lumos-1 2025); for a model with a
+    linear prior in units of what that leaves over."""
     regression_weight: NonNegative = 0.0
     """Ours: weight of |readout(z) - x_0|^2; needs model.regression."""
 

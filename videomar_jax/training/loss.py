@@ -19,7 +19,8 @@ With history_noise = s > 0 the frames before a supervised one are seen as
 
     (1 - u) x + u eps,   one u ~ U[0, s] for each clip,                                         (2)
 
-and a model with `history_levels` is given u.
+and a model with `history_levels` is given u. (A model with a linear prior takes the noise in units
+of what the prior leaves over, `linear_prior.noisy_history`.)
 
 The head runs on all S tokens of a supervised frame, hidden or not. Any of its tokens may be hidden,
 so a gather of static size could leave none out; the 13 % that are visible on average are a few
@@ -32,7 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.models import masking
-from videomar_jax.models.linear_prior import FrameNumbers, previous_frames
+from videomar_jax.models.linear_prior import FrameNumbers, noisy_history, previous_frames
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import Context, Grid, VideoMAR
 from videomar_jax.training.config import LossConfig
@@ -130,7 +131,7 @@ def _one_frame(
     mask = masking.hide_last(draws.orders, counts)
     # Frame k itself is seen as it is: noise on it would be noise on its visible tokens.
     earlier = jnp.arange(frames) < draws.current[:, None]
-    seen = jnp.where(earlier[..., None, None], _with_history_noise(tokens, draws), tokens)
+    seen = jnp.where(earlier[..., None, None], _with_history_noise(model, tokens, draws), tokens)
     z = model(seen, mask, context, grid, earlier=earlier, noise_level=draws.history_level)
     previous = _at(seen, jnp.maximum(draws.current - 1, 0))
 
@@ -152,18 +153,17 @@ def _all_frames(
 ) -> SupervisedFrames:
     supervised = slice(min(tokens.shape[1] - 1, 1), None)
     hidden = masking.hide_last(draws.orders[:, supervised], draws.num_masked[:, supervised])
-    history, level = _with_history_noise(tokens, draws)[:, :-1], draws.history_level
+    history, level = _with_history_noise(model, tokens, draws)[:, :-1], draws.history_level
     z = model.teacher_forced(tokens, hidden, context, grid, history=history, noise_level=level)
     previous, number = previous_frames(history, z.shape[1])
     return SupervisedFrames(z, tokens[:, supervised], hidden, number, previous)
 
 
-def _with_history_noise(tokens: Tokens, draws: LossDraws) -> Tokens:
+def _with_history_noise(model: VideoMAR, tokens: Tokens, draws: LossDraws) -> Tokens:
     """Equation (2) for all frames but the last, which no frame follows."""
     if draws.history_level is None:
         return tokens
-    u = draws.history_level[:, None, None, None]
-    noisy = (1 - u) * tokens[:, :-1] + u * draws.history_noise
+    noisy = noisy_history(model, tokens[:, :-1], draws.history_noise, draws.history_level)
     return jnp.concatenate([noisy, tokens[:, -1:]], axis=1)
 
 

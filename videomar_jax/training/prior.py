@@ -34,11 +34,13 @@ from videomar_jax.types import Float
 
 FOLDS = 4
 """Parts of the clips; each is predicted by a fit on the others."""
-RIDGES = (0.01, 0.1, 1.0, 10.0)
+RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Penalties to choose from, as multiples of the mean square of a feature."""
 LEAST_SPREAD = 1e-3
 MUCH_LEFT_OVER = 0.9
-MOST_WINDOWS = 600
+MOST_WINDOWS = 2000
+WINDOWS_PER_CLIP = 100
+"""Random windows of one clip overlap: more of them say little new."""
 ENOUGH_TOKENS = 300_000
 """Predicted tokens beyond which more windows would change nothing."""
 LEAST_WINDOWS = 32
@@ -217,7 +219,7 @@ def training_windows(
             f"{shape.height}x{shape.width}."
         )
     tokens_seen = 0
-    for number in range(MOST_WINDOWS):
+    for number in range(min(MOST_WINDOWS, WINDOWS_PER_CLIP * len(indices))):
         if tokens_seen >= ENOUGH_TOKENS and number >= LEAST_WINDOWS:
             return
         repeat, place = divmod(number, len(indices))
