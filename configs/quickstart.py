@@ -64,8 +64,8 @@ def use_footage(config: ConfigDict) -> None:
         history_levels=True,
     )
     # Low mask rates show the last reveal steps, in which most of a frame is known.
-    config.loss.update(mask_rate_min=0.05, history_noise=0.5, draws_per_token=1)
-    config.data.update(flip="auto", augment_probability=0.5)
+    config.loss.update(mask_rate_min=0.05, history_noise=0.3, draws_per_token=1)
+    config.data.update(flip="auto", augment_probability=0.75)
     config.curriculum = (
         stage("32px_3f", frames=3, side=32, batch_size=32, steps=300),
         stage("32px_5f", frames=5, side=32, batch_size=32, steps=300),
