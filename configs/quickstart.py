@@ -59,6 +59,7 @@ def use_footage(config: ConfigDict) -> None:
         latent_channels=128,
         head_width=256,
         linear_prior=True,
+        forecast=(),
         previous_frame=True,
         residual=True,
         history_levels=True,

@@ -18,6 +18,8 @@ from videomar_jax.models.videomar import VideoMAR
 GRID = (2, 3)
 FROM_FRAME_BEFORE = dict(linear_prior=True, previous_frame=True, residual=True, regression=True)
 """Everything that a model of ours takes from the frame before."""
+FROM_FIRST_FRAME = FROM_FRAME_BEFORE | dict(forecast=(3, *GRID))
+"""And from the first frame and the text."""
 SIZES = dict(
     latent_channels=3,
     width=32,

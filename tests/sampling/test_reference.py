@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_model import FROM_FRAME_BEFORE, tiny_model
+from tests.helpers.tiny_model import FROM_FIRST_FRAME, FROM_FRAME_BEFORE, tiny_model
 from tests.helpers.tiny_video import by_reference, generated, given_latents
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.sampling.config import SamplingConfig
@@ -29,6 +29,11 @@ CASES = {
     "ddpm, unguided": (dict(head="ddpm"), dict(guidance=1.0, head_steps="ddim4")),
     "from the frame before": (FROM_FRAME_BEFORE, dict(guidance=2.0)),
     "from the frame before, unguided": (FROM_FRAME_BEFORE, dict(guidance=1.0)),
+    "from the first frame": (FROM_FIRST_FRAME, dict(guidance=2.0)),
+    "from the first frame, in a window": (
+        FROM_FIRST_FRAME,
+        dict(guidance=1.0, window=1, keep_first=False),
+    ),
 }
 
 

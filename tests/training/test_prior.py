@@ -10,14 +10,16 @@ from flax import nnx
 
 from tests.helpers.tiny_model import FROM_FRAME_BEFORE, GRID, tiny_config, tiny_model, tiny_text
 from videomar_jax.checks import UserError
-from videomar_jax.models.linear_prior import NEIGHBOURS, neighbourhoods, noisy_history
+from videomar_jax.models.linear_prior import NEIGHBOURS, neighbourhoods
 from videomar_jax.models.params import abstract_model
+from videomar_jax.models.patchify import patchify
 from videomar_jax.training import prior as prior_module
 from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.draws import Batch, draw
+from videomar_jax.training.history_noise import with_history_noise
 from videomar_jax.training.loss import next_frame_loss
 from videomar_jax.training.optimizer import make_optimizer
-from videomar_jax.training.prior import fit_prior
+from videomar_jax.training.prior import Window, fit_prior
 from videomar_jax.training.state import init_state
 from videomar_jax.training.step import make_train_step
 
@@ -43,7 +45,7 @@ def windows(count, *, frames=4, clips=None, noise=(0.1, 0.4), seed=1):
             expected = before[0, 0] @ kind[:-1] + kind[-1]
             # Frames do not depend on each other in a chain: that would make them alike.
             tokens[frame] = expected + noise * generator.standard_normal((COUNT, WIDTH))
-        yield number if clips is None else number % clips, tokens
+        yield Window(number if clips is None else number % clips, tokens)
 
 
 def test_the_maps_and_the_spread_are_found():
@@ -62,7 +64,8 @@ def test_equal_to_ridge_regression_by_least_squares():
     data = list(windows(60))
     fitted = fit_prior(data, GRID)
     rows, targets = [], []
-    for _, tokens in data:
+    for window in data:
+        tokens = window.tokens
         around = np.asarray(neighbourhoods(jnp.asarray(tokens[None, 0:1]), GRID), np.float64)[0, 0]
         rows.append(np.concatenate([around, np.ones((COUNT, 1))], axis=1))
         targets.append(tokens[1].astype(np.float64))
@@ -95,7 +98,7 @@ def test_a_single_clip_of_two_latent_frames_is_enough_to_go_on():
 def test_a_still_clip_leaves_the_least_spread():
     frame = np.arange(COUNT * WIDTH, dtype=np.float32).reshape(COUNT, WIDTH)
     still = np.stack([frame] * 4)
-    fitted = fit_prior([(0, still), (1, still)], GRID)
+    fitted = fit_prior([Window(0, still), Window(1, still)], GRID)
     assert (fitted.params["spread"] >= prior_module.LEAST_SPREAD).all()
     assert np.isfinite(fitted.params["weight"]).all()
 
@@ -105,7 +108,7 @@ def test_what_cannot_be_fitted_is_named():
         fit_prior([], GRID)
     bad = np.full((3, COUNT, WIDTH), np.nan, np.float32)
     with pytest.raises(UserError, match="not finite"):
-        fit_prior([(0, bad)], GRID)
+        fit_prior([Window(0, bad)], GRID)
 
 
 # In the loss
@@ -193,13 +196,14 @@ def test_a_history_with_noise_is_what_prior_and_hint_see():
 
 
 def test_noise_on_the_history_is_in_units_of_what_the_prior_leaves_over():
-    model, _ = recipe_inputs()
+    model, batch = recipe_inputs()
     spread = model.linear_prior.spread
     spread[...] = jnp.arange(1.0, 1.0 + spread.shape[0])
-    rng = np.random.default_rng(0)
-    shape = (2, 3, 6, spread.shape[0])
-    history, noise = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2))
-    noisy = noisy_history(model, history, noise, jnp.asarray([0.0, 0.5]))
-    np.testing.assert_array_equal(noisy[0], history[0])
-    expected = history[1] + 0.5 * spread[...] * noise[1]
-    np.testing.assert_allclose(noisy[1], expected, rtol=1e-6)
+    config = LossConfig(supervise="all_frames", draws_per_token=1, history_noise=0.5)
+    draws = draw(jax.random.key(1), model, (4, 3, 6), config)
+    tokens = patchify(batch.latents, model.config.patch_size)
+    seen = with_history_noise(model, tokens, draws)
+    np.testing.assert_array_equal(seen[:, -1], tokens[:, -1])
+    level = np.asarray(draws.history_level)[:, None, None, None]
+    added = level * np.asarray(spread[...]) * np.asarray(draws.history_noise)
+    np.testing.assert_allclose(seen[:, :-1] - tokens[:, :-1], added, atol=1e-5)

@@ -112,6 +112,8 @@ class Experiment:
             experiment.data, experiment.tokenizer_config, experiment.text, recipe.init_from
         )
         experiment._check_stages()
+        if _forecasts_last_stage(values["model"]):
+            experiment = experiment._with_forecast()
         sampling = experiment.sampling
         # Refuses steps that the head cannot take now, rather than at the first preview.
         names = head_step_names(sampling, sampling.steps)
@@ -136,6 +138,27 @@ class Experiment:
                     )
                 except ValueError as error:
                     raise UserError(f"Stage '{stage.name}': {error}") from error
+
+    def _with_forecast(self) -> "Experiment":
+        """With a forecast of the last stage's clips, where these have a second latent frame."""
+        strides, shape, model = self.strides(), self.final_shape, self.recipe.model
+        if strides is None:
+            raise UserError(
+                "model.forecast=() needs a tokenizer whose strides are known before it is "
+                "opened: give (latent frames, token rows, token columns)."
+            )
+        frames, rows, columns = grid_shape(
+            shape.num_frames,
+            shape.height,
+            shape.width,
+            temporal_stride=strides[0],
+            spatial_stride=strides[1],
+        )
+        if frames == 1:
+            return self
+        grid = (frames, rows // model.patch_size, columns // model.patch_size)
+        recipe = dataclasses.replace(self.recipe, model=dataclasses.replace(model, forecast=grid))
+        return dataclasses.replace(self, recipe=recipe)
 
     def strides(self) -> tuple[int, int] | None:
         """The tokenizer's (temporal, spatial) stride, if known before the tokenizer is opened."""
@@ -214,7 +237,14 @@ def _model(values: Mapping[str, Any]) -> ModelConfig:
     changes = {
         name: value for name, value in values.items() if name != "preset" and value is not None
     }
+    if _forecasts_last_stage(values):
+        del changes["forecast"]  # see `Experiment._with_forecast`
     return dataclasses.replace(PRESETS[values["preset"]], **changes)
+
+
+def _forecasts_last_stage(values: Mapping[str, Any]) -> bool:
+    """Whether `model.forecast` is empty: of the clips of the last stage."""
+    return values.get("forecast") is not None and not len(values["forecast"])
 
 
 def _section(kind: type[_Section], name: str, values: Mapping[str, Any]) -> _Section:

@@ -81,6 +81,11 @@ class ModelConfig:
     token (`models.linear_prior`)."""
     previous_frame: bool = False
     """Ours: add a projection of the frame before, 3x3 tokens, to the mask token."""
+    forecast: Sequence[Natural] | None = None
+    """Ours: (latent frames, token rows, token columns) of the clips that a linear forecast from
+    frame 0 and the text is made of (`models.forecast`), which the linear prior then takes in; None:
+    none. In a run's
+    config (): those of its last stage."""
     residual: bool = False
     """Ours: the readout predicts the mean of a token, and the head draws the rest; needs
     model.regression and `loss.regression_weight`."""
@@ -104,6 +109,15 @@ class ModelConfig:
         if self.rope_split is not None:
             # A tuple, so that the config stays hashable when it comes from a JSON list.
             object.__setattr__(self, "rope_split", tuple(self.rope_split))
+        if self.forecast is not None:
+            object.__setattr__(self, "forecast", tuple(self.forecast))
+            if len(self.forecast) != 3 or min(self.forecast) < 1 or self.forecast[0] < 2:
+                raise UserError(
+                    f"model.forecast must be latent frames (2 or more), token rows and token "
+                    f"columns, not {self.forecast}."
+                )
+            if not self.linear_prior:
+                raise UserError("model.forecast needs model.linear_prior=True.")
         if self.residual and not self.regression:
             raise UserError("model.residual needs model.regression=True.")
         self._check_rope_channels()
@@ -190,7 +204,7 @@ class ModelConfig:
         return cls(**values)
 
 
-_ADDED = ("linear_prior", "previous_frame", "residual")
+_ADDED = ("linear_prior", "previous_frame", "residual", "forecast")
 """Fields that the first models did not have."""
 
 PRESETS: dict[str, ModelConfig] = {

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion_head import TIME_FEATURES
-from videomar_jax.models.linear_prior import NEIGHBOURS
+from videomar_jax.models.linear_prior import known_values
 
 
 class Flops(NamedTuple):
@@ -78,9 +78,9 @@ def forward_flops(
     if config.history_levels:
         outside += batch * TIME_FEATURES * width
     if config.previous_frame:
-        outside += read * NEIGHBOURS * config.token_dim * width
+        outside += read * known_values(config) * width
     if config.linear_prior:
-        outside += read * NEIGHBOURS * config.token_dim**2
+        outside += read * known_values(config) * config.token_dim
     if config.regression:
         outside += read * width * config.token_dim
     head = read * (width * config.head_width + draws_per_token * _head_products(config))

@@ -4,7 +4,10 @@ Ours, for small data: each part is a field of `ModelConfig` and off by default.
 
 `linear_prior`. For token i of frame t, with N(i) the 3x3 tokens around i,
 
-    b = [x_{t-1,j} for j in N(i); 1] W_k,    k = 0 for t = 1 and k = 1 later                   (1)
+    b = [x_{t-1,j} for j in N(i); f; 1] W_k,    k = 0 for t = 1 and k = 1 later                (1)
+
+f is empty, or with `forecast` what frame 0 and the text let one expect of the token (f_t,i) and of
+its change since the frame before (f_t,i - f_{t-1,i}), see `models.forecast`.
 
 The frame before frame 1 is an image, whose tokens follow another law, hence the two maps. W, and
 the spread s of what they leave over, are found by ridge regression before training and stay as they
@@ -28,6 +31,8 @@ import numpy as np
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.forecast import Forecast, forecast_features
+from videomar_jax.models.transformer import Context
 from videomar_jax.types import Array, Bool, Float
 
 if TYPE_CHECKING:
@@ -65,21 +70,28 @@ class LinearPrior(nnx.Module):
 
     def __init__(self, config: ModelConfig):
         width = config.token_dim
-        self.weight = nnx.Param(jnp.zeros((KINDS, NEIGHBOURS * width + 1, width)))
+        self.weight = nnx.Param(jnp.zeros((KINDS, known_values(config) + 1, width)))
         self.spread = nnx.Param(jnp.ones(width))
+        if config.forecast is not None:
+            self.forecast = Forecast(config)
 
     def __call__(
-        self, previous: Float[Array, "B R S P"], number: FrameNumbers, grid: Grid
+        self,
+        previous: Float[Array, "B R S P"],
+        number: FrameNumbers,
+        grid: Grid,
+        forecast: Float[Array, "B T S P"] | None = None,
     ) -> Standardised:
         """The prior of R frames.
 
         Args:
             previous: the tokens of the frame before each of them; of no matter for frame 0.
             number: the frames' numbers.
+            forecast: of their clips, for a prior that takes one.
         """
         weight = jax.lax.stop_gradient(self.weight[...])
         spread = jax.lax.stop_gradient(self.spread[...])
-        features = neighbourhoods(previous.astype(jnp.float32), grid)
+        features = known(previous.astype(jnp.float32), number, grid, forecast)
         mean = by_kind(features, weight[:, :-1], weight[:, -1], number)
         predicted = _per_frame(number > 0)
         return Standardised(
@@ -92,17 +104,21 @@ class PreviousFrameEmbedding(nnx.Module):
     frame before, one for frame 1 and one for later frames."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        inputs = NEIGHBOURS * config.token_dim
+        inputs = known_values(config)
         init = nnx.initializers.xavier_uniform()
         self.kernel = nnx.Param(init(rngs.params(), (KINDS, inputs, config.width)))
         self.bias = nnx.Param(jnp.zeros((KINDS, config.width)))
         self.dtype = config.dtype
 
     def __call__(
-        self, previous: Float[Array, "B R S P"], number: FrameNumbers, grid: Grid
+        self,
+        previous: Float[Array, "B R S P"],
+        number: FrameNumbers,
+        grid: Grid,
+        forecast: Float[Array, "B T S P"] | None = None,
     ) -> Float[Array, "B R S D"]:
         """Zero for frame 0; arguments as those of `LinearPrior`."""
-        features = neighbourhoods(previous, grid).astype(self.dtype)
+        features = known(previous, number, grid, forecast).astype(self.dtype)
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...]
         added = by_kind(features, kernel, bias, number).astype(jnp.float32)
         return jnp.where(_per_frame(number > 0), added, 0.0)
@@ -125,61 +141,47 @@ def previous_frames(
     return previous, np.arange(first, first + count)
 
 
-def noisy_history(
-    model: "VideoMAR",
-    history: Float[Array, "B n S P"],
-    noise: Float[Array, "B n S P"],
-    level: Float[Array, "B"],
-) -> Float[Array, "B n S P"]:
-    """Earlier frames with a share u = `level` of noise: (1 - u) x + u eps, or with a prior
-    x + u s eps. The sampler's own faults are as large as what the prior leaves over; where that is
-    little, a share of the tokens themselves would drown it."""
-    share = level[:, None, None, None]
-    if not model.config.linear_prior:
-        return (1 - share) * history + share * noise
-    spread = jax.lax.stop_gradient(model.linear_prior.spread[...])
-    return history + share * spread * noise
-
-
 def add_hint(
     model: "VideoMAR",
     x: Float[Array, "B N S D"],
     mask: Bool[Array, "B R S"],
     history: Float[Array, "B n S P"],
     grid: Grid,
+    context: Context,
 ) -> Float[Array, "B N S D"]:
     """Adds the embedding of the frame before to hidden tokens of the last R frames of `x`; for a
     model without it `x` as it is. Other arguments as in `previous_frames`."""
     if not model.config.previous_frame:
         return x
     count = mask.shape[1]
-    hint = model.previous_embed(*previous_frames(history, count), grid)
+    hint = model.previous_embed(*previous_frames(history, count), grid, context.forecast)
     hint = jnp.where(mask[..., None], hint, 0.0)
     return x + jnp.pad(hint, ((0, 0), (x.shape[1] - count, 0), (0, 0), (0, 0)))
 
 
 def frame_prior(
-    model: "VideoMAR", previous: Float[Array, "B S P"], number: Array, grid: Grid
+    model: "VideoMAR", previous: Float[Array, "B S P"], number: Array, grid: Grid, context: Context
 ) -> Standardised | None:
     """The prior of one frame, [B, S, P]; None for a model without one.
 
     Args:
         previous: the finished frame before it.
         number: of the frame in the video, a scalar.
+        context: with the forecast, for a model that has one.
     """
     if not model.config.linear_prior:
         return None
-    prior = model.linear_prior(previous[:, None], number[None], grid)
+    prior = model.linear_prior(previous[:, None], number[None], grid, context.forecast)
     return Standardised(prior.mean[:, 0], prior.spread[0])
 
 
 def frame_hint(
-    model: "VideoMAR", previous: Float[Array, "B S P"], number: Array, grid: Grid
+    model: "VideoMAR", previous: Float[Array, "B S P"], number: Array, grid: Grid, context: Context
 ) -> Float[Array, "B S D"] | None:
     """The embedding of the frame before; None for a model without it. Arguments as there."""
     if not model.config.previous_frame:
         return None
-    return model.previous_embed(previous[:, None], number[None], grid)[:, 0]
+    return model.previous_embed(previous[:, None], number[None], grid, context.forecast)[:, 0]
 
 
 def complete(
@@ -205,7 +207,26 @@ def complete(
     return drawn if prior is None else prior.decode(drawn)
 
 
-# Neighbourhoods
+# What is known of a token
+
+
+def known_values(config: ModelConfig) -> int:
+    """How many values `known` gives."""
+    return (NEIGHBOURS + (0 if config.forecast is None else 2)) * config.token_dim
+
+
+def known(
+    previous: Float[Array, "B R S P"],
+    number: FrameNumbers,
+    grid: Grid,
+    forecast: Float[Array, "B T S P"] | None,
+) -> Float[Array, "B R S F"]:
+    """The values of equation (1) but the last: the neighbourhood, and f where there is one."""
+    around = neighbourhoods(previous, grid)
+    if forecast is None:
+        return around
+    expected = forecast_features(forecast, number).astype(around.dtype)
+    return jnp.concatenate([around, expected], axis=-1)
 
 
 def neighbourhoods(tokens: Float[Array, "B R S P"], grid: Grid) -> Float[Array, "B R S 9*P"]:

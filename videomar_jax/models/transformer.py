@@ -56,6 +56,8 @@ class Context:
     """False at padding; None: everything is seen."""
     pooled: Float[Array, "B D"] | None = None
     """A summary that is added to every token, in models that have one."""
+    forecast: Float[Array, "B T S P"] | None = None
+    """What frame 0 and the text let one expect of every frame (`models.forecast`)."""
 
 
 def table_init(key: Key, config: ModelConfig) -> Float[Array, "6 D"]:

@@ -156,7 +156,7 @@ class VideoMAR(nnx.Module):
             earlier, noise_level: as in `embed`, for a model with `history_levels`.
         """
         h = self.embed(tokens, mask, context, earlier, noise_level)
-        h = add_hint(self, h, mask, tokens[:, :-1], grid)
+        h = add_hint(self, h, mask, tokens[:, :-1], grid, context)
         pattern = attention.frame_causal if causal else attention.attend_frames
         rotary = self.rotary(tokens.shape[1], grid)
         return self.transformer(h, context, rotary, self.attention_fn(pattern))
@@ -190,7 +190,7 @@ class VideoMAR(nnx.Module):
         hidden = jnp.concatenate([jnp.zeros_like(mask[:, :clean]), mask], axis=1)
         earlier = jnp.arange(hidden.shape[1]) < clean
         h = self.embed(seen, hidden, context, earlier[None], noise_level)
-        h = add_hint(self, h, mask, history, grid)
+        h = add_hint(self, h, mask, history, grid, context)
         # A masked copy stands at the position of its frame.
         numbers = jnp.concatenate([jnp.arange(clean), jnp.arange(first, frames)])
         pattern = self.attention_fn(attention.teacher_forcing, clean=clean)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from videomar_jax.diffusion.plans import SolverPlan, evaluations
 from videomar_jax.models import incremental
 from videomar_jax.models.attention import KVCache
+from videomar_jax.models.forecast import with_forecast
 from videomar_jax.models.incremental import VisibleCache
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
@@ -96,12 +97,15 @@ def start_decoding(
     """
     given = patchify(given, model.config.patch_size)
     batch, num_given, tokens, _ = given.shape
+    own_text = (text, text_mask)
     # Some step is guided: rows without text stand behind those with it, B each.
     if True in static.branches:
         text, text_mask = jnp.tile(text, (2, 1, 1)), jnp.tile(text_mask, (2, 1))
     rows = len(text)
     without_text = jnp.arange(rows) >= batch
     context = incremental.with_keys_values(model, model.context(text, text_mask, without_text))
+    # One forecast a sample, whether a step is guided or not.
+    context = with_forecast(model, context, given[:, 0], *own_text, static.grid)
     cache = incremental.empty_cache(model, rows, static.cache_length, tokens)
     cache, last = constrain(static.placement, cache, given[:, -1])
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from videomar_jax.diffusion.base import Timesteps
 from videomar_jax.diffusion.solver import init_state, solver_step, solver_timesteps
 from videomar_jax.models.attention import join_frames
+from videomar_jax.models.forecast import with_forecast
 from videomar_jax.models.kernels import attend
 from videomar_jax.models.linear_prior import Standardised, add_hint, complete, frame_prior
 from videomar_jax.models.patchify import patchify, unpatchify
@@ -56,7 +57,10 @@ def reference(
     generated = num_frames - num_given
     # Frames that are not drawn yet are there as zeros; no earlier frame sees them.
     tokens = jnp.pad(tokens, ((0, 0), (0, generated), (0, 0), (0, 0)))
-    contexts = [model.context(text, text_mask, jnp.full(batch, drop)) for drop in (False, True)]
+    contexts = []
+    for drop in (False, True):
+        context = model.context(text, text_mask, jnp.full(batch, drop))
+        contexts.append(with_forecast(model, context, tokens[:, 0], text, text_mask, grid))
     predict = functools.partial(_predict, model, config=config, grid=grid, scale=scale)
 
     plan = schedules.reveal_plan(num_tokens, config)
@@ -70,7 +74,7 @@ def reference(
     for index in range(generated):
         number = num_given + index
         draws = draw_frame(keys, jnp.asarray(number), num_tokens, width, noisy)
-        prior = frame_prior(model, tokens[:, number - 1], jnp.asarray(number), grid)
+        prior = frame_prior(model, tokens[:, number - 1], jnp.asarray(number), grid, contexts[0])
         temperature = jnp.asarray(schedules.temperatures(generated, config)[index])
         bound = schedules.clip_bounds(generated, config)[index]
         hidden = jnp.zeros(tokens.shape[:3], bool).at[:, number].set(True)
@@ -149,7 +153,7 @@ def _predict(
     frames = jnp.arange(tokens.shape[1])
     # Earlier frames are clean: this matters to a model that was trained with noise in them.
     x = model.embed(tokens, hidden, context, earlier=(frames < number)[None])
-    x = add_hint(model, x, hidden, tokens[:, :-1], grid)
+    x = add_hint(model, x, hidden, tokens[:, :-1], grid, context)
     if model.config.rope_frame_origin != "absolute":
         frames = jnp.zeros_like(frames)
     attention_fn = functools.partial(_attention, model=model, config=config, scale=scale)

@@ -130,7 +130,7 @@ def reveal_frame(inputs: FrameInputs, draws: FrameDraws) -> tuple[Array, FrameTr
     # Past the end of the order stands an index that no token has: writes to it are dropped.
     padded_order = jnp.pad(draws.order, ((0, 0), (0, most)), constant_values=num_tokens)
     sample = jnp.arange(batch)[:, None]
-    place = (inputs.previous, inputs.settings.number, static.grid)
+    place = (inputs.previous, inputs.settings.number, static.grid, inputs.shared.context)
     prior = frame_prior(inputs.model, *place)
     hint = frame_hint(inputs.model, *place)
     predictors = [predictor(inputs, guided, hint) for guided in static.branches]

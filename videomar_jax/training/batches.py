@@ -24,7 +24,7 @@ from videomar_jax.tokenizers import Tokenizer, latent_shape, to_pixels
 from videomar_jax.training.curriculum import Curriculum, Stage
 from videomar_jax.training.draws import Batch
 from videomar_jax.training.stages import BatchShape, describe_shape, draw_shapes
-from videomar_jax.types import Array, Int, Latents, UInt8
+from videomar_jax.types import Array, Bool, Float, Int, Latents, UInt8
 
 _T = TypeVar("_T")
 
@@ -63,15 +63,25 @@ def to_batch(clips: Mapping[str, Any], inputs: TrainingInputs) -> Batch:
     Args:
         clips: a batch of `data.loader`.
     """
+    return Batch(to_latents(clips, inputs), *to_text(clips, inputs))
+
+
+def to_latents(clips: Mapping[str, Any], inputs: TrainingInputs) -> Any:
+    """The latents of clips; arguments as those of `to_batch`."""
     if "latents" in clips:
-        latents = np.asarray(clips["latents"], np.float32)
-    else:
-        latents = encode(inputs.tokenizer, clips["video"])
+        return np.asarray(clips["latents"], np.float32)
+    return encode(inputs.tokenizer, clips["video"])
+
+
+def to_text(
+    clips: Mapping[str, Any], inputs: TrainingInputs
+) -> tuple[Float[np.ndarray, "B K E"], Bool[np.ndarray, "B K"]]:
+    """The text features of clips and their mask; arguments as those of `to_batch`."""
     if "text" in clips:
         text, text_mask = clips["text"], clips["text_mask"]
     else:
         text, text_mask = inputs.text_encoder.encode(clips["caption"])
-    return Batch(latents, np.asarray(text, np.float32), np.asarray(text_mask, bool))
+    return np.asarray(text, np.float32), np.asarray(text_mask, bool)
 
 
 # Batches in the order of training

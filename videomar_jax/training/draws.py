@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from videomar_jax.models import masking
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.training.config import LossConfig
+from videomar_jax.training.history_noise import draw_history_noise
 from videomar_jax.types import Key
 
 
@@ -76,13 +77,8 @@ def draw(key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossCon
     current = jnp.full(batch, frames - 1, jnp.int32)
     if not config.truncate and frames > 1:
         current = jax.random.randint(keys[0], (batch,), 1, frames)
-    level = history = None
-    if config.history_noise:
-        # A key of its own: the other draws are the same with and without noise on the history.
-        level_key, noise_key = jax.random.split(jax.random.fold_in(key, 6))
-        level = jax.random.uniform(level_key, (batch,), maxval=config.history_noise)
-        earlier = (batch, frames - 1, tokens, model.config.token_dim)
-        history = jax.random.normal(noise_key, earlier)
+    # A key of its own: the other draws are the same with and without noise on the history.
+    level, history = draw_history_noise(jax.random.fold_in(key, 6), model, shape, config)
     return LossDraws(
         current=current,
         orders=masking.random_orders(keys[1], shape),

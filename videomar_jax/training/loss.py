@@ -15,12 +15,7 @@ supervise="all_frames" (ours): the frames 1..T-1 at once, each as a masked copy 
 frames before it and itself. The model sees the same inputs for each frame as above; N counts all
 hidden tokens.
 
-With history_noise = s > 0 the frames before a supervised one are seen as
-
-    (1 - u) x + u eps,   one u ~ U[0, s] for each clip,                                         (2)
-
-and a model with `history_levels` is given u. (A model with a linear prior takes the noise in units
-of what the prior leaves over, `linear_prior.noisy_history`.)
+Noise on the earlier frames, `loss.history_noise`: see `training.history_noise`.
 
 The head runs on all S tokens of a supervised frame, hidden or not. Any of its tokens may be hidden,
 so a gather of static size could leave none out; the 13 % that are visible on average are a few
@@ -33,11 +28,13 @@ import jax
 import jax.numpy as jnp
 
 from videomar_jax.models import masking
-from videomar_jax.models.linear_prior import FrameNumbers, noisy_history, previous_frames
+from videomar_jax.models.forecast import with_forecast
+from videomar_jax.models.linear_prior import FrameNumbers, previous_frames
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import Context, Grid, VideoMAR
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.draws import Batch, LossDraws
+from videomar_jax.training.history_noise import with_history_noise
 from videomar_jax.training.loss_bins import losses_apart
 from videomar_jax.training.normaliser import LossNormaliser, loss_normaliser
 from videomar_jax.types import Array, Bool, Float, Int, Tokens
@@ -75,11 +72,13 @@ def next_frame_loss(
     tokens = patchify(batch.latents, size)
     if normaliser is None:
         normaliser = loss_normaliser(draws, tokens.shape[:3], config)
-    context = model.context(batch.text, batch.text_mask, draws.drop)
+    text = (batch.text, batch.text_mask)
+    context = model.context(*text, draws.drop)
+    context = with_forecast(model, context, tokens[:, 0], *text, grid)
     supervise = _one_frame if config.supervise == "one_frame" else _all_frames
     z, target, hidden, number, previous = supervise(model, tokens, context, grid, draws, config)
     if model.config.linear_prior:
-        target = model.linear_prior(previous, number, grid).encode(target)
+        target = model.linear_prior(previous, number, grid, context.forecast).encode(target)
     # Tokens outside of the loss are zeroed before it as well: an overflow or a NaN that they cause
     # would still reach the gradient, as 0 * NaN.
     inside = hidden[..., None]
@@ -131,7 +130,7 @@ def _one_frame(
     mask = masking.hide_last(draws.orders, counts)
     # Frame k itself is seen as it is: noise on it would be noise on its visible tokens.
     earlier = jnp.arange(frames) < draws.current[:, None]
-    seen = jnp.where(earlier[..., None, None], _with_history_noise(model, tokens, draws), tokens)
+    seen = jnp.where(earlier[..., None, None], with_history_noise(model, tokens, draws), tokens)
     z = model(seen, mask, context, grid, earlier=earlier, noise_level=draws.history_level)
     previous = _at(seen, jnp.maximum(draws.current - 1, 0))
 
@@ -153,18 +152,10 @@ def _all_frames(
 ) -> SupervisedFrames:
     supervised = slice(min(tokens.shape[1] - 1, 1), None)
     hidden = masking.hide_last(draws.orders[:, supervised], draws.num_masked[:, supervised])
-    history, level = _with_history_noise(model, tokens, draws)[:, :-1], draws.history_level
+    history, level = with_history_noise(model, tokens, draws)[:, :-1], draws.history_level
     z = model.teacher_forced(tokens, hidden, context, grid, history=history, noise_level=level)
     previous, number = previous_frames(history, z.shape[1])
     return SupervisedFrames(z, tokens[:, supervised], hidden, number, previous)
-
-
-def _with_history_noise(model: VideoMAR, tokens: Tokens, draws: LossDraws) -> Tokens:
-    """Equation (2) for all frames but the last, which no frame follows."""
-    if draws.history_level is None:
-        return tokens
-    noisy = noisy_history(model, tokens[:, :-1], draws.history_noise, draws.history_level)
-    return jnp.concatenate([noisy, tokens[:, -1:]], axis=1)
 
 
 def _at(x: Array, frame: Int[Array, "B"]) -> Array:

@@ -1,6 +1,6 @@
 """Fits the linear prior of a model (`models.linear_prior`) on windows of the training clips.
 
-For each map k, over all tokens x of the windows and their neighbourhoods f in the frame before,
+For each map k, over all tokens x of the windows and what is known of them, f (`known`),
 
     W_k = argmin  sum |x - f W|^2 + ridge |W|^2                                             (1)
 
@@ -10,10 +10,15 @@ cautious map. s is the spread of what is left over there,
     s_c = sqrt(d_c rms(d)),    d_c the root mean square of x - f W in value c of a token       (2)
 
 half-way in logarithms between a spread for each value and one for all.
+
+A model with a forecast has that fitted first (`training.forecast_fit`). What it says of a clip
+enters f as it was without that clip: else the map would trust it too much.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +29,16 @@ from videomar_jax.checks import UserError
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape, clips_for
 from videomar_jax.io.log import log
-from videomar_jax.models.linear_prior import KINDS, NEIGHBOURS, neighbourhoods
+from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.forecast import mean_feature
+from videomar_jax.models.linear_prior import KINDS, known
 from videomar_jax.models.params import Params
 from videomar_jax.models.patchify import patchify
 from videomar_jax.tokenizers import latent_shape
-from videomar_jax.training.batches import TrainingInputs, clip_shape, encode
+from videomar_jax.training.batches import TrainingInputs, clip_shape, to_latents, to_text
+from videomar_jax.training.forecast_fit import ForecastFit, fit_forecast
 from videomar_jax.training.recipe import Recipe
-from videomar_jax.types import Float
+from videomar_jax.types import Array, Float
 
 FOLDS = 4
 """Parts of the clips; each is predicted by a fit on the others."""
@@ -38,16 +46,27 @@ RIDGES = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Penalties to choose from, as multiples of the mean square of a feature."""
 LEAST_SPREAD = 1e-3
 MUCH_LEFT_OVER = 0.9
-MOST_WINDOWS = 2000
+MOST_WINDOWS = 5000
 WINDOWS_PER_CLIP = 100
 """Random windows of one clip overlap: more of them say little new."""
-ENOUGH_TOKENS = 300_000
+ENOUGH_TOKENS = 150_000
 """Predicted tokens beyond which more windows would change nothing."""
 LEAST_WINDOWS = 32
+MOST_BYTES = 2**28
+"""Of the tokens of the windows that are held in memory."""
+READ_AT_ONCE = 16
 ROWS_AT_ONCE = 1024
 
-Window = tuple[int, Float[np.ndarray, "T S P"]]
-"""The number of its clip, and its tokens."""
+
+class Window(NamedTuple):
+    """A window of a training clip."""
+
+    clip: int
+    """The number of its clip."""
+    tokens: Float[np.ndarray, "T S P"]
+    text: Float[np.ndarray, "E"] | None = None
+    """The mean feature of its caption, for a forecast."""
+    forecast: Float[np.ndarray, "T S P"] | None = None
 
 
 class PriorFit(NamedTuple):
@@ -136,13 +155,13 @@ def fit_prior(windows: Iterable[Window], grid: tuple[int, int]) -> PriorFit:
     """
     folds: list[list[_Sums]] = []
     clips, count = set(), 0
-    for clip, tokens in windows:
-        width = tokens.shape[-1]
+    for window in windows:
+        features = _window_features(window, grid)
         if not folds:
-            size = NEIGHBOURS * width + 1
-            folds = [[_Sums(size, width) for _ in range(FOLDS)] for _ in range(KINDS)]
-        _add_window(folds, clip, tokens, grid)
-        clips.add(clip)
+            sizes = (features.shape[-1], window.tokens.shape[-1])
+            folds = [[_Sums(*sizes) for _ in range(FOLDS)] for _ in range(KINDS)]
+        _add_window(folds, window, features)
+        clips.add(window.clip)
         count += 1
     if not count:
         raise UserError("The linear prior cannot be fitted: no clip has two latent frames.")
@@ -161,24 +180,31 @@ def fit_prior(windows: Iterable[Window], grid: tuple[int, int]) -> PriorFit:
     return PriorFit(params, count, len(clips), (early.left_over, later.left_over))
 
 
-def _add_window(
-    folds: list[list[_Sums]], clip: int, tokens: Float[np.ndarray, "T S P"], grid: tuple[int, int]
-) -> None:
-    if not np.isfinite(tokens).all():
+def _window_features(window: Window, grid: tuple[int, int]) -> Float[np.ndarray, "T-1 S F"]:
+    """f of the frames 1..T-1, a constant behind it."""
+    if not np.isfinite(window.tokens).all():
         raise UserError(
-            f"The linear prior cannot be fitted: latents of clip {clip} are not finite."
+            f"The linear prior cannot be fitted: latents of clip {window.clip} are not finite."
         )
-    features = np.asarray(_features(tokens[None, :-1], grid)[0], np.float64)
-    constant = np.ones((*features.shape[:2], 1))
-    features = np.concatenate([features, constant], axis=-1)
-    targets = np.asarray(tokens[1:], np.float64)
+    forecast = None if window.forecast is None else window.forecast[None]
+    frames = tuple(range(1, len(window.tokens)))
+    features = np.asarray(_known(window.tokens[None, :-1], frames, grid, forecast)[0], np.float64)
+    return np.concatenate([features, np.ones((*features.shape[:2], 1))], axis=-1)
+
+
+def _add_window(
+    folds: list[list[_Sums]], window: Window, features: Float[np.ndarray, "T-1 S F"]
+) -> None:
+    targets = np.asarray(window.tokens[1:], np.float64)
     for sums, frames in zip(folds, (slice(0, 1), slice(1, None)), strict=True):
         rows = features[frames].reshape(-1, features.shape[-1])
         if len(rows):
-            sums[clip % FOLDS].add(rows, targets[frames].reshape(-1, targets.shape[-1]))
+            sums[window.clip % FOLDS].add(rows, targets[frames].reshape(-1, targets.shape[-1]))
 
 
-_features = jax.jit(neighbourhoods, static_argnames="grid")
+@functools.partial(jax.jit, static_argnames=("frames", "grid"))
+def _known(previous: Array, frames: tuple[int, ...], grid: tuple[int, int], forecast: Any) -> Array:
+    return known(previous, np.asarray(frames), grid, forecast)
 
 
 def _fit_map(folds: list[_Sums]) -> _Map:
@@ -205,9 +231,10 @@ def _fit_map(folds: list[_Sums]) -> _Map:
 
 
 def training_windows(
-    inputs: TrainingInputs, shape: ClipShape, patch_size: int, seed: int
+    inputs: TrainingInputs, shape: ClipShape, config: ModelConfig, seed: int
 ) -> Iterator[Window]:
-    """Random windows of the training clips as tokens, the clips in turn.
+    """Random windows of the training clips as tokens, the clips in turn; with their texts for a
+    model with a forecast.
 
     Raises:
         UserError: no clip is long enough for `shape`.
@@ -218,27 +245,35 @@ def training_windows(
             f"The linear prior cannot be fitted: no clip has {shape.num_frames} frames of "
             f"{shape.height}x{shape.width}."
         )
-    tokens_seen = 0
-    for number in range(min(MOST_WINDOWS, WINDOWS_PER_CLIP * len(indices))):
-        if tokens_seen >= ENOUGH_TOKENS and number >= LEAST_WINDOWS:
-            return
-        repeat, place = divmod(number, len(indices))
-        clip = fixed_clips(inputs.source, [indices[place]], shape=shape, seed=seed + repeat)
-        if "latents" in clip:
-            latents = np.asarray(clip["latents"], np.float32)
-        else:
-            latents = encode(inputs.tokenizer, jnp.asarray(clip["video"]))
-        tokens = np.asarray(patchify(jnp.asarray(latents), patch_size))[0]
-        tokens_seen += tokens[1:, :, 0].size
-        yield indices[place], tokens
+    most = min(MOST_WINDOWS, WINDOWS_PER_CLIP * len(indices))
+    for start in range(0, most, READ_AT_ONCE):
+        # Clips are taken in turn; a number in the order gives the clip and the seed.
+        numbers = np.arange(start, min(start + READ_AT_ONCE, most))
+        for repeat in np.unique(numbers // len(indices)):
+            own = [indices[i] for i in numbers[numbers // len(indices) == repeat] % len(indices)]
+            clips = fixed_clips(inputs.source, own, shape=shape, seed=seed + int(repeat))
+            latents = jnp.asarray(to_latents(clips, inputs))
+            tokens = np.asarray(patchify(latents, config.patch_size))
+            texts: Iterable[Any] = itertools.repeat(None)
+            if config.forecast is not None:
+                texts = np.asarray(mean_feature(*to_text(clips, inputs)))
+            yield from map(Window, own, tokens, texts)
 
 
 def fit_on_clips(recipe: Recipe, inputs: TrainingInputs) -> Params:
     """The prior of a run, fitted on windows of its last stage's shape; the log says how well."""
     shape, patch = clip_shape(recipe.curriculum.stages[-1]), recipe.model.patch_size
     _, rows, columns = latent_shape(inputs.tokenizer, shape.num_frames, shape.height, shape.width)
-    windows = training_windows(inputs, shape, patch, recipe.seed)
-    fitted = fit_prior(windows, (rows // patch, columns // patch))
+    windows = _within_memory(training_windows(inputs, shape, recipe.model, recipe.seed))
+    forecast = None
+    if recipe.model.forecast is not None:
+        windows = list(windows)
+        forecast = _fit_forecast(windows, recipe.model)
+        windows = [
+            window._replace(forecast=expected)
+            for window, expected in zip(windows, forecast.expected, strict=True)
+        ]
+    fitted = fit_prior(_enough_tokens(windows), (rows // patch, columns // patch))
     first, later = fitted.left_over
     log.info(
         "linear prior: fitted on %d windows of %d clips; in clips left out it leaves over %.1f %% "
@@ -253,4 +288,39 @@ def fit_on_clips(recipe: Recipe, inputs: TrainingInputs) -> Params:
             "linear prior: in these clips the frame before says little about the next one: they "
             "are too few, or move too far from frame to frame (see data.fps)"
         )
-    return fitted.params
+    if forecast is None:
+        return fitted.params
+    return {**fitted.params, "forecast": forecast.params}
+
+
+def _within_memory(windows: Iterable[Window]) -> Iterator[Window]:
+    """The first windows, as many as may be held."""
+    held = 0
+    for number, window in enumerate(windows):
+        held += window.tokens.nbytes
+        if held > MOST_BYTES and number >= LEAST_WINDOWS:
+            return
+        yield window
+
+
+def _enough_tokens(windows: Iterable[Window]) -> Iterator[Window]:
+    """The first windows, until there are ENOUGH_TOKENS."""
+    seen = 0
+    for number, window in enumerate(windows):
+        if seen >= ENOUGH_TOKENS and number >= LEAST_WINDOWS:
+            return
+        seen += window.tokens[1:, :, 0].size
+        yield window
+
+
+def _fit_forecast(windows: Sequence[Window], config: ModelConfig) -> ForecastFit:
+    tokens = np.stack([window.tokens for window in windows])
+    text = np.stack([window.text for window in windows])
+    fitted = fit_forecast(tokens, text, [window.clip for window in windows], config)
+    log.info(
+        "linear forecast: fitted on %d windows; in clips left out it leaves over %.1f %% of the "
+        "change after the first frame",
+        len(windows),
+        100 * fitted.left_over,
+    )
+    return fitted
