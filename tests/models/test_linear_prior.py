@@ -116,7 +116,8 @@ def test_hidden_places_see_the_frame_before_and_nothing_later():
 def test_a_hint_changes_hidden_places_only():
     model, x = recipe(), jnp.zeros((2, 3, COUNT, 32))
     tokens, mask = tiny_tokens()
-    added = np.asarray(linear_prior.add_hint(model, x, mask, tokens[:, :-1], GRID))
+    context = model.context(*tiny_text())
+    added = np.asarray(linear_prior.add_hint(model, x, mask, tokens[:, :-1], GRID, context))
     hidden = np.asarray(mask)
     assert (added[:, 0] == 0).all(), "frame 0 has no frame before it"
     assert (added[~hidden] == 0).all()

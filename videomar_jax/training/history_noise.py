@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def draw_history_noise(
     key: Key, model: VideoMAR, shape: tuple[int, int, int], config: LossConfig
-) -> tuple[Float[Array, "B"] | None, Float[Array, "B T-1 S P"] | None]:
+) -> tuple[Float[Array, "B"] | None, Float[Array, "B n S P"] | None]:
     """u and eps for a batch of `shape` (B, T, S); None where there is no such noise."""
     if not config.history_noise:
         return None, None

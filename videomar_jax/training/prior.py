@@ -180,7 +180,7 @@ def fit_prior(windows: Iterable[Window], grid: tuple[int, int]) -> PriorFit:
     return PriorFit(params, count, len(clips), (early.left_over, later.left_over))
 
 
-def _window_features(window: Window, grid: tuple[int, int]) -> Float[np.ndarray, "T-1 S F"]:
+def _window_features(window: Window, grid: tuple[int, int]) -> Float[np.ndarray, "n S F"]:
     """f of the frames 1..T-1, a constant behind it."""
     if not np.isfinite(window.tokens).all():
         raise UserError(
@@ -193,7 +193,7 @@ def _window_features(window: Window, grid: tuple[int, int]) -> Float[np.ndarray,
 
 
 def _add_window(
-    folds: list[list[_Sums]], window: Window, features: Float[np.ndarray, "T-1 S F"]
+    folds: list[list[_Sums]], window: Window, features: Float[np.ndarray, "n S F"]
 ) -> None:
     targets = np.asarray(window.tokens[1:], np.float64)
     for sums, frames in zip(folds, (slice(0, 1), slice(1, None)), strict=True):
