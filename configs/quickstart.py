@@ -54,9 +54,9 @@ def use_footage(config: ConfigDict) -> None:
     """What makes real clips work: see docs/footage.md."""
     config.data.update(kind="videos", split_cuts=True)
     # Tokens of 8x8 pixels: a quarter of the tokens, and what belongs together is drawn together.
-    config.tokenizer.update(patch=8, channels=128)
+    config.tokenizer.update(patch=8, channels=160)
     config.model.update(
-        latent_channels=128,
+        latent_channels=160,
         head_width=256,
         linear_prior=True,
         forecast=(),
@@ -66,6 +66,8 @@ def use_footage(config: ConfigDict) -> None:
     )
     # Low mask rates show the last reveal steps, in which most of a frame is known.
     config.loss.update(mask_rate_min=0.05, history_noise=0.3, draws_per_token=1)
+    # Between the mean of all futures, which hardly moves, and a draw with a grain.
+    config.sampling.temperature = 0.5
     config.data.update(flip="auto", augment_probability=0.75)
     config.curriculum = (
         stage("32px_3f", frames=3, side=32, batch_size=32, steps=300),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_run import CONFIGS, load_config, tiny
+from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.sections import (
@@ -366,3 +367,23 @@ def test_splits_are_of_different_clips():
         for split in ("train", "test", "unseen")
     ]
     assert len(set(clips)) == 3
+
+
+FORECAST = dict(linear_prior=True, forecast=())
+
+
+def test_an_empty_forecast_is_that_of_the_last_stage():
+    config = tiny(model=FORECAST)
+    last = config.curriculum[-1]
+    side = last["height"] // config.tokenizer.patch
+    found = Experiment.from_config(config).recipe.model.forecast
+    assert found == (1 + (last["num_frames"] - 1) // 2, side, side)
+    of_images = dict(config.to_dict())
+    of_images["curriculum"] = (dict(last, num_frames=1),)
+    assert Experiment.from_config(of_images).recipe.model.forecast is None
+
+
+def test_a_forecast_needs_strides_that_are_known():
+    cosmos = dict(kind="cosmos", path="someone/renamed")
+    with pytest.raises(UserError, match=r"model\.forecast=\(\) needs a tokenizer whose strides"):
+        Experiment.from_config(tiny(model=FORECAST, tokenizer=cosmos))

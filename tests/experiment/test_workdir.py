@@ -44,7 +44,7 @@ def as_earlier_versions_wrote_it(config):
         "augment_probability",
     ):
         del values["data"][key]
-    for key in ("linear_prior", "previous_frame", "residual"):
+    for key in ("linear_prior", "previous_frame", "residual", "forecast"):
         del values["model"][key]
     del values["run"]["minutes"], values["run"]["size"]
     loss, sampling = values["loss"], values["sampling"]

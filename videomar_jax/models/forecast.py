@@ -28,11 +28,11 @@ from videomar_jax.types import Array, Float, TextFeatures, TextMask
 if TYPE_CHECKING:
     from videomar_jax.models.videomar import VideoMAR
 
-FRAME_PARTS, TEXT_PARTS = 128, 64
+FRAME_PARTS, TEXT_PARTS = 256, 64
 """Principal components of frame 0 and of the text, at most."""
-CROSSED = 32
+CROSSED = 16
 """Components of frame 0 whose products with those of the text are taken."""
-CHANGES = 64
+CHANGES = 128
 """R, at most."""
 
 

@@ -19,13 +19,13 @@ from videomar_jax.types import Float
 
 FOLDS = 4
 """Parts of the clips; each is predicted by a fit on the others."""
-RIDGES = (0.03, 0.1, 0.3, 1.0, 10.0, 1000.0)
+RIDGES = (0.1, 0.3, 1.0, 10.0, 1000.0)
 """Penalties to choose from, as multiples of the mean square of an input. The largest leaves little
 but the mean change."""
 SAME_PLACE_RIDGE = 1e-5
 MOST_ROWS = 2000
 """Windows that principal components are taken of; more would change nothing."""
-CHANGE_PARTS = 256
+CHANGE_PARTS = 512
 """Principal components of the change that are regressed on."""
 
 
