@@ -37,7 +37,7 @@ SIDES = (32, 48, 64, 96, 128)
 ENOUGH_WINDOWS = 24_000
 """Clips of the last stage that there must be time for before frames are made larger."""
 REPORT_SHARE = 0.2
-"""Of the minutes, kept for the report: its linear predictor takes longest."""
+"""Of the minutes, kept for the fit of the linear prior and for the report."""
 LEAST_STEPS = 10
 
 TimeStage = Callable[[Experiment, int], StepTime]

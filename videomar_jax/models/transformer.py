@@ -56,8 +56,9 @@ class Context:
     """False at padding; None: everything is seen."""
     pooled: Float[Array, "B D"] | None = None
     """A summary that is added to every token, in models that have one."""
-    forecast: Float[Array, "B T S P"] | None = None
-    """What frame 0 and the text let one expect of every frame (`models.forecast`)."""
+    forecast: Float[Array, "N T S P"] | None = None
+    """What frame 0 and the text let one expect of every frame (`models.forecast`). N rows: one a
+    sample, where guidance has two of everything else."""
 
 
 def table_init(key: Key, config: ModelConfig) -> Float[Array, "6 D"]:
