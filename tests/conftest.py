@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, a compilation cache, shape annotations checked at run time."""
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -62,14 +63,27 @@ def _warnings_of_each_test(monkeypatch):
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Drops the compiled programs of earlier files once they take too many memory maps.
-
-    Linux grants a process 65 530 maps, and a program that gets none ends in a segmentation fault.
-    The cache on disk brings the programs back.
-    """
+    """Drops the compiled programs of earlier files once they take many memory maps."""
     yield
+    _drop_programs(beyond=15_000)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs_in_a_file():
+    """The same within a file that compiles many, looked at now and then."""
+    yield
+    if next(_TESTS) % 10 == 0:
+        _drop_programs(beyond=30_000)
+
+
+_TESTS = itertools.count()
+
+
+def _drop_programs(*, beyond: int) -> None:
+    """Linux grants a process 65 530 maps, and a program that gets none ends in a segmentation
+    fault. The cache on disk brings the programs back."""
     maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_bytes().splitlines()) > 15_000:
+    if maps.exists() and len(maps.read_bytes().splitlines()) > beyond:
         jax.clear_caches()
 
 
