@@ -19,7 +19,8 @@ learns the distribution of the rest, (x - b) / s - r, as in CorrDiff (Mardani et
 `previous_frame`. A learned projection of the same neighbourhood is added to the mask token, so that
 hidden places know what was there.
 
-All of it depends on frame t - 1 only, as the sampler has it: causality, caching and windows hold.
+All of it depends on frame t - 1 as the sampler has it, and with `forecast` on frame 0: causality,
+caching and windows hold.
 """
 
 import math

@@ -17,7 +17,7 @@ enters f as it was without that clip: else the map would trust it too much.
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -245,26 +245,28 @@ def training_windows(
             f"The linear prior cannot be fitted: no clip has {shape.num_frames} frames of "
             f"{shape.height}x{shape.width}."
         )
-    most = min(MOST_WINDOWS, WINDOWS_PER_CLIP * len(indices))
-    for start in range(0, most, READ_AT_ONCE):
-        # Clips are taken in turn; a number in the order gives the clip and the seed.
-        numbers = np.arange(start, min(start + READ_AT_ONCE, most))
-        for repeat in np.unique(numbers // len(indices)):
-            own = [indices[i] for i in numbers[numbers // len(indices) == repeat] % len(indices)]
-            clips = fixed_clips(inputs.source, own, shape=shape, seed=seed + int(repeat))
+    left = min(MOST_WINDOWS, WINDOWS_PER_CLIP * len(indices))
+    for repeat in range(WINDOWS_PER_CLIP):
+        for start in range(0, len(indices), READ_AT_ONCE):
+            chosen = indices[start : start + READ_AT_ONCE][:left]
+            if not chosen:
+                return
+            left -= len(chosen)
+            clips = fixed_clips(inputs.source, chosen, shape=shape, seed=seed + repeat)
             latents = jnp.asarray(to_latents(clips, inputs))
             tokens = np.asarray(patchify(latents, config.patch_size))
             texts: Iterable[Any] = itertools.repeat(None)
             if config.forecast is not None:
                 texts = np.asarray(mean_feature(*to_text(clips, inputs)))
-            yield from map(Window, own, tokens, texts)
+            yield from map(Window, chosen, tokens, texts)
 
 
 def fit_on_clips(recipe: Recipe, inputs: TrainingInputs) -> Params:
     """The prior of a run, fitted on windows of its last stage's shape; the log says how well."""
     shape, patch = clip_shape(recipe.curriculum.stages[-1]), recipe.model.patch_size
     _, rows, columns = latent_shape(inputs.tokenizer, shape.num_frames, shape.height, shape.width)
-    windows = _within_memory(training_windows(inputs, shape, recipe.model, recipe.seed))
+    windows = training_windows(inputs, shape, recipe.model, recipe.seed)
+    windows = _first(windows, MOST_BYTES, lambda window: window.tokens.nbytes)
     forecast = None
     if recipe.model.forecast is not None:
         windows = list(windows)
@@ -273,7 +275,8 @@ def fit_on_clips(recipe: Recipe, inputs: TrainingInputs) -> Params:
             window._replace(forecast=expected)
             for window, expected in zip(windows, forecast.expected, strict=True)
         ]
-    fitted = fit_prior(_enough_tokens(windows), (rows // patch, columns // patch))
+    enough = _first(windows, ENOUGH_TOKENS, lambda window: window.tokens[1:, :, 0].size)
+    fitted = fit_prior(enough, (rows // patch, columns // patch))
     first, later = fitted.left_over
     log.info(
         "linear prior: fitted on %d windows of %d clips; in clips left out it leaves over %.1f %% "
@@ -293,23 +296,13 @@ def fit_on_clips(recipe: Recipe, inputs: TrainingInputs) -> Params:
     return {**fitted.params, "forecast": forecast.params}
 
 
-def _within_memory(windows: Iterable[Window]) -> Iterator[Window]:
-    """The first windows, as many as may be held."""
-    held = 0
+def _first(windows: Iterable[Window], most: int, size: Callable[[Window], int]) -> Iterator[Window]:
+    """The first windows, until they are of the size `most` together."""
+    total = 0
     for number, window in enumerate(windows):
-        held += window.tokens.nbytes
-        if held > MOST_BYTES and number >= LEAST_WINDOWS:
+        if total >= most and number >= LEAST_WINDOWS:
             return
-        yield window
-
-
-def _enough_tokens(windows: Iterable[Window]) -> Iterator[Window]:
-    """The first windows, until there are ENOUGH_TOKENS."""
-    seen = 0
-    for number, window in enumerate(windows):
-        if seen >= ENOUGH_TOKENS and number >= LEAST_WINDOWS:
-            return
-        seen += window.tokens[1:, :, 0].size
+        total += size(window)
         yield window
 
 
