@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 
+import numpy as np
 import pytest
 
 from tests.helpers.paths import ROOT
@@ -63,3 +64,26 @@ def test_the_input_pipeline_is_measured(monkeypatch):
     assert (
         found["clip"] == dict(num_frames=3, height=16, width=16) and found["clips_per_second"] > 0
     )
+
+
+def test_longer_clips_are_scored_quarter_by_quarter():
+    bench = load("longer")
+    random = np.random.default_rng(0)
+    # A bright bar walks to the right over a still, dim ground.
+    truth = np.broadcast_to(random.integers(40, 60, (2, 1, 8, 24, 3)), (2, 21, 8, 24, 3)).copy()
+    for frame in range(21):
+        truth[:, frame, :, frame : frame + 3] = 200
+    held = bench.Held(truth.astype(np.uint8), ["", ""])
+    perfect = bench.score(held.video.copy(), held, given=5)
+    assert perfect["mean"] == perfect["contrast"] == perfect["motion"] == 1
+    assert len(perfect["changed"]) == bench.QUARTERS and min(perfect["changed"]) > 90
+    still = held.video.copy()
+    still[:, 5:] = still[:, 4:5]
+    still = bench.score(still, held, given=5)
+    assert still["changed"] == still["repeated"] and still["motion"] == 0
+    faded = held.video.copy()
+    faded[:, -4:] //= 2
+    faded = bench.score(faded, held, given=5)
+    assert faded["changed"][:3] == perfect["changed"][:3]
+    assert faded["changed"][3] < still["changed"][3] + 10
+    assert 0.45 < faded["mean"] < 0.5 and 0.45 < faded["contrast"] < 0.55

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.helpers.tiny_model import (
     FROM_FRAME_BEFORE,
@@ -18,6 +19,7 @@ from tests.helpers.tiny_model import (
 from videomar_jax.checks import UserError
 from videomar_jax.models import linear_prior
 from videomar_jax.models.config import PRESETS, ModelConfig
+from videomar_jax.models.videomar import VideoMAR
 
 HEIGHT, WIDTH = GRID
 COUNT = HEIGHT * WIDTH
@@ -135,6 +137,15 @@ def test_the_guided_mean_is_that_of_the_readout():
     np.testing.assert_allclose(found, 1 + 2 * (np.asarray(drawn) + guided), atol=1e-5)
     unguided = linear_prior.complete(model, drawn, z[:2], jnp.asarray(1.0), None)
     np.testing.assert_allclose(unguided, np.asarray(drawn) + mean[:2], atol=1e-5)
+
+
+def test_a_new_model_expects_what_the_prior_says_and_no_more():
+    fresh = VideoMAR(tiny_config(**FROM_FRAME_BEFORE), rngs=nnx.Rngs(0))
+    z = jax.random.normal(jax.random.key(0), (2, 5, 32))
+    assert (np.asarray(fresh.regression(z)) == 0).all()
+    changes = FROM_FRAME_BEFORE | dict(residual=False)
+    without = VideoMAR(tiny_config(**changes), rngs=nnx.Rngs(0))
+    assert (np.asarray(without.regression(z)) != 0).any(), "else old runs would begin elsewhere"
 
 
 # Settings

@@ -32,7 +32,7 @@ FRAME_PARTS, TEXT_PARTS = 256, 64
 """Principal components of frame 0 and of the text, at most."""
 CROSSED = 16
 """Components of frame 0 whose products with those of the text are taken."""
-CHANGES = 128
+CHANGES = 256
 """R, at most."""
 
 

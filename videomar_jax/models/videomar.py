@@ -50,7 +50,11 @@ class VideoMAR(nnx.Module):
         if config.pooled_text:
             self.pooled_embed = linear(config.width, config.width, config, rngs)
         if config.regression:
-            self.regression = linear(config.width, config.token_dim, config, rngs, use_bias=True)
+            # A residual starts at zero: training then begins at the prior.
+            std = 0.0 if config.residual else None
+            self.regression = linear(
+                config.width, config.token_dim, config, rngs, use_bias=True, std=std
+            )
         if config.history_levels:
             # Starts at zero, so that a model without levels can be continued with them.
             self.history_embed = linear(

@@ -19,7 +19,7 @@ from videomar_jax.types import Float
 
 FOLDS = 4
 """Parts of the clips; each is predicted by a fit on the others."""
-RIDGES = (0.1, 0.3, 1.0, 10.0, 1000.0)
+RIDGES = (0.03, 0.1, 0.3, 1.0, 10.0, 1000.0)
 """Penalties to choose from, as multiples of the mean square of an input. The largest leaves little
 but the mean change."""
 SAME_PLACE_RIDGE = 1e-5
@@ -66,8 +66,10 @@ def fit_forecast(
     visible_later = np.maximum(visible_later, 1e-6)
     frame_mean = first.mean(axis=0)
     directions, deviations = _principal((first - frame_mean) * visible, sizes.frame_parts)
-    # Unit variance each.
-    frame_parts = visible[:, None] * directions / np.maximum(deviations, 1e-6)
+    # Between unit variance, where faint components count as much as strong ones, and none.
+    deviations = np.sqrt(np.maximum(deviations, 1e-6))
+    scale = 1.0 / max(float(np.sqrt(np.sum(deviations**2))), 1e-6)
+    frame_parts = visible[:, None] * directions / deviations * scale
     text_mean = text.mean(axis=0)
     directions, deviations = _principal(text - text_mean, sizes.text_parts)
     # All of them as wide together as a single one of the frame: a word is a rare thing.
