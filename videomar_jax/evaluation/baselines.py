@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videomar_jax.checks import UserError
+from videomar_jax.evaluation.least_squares import principal_components, ridge_regression
 from videomar_jax.evaluation.metrics import Clips, psnr
 from videomar_jax.types import Float, UInt8
 
@@ -200,10 +201,7 @@ class _Ridge:
     def solve(self, strength: float) -> np.ndarray:
         """W as float32; 0 where all inputs were."""
         assert self._square is not None and self._product is not None
-        size = len(self._square)
-        penalty = strength * np.trace(self._square) / size
-        matrix = self._square + max(penalty, 1e-9) * np.eye(size)
-        return np.linalg.solve(matrix, self._product).astype(np.float32)
+        return ridge_regression(self._square, self._product, strength).astype(np.float32)
 
 
 # Local
@@ -392,15 +390,15 @@ def _find_basis(batches: Sequence[Windows], given: int) -> _Basis:
         words.update(set(_words(caption)))
     frames = np.stack(last)
     mean = frames.mean(axis=0)
-    directions, scales = _principal(frames - mean, _PARTS)
+    directions, scales = principal_components(frames - mean, _PARTS)
     # A word of all captions says nothing.
     telling = [word for word, count in words.most_common() if count < len(frames)][:_WORDS]
     return _Basis(
         size=size,
         factor=factor,
         mean=mean,
-        parts=(directions / scales[:, None]).T,
-        changes=_principal(np.stack(changes), _CHANGES)[0],
+        parts=directions / scales,
+        changes=principal_components(np.stack(changes), _CHANGES)[0].T,
         words={word: column for column, word in enumerate(telling)},
     )
 
@@ -412,22 +410,6 @@ def _pairs(batches: Sequence[Windows]) -> Iterator[tuple[np.ndarray, str]]:
 
 def _words(caption: str) -> list[str]:
     return caption.lower().replace(",", " ").replace(".", " ").split()
-
-
-def _principal(rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The leading right singular vectors of `rows` [N, n], at most `most`, and the root mean
-    square of the rows along each.
-
-    Through the products of the rows with each other, since these are fewer than their values.
-    """
-    values, vectors = np.linalg.eigh((rows @ rows.T).astype(np.float64))
-    order = np.argsort(-values)[:most]
-    order = order[values[order] > 1e-6 * max(values[order[0]], 1e-12)]
-    if not len(order):
-        return np.zeros((0, rows.shape[1]), np.float32), np.zeros(0, np.float32)
-    norms = np.sqrt(values[order])
-    directions = (vectors[:, order] / norms).T.astype(np.float32) @ rows
-    return directions, (norms / np.sqrt(len(rows))).astype(np.float32)
 
 
 def _reduced(frames: np.ndarray, factor: int) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
+from videomar_jax.evaluation.least_squares import principal_components, ridge_regression
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.forecast import forecast_inputs, forecast_sizes
 from videomar_jax.models.params import Params
@@ -114,19 +114,10 @@ def _same_place(tokens: Float[np.ndarray, "N T S P"]) -> Float[np.ndarray, "P+1 
 def _principal(
     rows: Float[np.ndarray, "N n"], most: int
 ) -> tuple[Float[np.ndarray, "n most"], Float[np.ndarray, "most"]]:
-    """The leading principal directions of centred rows as columns, and the deviation along each;
-    zeros where there are no more."""
-    some = rows[:: -(-len(rows) // MOST_ROWS)]
-    # Through the products of the rows with each other: there are fewer rows than values.
-    values, vectors = scipy.linalg.eigh(np.asarray(some @ some.T, np.float64))
-    order = np.argsort(-values)[:most]
-    order = order[values[order] > 1e-8 * max(values[order[0]], 1e-12)]
-    columns = np.zeros((rows.shape[1], most), np.float32)
-    deviations = np.zeros(most, np.float32)
-    norms = np.sqrt(values[order])
-    columns[:, : len(order)] = some.T @ (vectors[:, order] / norms).astype(np.float32)
-    deviations[: len(order)] = norms / np.sqrt(len(some))
-    return columns, deviations
+    """Principal components of centred rows; zeros where there are fewer."""
+    found, deviations = principal_components(rows[:: -(-len(rows) // MOST_ROWS)], most)
+    missing = most - len(deviations)
+    return np.pad(found, ((0, 0), (0, missing))), np.pad(deviations, (0, missing))
 
 
 def _left_out(
@@ -155,9 +146,7 @@ def _left_out(
 def _ridge(squares: np.ndarray, products: np.ndarray, ridge: float) -> np.ndarray:
     if not np.isfinite(ridge):
         return np.zeros_like(products)
-    penalty = ridge * np.trace(squares) / len(squares)
-    matrix = squares.astype(np.float64) + max(penalty, 1e-9) * np.eye(len(squares))
-    return scipy.linalg.solve(matrix, products, assume_a="pos").astype(np.float32)
+    return ridge_regression(squares, products, ridge).astype(np.float32)
 
 
 def _reduced_rank(

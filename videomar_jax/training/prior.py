@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from videomar_jax.checks import UserError
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape, clips_for
+from videomar_jax.evaluation.least_squares import ridge_regression
 from videomar_jax.io.log import log
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.forecast import mean_feature
@@ -117,12 +117,7 @@ class _Sums:
 
     def solve(self, ridge: float) -> Float[np.ndarray, "F P"]:
         """W of equation (1)."""
-        size = len(self.inputs)
-        penalty = np.full(size, ridge * np.trace(self.inputs) / size)
-        # The constant is free, up to what keeps the system solvable.
-        penalty[-1] = 1e-6
-        penalty = np.maximum(penalty, 1e-12)
-        return scipy.linalg.solve(self.inputs + np.diag(penalty), self.products, assume_a="pos")
+        return ridge_regression(self.inputs, self.products, ridge, free_constant=True)
 
     def errors(self, weight: Float[np.ndarray, "F P"]) -> Float[np.ndarray, "P"]:
         """The sum of |x - f W|^2 for each value of a token."""
