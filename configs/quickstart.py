@@ -54,9 +54,9 @@ def use_footage(config: ConfigDict) -> None:
     """What makes real clips work: see docs/footage.md."""
     config.data.update(kind="videos", split_cuts=True)
     # Tokens of 8x8 pixels: a quarter of the tokens, and what belongs together is drawn together.
-    config.tokenizer.update(patch=8, channels=192)
+    config.tokenizer.update(patch=8, channels=160)
     config.model.update(
-        latent_channels=192,
+        latent_channels=160,
         head_width=256,
         linear_prior=True,
         forecast=(),
