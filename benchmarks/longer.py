@@ -44,6 +44,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "window 2": dict(window=2, keep_first=False),
     "window 4, frame 0 kept": dict(window=4, keep_first=True),
+    "history noise 0.1": dict(history_noise=0.1),
+    "history noise 0.3": dict(history_noise=0.3),
     "temperature 0": dict(temperature=0.0),
     "temperature 1": dict(temperature=1.0),
 }

@@ -68,6 +68,7 @@ def use_footage(config: ConfigDict) -> None:
     config.loss.update(mask_rate_min=0.05, history_noise=0.3, draws_per_token=1)
     # Between the mean of all futures, which hardly moves, and a draw with a grain.
     config.sampling.temperature = 0.5
+    config.sampling.still_detail = True
     config.data.update(flip="auto", augment_probability=0.75)
     config.curriculum = (
         stage("32px_3f", frames=3, side=32, batch_size=32, steps=300),
