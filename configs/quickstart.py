@@ -62,7 +62,7 @@ def use_footage(config: ConfigDict) -> None:
         forecast=(),
         previous_frame=True,
         residual=True,
-        gated_units=512,
+        bilinear_units=512,
         history_levels=True,
     )
     # Low mask rates show the last reveal steps, in which most of a frame is known.
