@@ -3,8 +3,10 @@
     .safetensors       one file
     *.index.json       the index of a sharded model: {"weight_map": {tensor: file}}, with the files
                        beside it
-    .pth .pt .bin      zip files of torch.save
+    .pth .pt .bin      files of torch.save: zip files, and those of PyTorch before 1.6
     .jit               TorchScript archives
+    .ckpt .pkl         pickles of nested dictionaries of NumPy arrays
+    .flax .msgpack     the same as Flax writes them (flax.serialization)
     a folder           its index, or its only .safetensors file
 
 The format is recognised by the content.
@@ -22,15 +24,20 @@ from pathlib import Path
 import numpy as np
 
 from videomar_jax.checks import UserError
+from videomar_jax.interop.formats.array_tree import open_flax_msgpack, open_numpy_pickle
 from videomar_jax.interop.formats.base import TensorFile, TensorSpec, WeightFileError
 from videomar_jax.interop.formats.safetensors import SafetensorsFile, write_safetensors
 from videomar_jax.interop.formats.torch_archive import TorchArchive
+from videomar_jax.interop.formats.torch_legacy import LEGACY_START, LegacyTorchFile
 from videomar_jax.interop.formats.torch_writer import write_torch
 from videomar_jax.io.files import check_regular, read_json
 
 __all__ = ["TensorFile", "TensorSpec", "WeightFileError", "open_tensors", "write_tensors"]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+# How pickles begin, and the tables of msgpack that have entries.
+_PICKLE, _PROTOCOLS = 0x80, range(2, 6)
+_MSGPACK_MAPS = {*range(0x81, 0x90), 0xDE, 0xDF}
 _MAX_INDEX = 100_000_000
 """Bytes of an index; a larger file is something else."""
 
@@ -54,14 +61,22 @@ def open_tensors(path: str | os.PathLike) -> TensorFile:
     if path.name.endswith(".index.json"):
         return ShardedFile(path)
     with open(path, "rb") as file:
-        start = file.read(4)
-    if start == b"PK\x03\x04":
+        start = file.read(len(LEGACY_START))
+    if start.startswith(b"PK\x03\x04"):
         return TorchArchive(path)
+    if start == LEGACY_START:
+        return LegacyTorchFile(path)
     if path.suffix in TORCH_SUFFIXES and start[:1] == b"\x80":
         raise WeightFileError(
-            f"{path} is a bare pickle (PyTorch before 1.6, or something else); save it again with "
-            f"a newer torch.save."
+            f"{path} is a bare pickle, which torch.save did not write; save it again with "
+            f"torch.save."
         )
+    # A safetensors file begins with the length of its header, then the header, a JSON object.
+    if len(start) > 8 and start[8:9] != b"{":
+        if start[0] == _PICKLE and start[1] in _PROTOCOLS:
+            return open_numpy_pickle(path)
+        if start[0] in _MSGPACK_MAPS:
+            return open_flax_msgpack(path)
     return SafetensorsFile(path)
 
 

@@ -9,7 +9,11 @@ refuses all others. No name is ever looked up in Python.
 import dataclasses
 import pickletools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
+
+# Beyond these bounds a value is refused: it is damaged or made to use up memory.
+_MAX_NODES = 1_000_000  # values in it
+_MAX_DEPTH = 64  # nesting of them
 
 
 class PickleError(ValueError):
@@ -160,7 +164,7 @@ def _set_items(table: dict, items: list[Any]) -> None:
 
 
 def read_pickle(
-    data: bytes,
+    data: bytes | BinaryIO,
     *,
     named: Callable[[Global], Any],
     call: Callable[[Global, tuple], Any],
@@ -169,6 +173,7 @@ def read_pickle(
     """The value that the pickle describes.
 
     Args:
+        data: the pickle; of a stream the next one, and the stream stands behind it afterwards.
         named: takes every name that the file mentions; returns what represents it, or raises
             PickleError.
         call: takes an allowed name and the arguments; returns what represents the result, or raises
@@ -191,3 +196,43 @@ def read_pickle(
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise PickleError(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def named_leaves(
+    root: Any, kind: type, separator: str, inside: Callable[[Any], Any] = lambda value: value
+) -> dict[str, Any]:
+    """Every `kind` in nested dictionaries, lists and tuples by the keys that lead to it.
+
+    The order is that of the file; whatever else the containers hold is passed over.
+
+    Args:
+        separator: stands between keys in a name.
+        inside: what is looked at in place of a value that is no `kind`.
+    Raises:
+        PickleError: two have one name, or the nesting does not end.
+    """
+    found: dict[str, Any] = {}
+    nodes = 0
+    # A stack rather than recursion: values may contain themselves.
+    stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    while stack:
+        path, value = stack.pop()
+        nodes += 1
+        if nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
+            raise PickleError("it nests without end")
+        if isinstance(value, kind):
+            name = separator.join(path)
+            if name in found:
+                raise PickleError(f"two tensors are named {name!r}")
+            found[name] = value
+            continue
+        value = inside(value)
+        if isinstance(value, dict):
+            children = list(value.items())
+        elif type(value) in (list, tuple):
+            children = list(enumerate(value))
+        else:
+            continue
+        for key, child in reversed(children):
+            stack.append(((*path, str(key)), child))
+    return found

@@ -23,7 +23,13 @@ from videomar_jax.interop.formats.base import (
     as_array,
     is_shape,
 )
-from videomar_jax.interop.formats.pickle import Global, Instance, PickleError, read_pickle
+from videomar_jax.interop.formats.pickle import (
+    Global,
+    Instance,
+    PickleError,
+    named_leaves,
+    read_pickle,
+)
 from videomar_jax.interop.formats.stored_zip import StoredZip
 
 STORAGES: dict[str, np.dtype] = {
@@ -59,9 +65,7 @@ _ALLOWED = {
 """The names that a pickle may mention besides TorchScript modules."""
 
 # Beyond these bounds a file is refused: it is damaged or made to use up memory.
-_MAX_PICKLE = 32 * 2**20  # bytes of data.pkl
-_MAX_NODES = 1_000_000  # values in it
-_MAX_DEPTH = 64  # nesting of them
+MAX_PICKLE = 32 * 2**20  # bytes of data.pkl
 _MAX_REPEATED = 64 * 2**20  # bytes of a tensor that is larger than its storage (stride 0)
 
 
@@ -95,7 +99,7 @@ class View(NamedTuple):
         return TensorSpec(self.shape, self.storage.dtype)
 
 
-def _named(name: Global) -> Global:
+def allowed_name(name: Global) -> Global:
     """The name itself, if it is allowed."""
     if str(name) in _ALLOWED or _is_module(name):
         return name
@@ -109,7 +113,7 @@ def _is_module(name: Global) -> bool:
     return name.module == "__torch__" or name.module.startswith("__torch__.")
 
 
-def _call(name: Global, args: tuple) -> Any:
+def represent_call(name: Global, args: tuple) -> Any:
     """What represents the result of an allowed call; no function is called."""
     text = str(name)
     if text.startswith("torch._utils._rebuild_tensor"):
@@ -150,34 +154,27 @@ def _persistent(reference: Any) -> Storage:
     raise PickleError("a storage is described in an unknown way")
 
 
-def _tensors(root: Any) -> dict[str, View]:
+def find_views(root: Any) -> dict[str, View]:
     """Every tensor below `root` by its dotted path, in the order of the file."""
-    found: dict[str, View] = {}
-    nodes = 0
-    # A stack rather than recursion: values may contain themselves.
-    stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
-    while stack:
-        path, value = stack.pop()
-        nodes += 1
-        if nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
-            raise PickleError("it nests without end")
-        if isinstance(value, Instance):
-            value = value.state if _is_module(value.kind) else None
-        if isinstance(value, View):
-            name = ".".join(path)
-            if name in found:
-                raise PickleError(f"two tensors are named {name!r}")
-            found[name] = value
-            continue
-        if isinstance(value, dict):
-            children = list(value.items())
-        elif type(value) in (list, tuple):
-            children = list(enumerate(value))
-        else:
-            continue
-        for key, child in reversed(children):
-            stack.append(((*path, str(key)), child))
-    return found
+    return named_leaves(root, View, ".", _inside)
+
+
+def _inside(value: Any) -> Any:
+    """The state of a TorchScript module; nothing of another instance; other values themselves."""
+    if isinstance(value, Instance):
+        return value.state if _is_module(value.kind) else None
+    return value
+
+
+def view_array(view: View, raw: np.ndarray) -> np.ndarray:
+    """The tensor, from the bytes (uint8) of its storage from `view.offset` to `view.end`."""
+    values = as_array(raw, TensorSpec((view.end - view.offset,), view.storage.dtype))
+    if 0 in view.shape:
+        return values.reshape(view.shape)
+    strides = tuple(stride * values.dtype.itemsize for stride in view.strides)
+    strided = np.lib.stride_tricks.as_strided(values, view.shape, strides)
+    # ascontiguousarray makes an array of rank 1 of a scalar.
+    return np.ascontiguousarray(strided).reshape(view.shape)
 
 
 class TorchArchive(TensorFile):
@@ -197,7 +194,7 @@ class TorchArchive(TensorFile):
                 raise WeightFileError(
                     f"{path} was written on a big-endian machine, which is not supported."
                 )
-            if self._zip.sizes[f"{self._root}/data.pkl"] > _MAX_PICKLE:
+            if self._zip.sizes[f"{self._root}/data.pkl"] > MAX_PICKLE:
                 raise WeightFileError(
                     f"{path}: its data.pkl is too large to be the description of some weights."
                 )
@@ -223,7 +220,9 @@ class TorchArchive(TensorFile):
     def _read_views(self) -> dict[str, View]:
         """All tensors, whose storages are in place."""
         data = self._zip.read(f"{self._root}/data.pkl").tobytes()
-        views = _tensors(read_pickle(data, named=_named, call=_call, persistent=_persistent))
+        views = find_views(
+            read_pickle(data, named=allowed_name, call=represent_call, persistent=_persistent)
+        )
         for name, view in views.items():
             member = f"{self._root}/data/{view.storage.key}"
             if self._zip.sizes.get(member) != view.storage.count * view.storage.dtype.itemsize:
@@ -238,13 +237,7 @@ class TorchArchive(TensorFile):
         item = view.storage.dtype.itemsize
         member = f"{self._root}/data/{view.storage.key}"
         raw = self._zip.read(member, view.offset * item, view.end * item)
-        values = as_array(raw, TensorSpec((view.end - view.offset,), view.storage.dtype))
-        if 0 in view.shape:
-            return values.reshape(view.shape)
-        strides = tuple(stride * values.dtype.itemsize for stride in view.strides)
-        strided = np.lib.stride_tricks.as_strided(values, view.shape, strides)
-        # ascontiguousarray makes an array of rank 1 of a scalar.
-        return np.ascontiguousarray(strided).reshape(view.shape)
+        return view_array(view, raw)
 
     def close(self) -> None:
         """Closes the file."""
