@@ -13,7 +13,6 @@ import re
 from typing import Any
 
 import numpy as np
-from flax.serialization import msgpack_restore
 
 from videomar_jax.interop.formats.base import (
     ByteFile,
@@ -77,6 +76,8 @@ def open_flax_msgpack(path: str | os.PathLike) -> ArrayTree:
     Raises:
         WeightFileError: it is damaged, or something else.
     """
+    from flax.serialization import msgpack_restore  # late: it imports JAX
+
     data = _whole(path)
     try:
         arrays = named_leaves(msgpack_restore(data), np.ndarray, "/")
