@@ -30,14 +30,11 @@ from flax import nnx
 
 from videomar_jax.checks import Count, UserError, check_value, not_finite
 from videomar_jax.evaluation.metrics import Clips, check_clips
+from videomar_jax.evaluation.protocols import FEATURES, LEAST_FRAMES
 from videomar_jax.types import Array, Float, Pixels, Video
 
-CLASSES = 400
-"""Classes of Kinetics-400, which are the features of a clip."""
 SIDE = 224
 """Rows and columns of the network's input."""
-LEAST_FRAMES = 9
-"""Fewer frames leave none after the strides over time."""
 _EPSILON = 1e-3
 
 Maps = Float[Array, "B T H W C"]
@@ -141,7 +138,7 @@ class InceptionI3D(nnx.Module):
         for name, widths in MIXED.items():
             setattr(self, name, MixedBlock(channels, widths))
             channels = widths.outputs
-        self.logits = Logits(channels, CLASSES)
+        self.logits = Logits(channels, FEATURES)
 
     def __call__(self, pixels: Pixels) -> Float[Array, "B 400"]:
         """Features of clips in [-1, 1]."""
@@ -225,7 +222,7 @@ class I3D:
         """
         check_frames(clips, "clips")
         # One program serves all batches: the last one is filled up, and what fills it is dropped.
-        parts = [np.zeros((0, CLASSES), np.float32)]
+        parts = [np.zeros((0, FEATURES), np.float32)]
         for start in range(0, len(clips), self.batch_size):
             batch = clips[start : start + self.batch_size]
             missing = self.batch_size - len(batch)
