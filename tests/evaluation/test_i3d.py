@@ -13,7 +13,7 @@ from flax import nnx
 from tests.helpers import i3d_files
 from videomar_jax.checks import UserError
 from videomar_jax.evaluation import i3d, i3d_weights
-from videomar_jax.evaluation.i3d import I3D, ConvUnit, InceptionI3D, MixedBlock, MixedWidths
+from videomar_jax.evaluation.i3d import I3D, ConvUnit, MixedBlock, MixedWidths
 from videomar_jax.interop.formats.files import WeightFileError
 
 RNG = np.random.default_rng(0)
