@@ -181,7 +181,7 @@ def max_pool(x: Maps, window: tuple[int, int, int], strides: tuple[int, int, int
     return nnx.max_pool(x, window, strides=strides, padding="SAME")
 
 
-def network_input(clips: Video) -> Pixels:
+def network_input(clips: Video) -> Float[Array, "B F 224 224 3"]:
     """Equation (1): pixels of 224 x 224 in [-1, 1]."""
     shape = (*clips.shape[:2], SIDE, SIDE, 3)
     pixels = jax.image.resize(clips.astype(jnp.float32), shape, "bilinear", antialias=False)

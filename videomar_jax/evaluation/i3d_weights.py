@@ -181,9 +181,12 @@ def _read(file: TensorFile, layout: Layout, prefix: str) -> dict[str, Any]:
     gains = _gains(layout.rules)
     found = {}
     for name, spec in file.specs.items():
-        short = name.removeprefix(prefix) if name.startswith(prefix) else name
+        short = name.removeprefix(prefix)
+        # A checkpoint may hold other things beside the network, such as an optimizer's state.
+        is_inside = name.startswith(prefix)
         # PyTorch counts the batches of training, which the frozen norm has no use for.
-        if short not in gains and not short.endswith(".num_batches_tracked"):
+        is_count = short.endswith(".num_batches_tracked")
+        if is_inside and not is_count and short not in gains:
             found[short] = [spec]
     wrong = faults(slots, found)
     if wrong:

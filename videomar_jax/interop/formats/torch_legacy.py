@@ -63,7 +63,8 @@ class LegacyTorchFile(TensorFile):
             raise PickleError(f"the version of its layout is {version!r}, not {_VERSION}")
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise PickleError("it was not written on a little-endian machine")
-        if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(self._storages):
+        texts = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not texts or sorted(keys) != sorted(self._storages):
             raise PickleError("the list of its storages is not that of its tensors")
         return find_views(root), self._find_storages(keys, stream.tell())
 
