@@ -155,7 +155,7 @@ def joined(parts: Iterable[Moments]) -> Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Equation (1), at least 0 up to rounding.
+    """Equation (1), at least 0.
 
     Raises:
         UserError: one has fewer than two clips, or their features have different sizes.
@@ -168,7 +168,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     first, second = a.covariance, b.covariance
     common = np.linalg.svd(_root(first).T @ _root(second), compute_uv=False).sum()
     between = np.sum((a.mean - b.mean) ** 2)
-    return float(between + np.trace(first) + np.trace(second) - 2 * common)
+    distance = between + np.trace(first) + np.trace(second) - 2 * common
+    return max(0.0, float(distance))  # rounding can make equal sets differ by less than nothing
 
 
 def _root(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
