@@ -150,7 +150,8 @@ def test_the_input_is_sampled_at_half_pixel_centres(sides):
         return values.take(low, axis) * (1 - part) + values.take(high, axis) * part
 
     plain = sampled(sampled(clips.astype(np.float64), 2), 3) / 127.5 - 1
-    np.testing.assert_allclose(i3d.network_input(jnp.asarray(clips)), plain, atol=2e-5)
+    # A place in a row of 448 is rounded by 3e-5 of a pixel, and black and white are 2 apart.
+    np.testing.assert_allclose(i3d.network_input(jnp.asarray(clips)), plain, atol=1e-4)
 
 
 def test_the_shapes_of_the_network():
