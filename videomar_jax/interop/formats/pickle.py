@@ -7,9 +7,10 @@ refuses all others. No name is ever looked up in Python.
 """
 
 import dataclasses
+import io
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 # Beyond these bounds a value is refused: it is damaged or made to use up memory.
 _MAX_NODES = 1_000_000  # values in it
@@ -164,7 +165,7 @@ def _set_items(table: dict, items: list[Any]) -> None:
 
 
 def read_pickle(
-    data: bytes | BinaryIO,
+    data: bytes | io.BytesIO,
     *,
     named: Callable[[Global], Any],
     call: Callable[[Global, tuple], Any],
