@@ -61,12 +61,12 @@ def test_all_processes_take_the_size_of_the_first(monkeypatch):
 
     def from_first(numbers):
         asked.append(numbers())
-        return np.asarray([64, 64] if len(asked) == 1 else [7, 9], np.int32)
+        return np.asarray([64, 64] if len(asked) == 1 else [17, 19], np.int32)
 
     monkeypatch.setattr(budget, "from_first_process", from_first)
     found = choose(Machine(0.0, 0.1, 0.1), minutes=0.5)
     assert asked[0].tolist() == [32, 32], "this process would choose another size"
-    assert (found.height, found.width, found.steps) == (64, 64, (7, 9))
+    assert (found.height, found.width, found.steps) == (64, 64, (17, 19))
     assert found.batch_sizes == (2, 2)
 
 

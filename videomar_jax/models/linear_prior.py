@@ -248,9 +248,8 @@ def frame_prior(
         return None
     place = (previous[:, None], number[None], grid, context.forecast)
     prior = model.linear_prior(*place)
-    units = None
-    if model.config.bilinear_units:
-        units = model.regression.bilinear.filters(*place)[:, 0]
+    bilinear = model.regression.bilinear if model.config.residual else None
+    units = None if bilinear is None else bilinear.filters(*place)[:, 0]
     return Standardised(prior.mean[:, 0], prior.spread[0], units)
 
 
