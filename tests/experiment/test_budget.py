@@ -183,6 +183,23 @@ def test_the_budget_is_written_again_with_the_run(tmp_path):
         budget.read_budget(tmp_path, experiment)
 
 
+def test_a_checkpoint_is_measured_at_the_size_that_its_run_chose(tmp_path):
+    config = tiny().to_dict()
+    assert budget.at_chosen_size(config, tmp_path) is config, "there is no budget"
+    chosen = Budget(
+        minutes=1.0, size=None, height=40, width=24, steps=(1, 2), seconds_per_step=(0.5, 0.25)
+    )
+    budget.write_budget(tmp_path, chosen)
+    rows = budget.at_chosen_size(config, tmp_path)["curriculum"]
+    assert [(row["height"], row["width"]) for row in rows] == [(40, 24)] * 2
+    assert [row["steps"] for row in rows] == [row["steps"] for row in config["curriculum"]]
+    asked = tiny(run=dict(minutes=1.0, size=(32, 32))).to_dict()
+    assert budget.at_chosen_size(asked, tmp_path) is asked
+    (tmp_path / "budget.json").write_text('{"height": 40}')
+    with pytest.raises(UserError, match=r"budget\.json is broken"):
+        budget.at_chosen_size(config, tmp_path)
+
+
 def test_a_budget_that_was_changed_is_refused(tmp_path):
     """A flipped bit would otherwise be another number of steps, in silence."""
     file = tmp_path / "budget.json"

@@ -117,6 +117,27 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
     return budget
 
 
+def at_chosen_size(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
+    """The config with the frame size that the run in `workdir` chose when it started; as it is, if
+    that run chose none or the config asks for one with `run.size`.
+
+    Raises:
+        UserError: the run's budget.json is broken.
+    """
+    file = workdir / BUDGET
+    if not file.exists() or config["run"].get("size") is not None:
+        return config
+    try:
+        values = read_json(file)
+        if not take_digest(values):
+            raise UserError("it is not as it was written")
+        size = {"height": int(values["height"]), "width": int(values["width"])}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} is broken ({error!r}): ask for a size with run.size.") from error
+    rows = tuple(row if "mix" in row else dict(row, **size) for row in config["curriculum"])
+    return {**config, "curriculum": rows}
+
+
 def write_budget(workdir: Path, budget: Budget) -> None:
     """Writes WORKDIR/budget.json."""
     values = with_digest(dataclasses.asdict(budget))
