@@ -179,7 +179,10 @@ def test_the_budget_is_written_again_with_the_run(tmp_path):
     assert budget.read_budget(tmp_path, experiment) == chosen
     assert file.exists()
     budget.write_budget(tmp_path, dataclasses.replace(chosen, steps=(1,)))
-    with pytest.raises(UserError, match=r"not for the 2 stages"):
+    with pytest.raises(UserError, match=r"batches and steps of different stages"):
+        budget.read_budget(tmp_path, experiment)
+    budget.write_budget(tmp_path, dataclasses.replace(chosen, steps=(1,), batch_sizes=(4,)))
+    with pytest.raises(UserError, match=r"is for 1 stages, this config has 2"):
         budget.read_budget(tmp_path, experiment)
 
 
