@@ -1,8 +1,9 @@
 """The paper's sampler, written directly: no cache, no padding, no options for speed.
 
 `sampling.generate` makes the same videos faster, and the tests hold it to this module for every
-option but `history_noise`, which is refused here. A video grows frame by frame; within a frame tokens are revealed in a random order, many
-at a time (paper, section 3.3). With G given frames, for t = G..T-1:
+option but `history_noise`, which is refused here. A video grows frame by frame; within a frame
+tokens are revealed in a random order, many at a time (paper, section 3.3). With G given frames, for
+t = G..T-1:
 
     hide all S tokens of frame t; draw an order of them, and a noise for each                (1)
     for each reveal step s = 0..I-1 of `schedules.reveal_plan`:
