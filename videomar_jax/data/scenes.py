@@ -386,23 +386,26 @@ def _marks(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def render(
-    scene: Scene, shape: ClipShape, *, extent: float = 1.0
+    scene: Scene, shape: ClipShape, *, extent: float = 1.0, actor: bool = True
 ) -> UInt8[np.ndarray, "F Hp Wp 3"]:
-    """The pictures of a scene."""
+    """The pictures of a scene.
+
+    Args:
+        extent: see `Scenes.extent`.
+        actor: False leaves the acting object out.
+    """
     canvas = _canvas(shape, extent)
     width = shape.width * canvas.pixel
-    acting = path_of(scene.actor, scene.action, shape.num_frames, width)
-    things = [(thing, path_of(thing, None, 1, width)) for thing in scene.others]
-    things.append((scene.actor, acting))
-    things.sort(key=lambda pair: pair[0].floor)
+    paths = {thing: path_of(thing, None, 1, width) for thing in scene.others}
+    if actor:
+        paths[scene.actor] = path_of(scene.actor, scene.action, shape.num_frames, width)
     picture = _room(scene, canvas)[None]
-    for thing, path in things:
-        if thing is scene.actor:
-            picture = np.repeat(picture, shape.num_frames, axis=0)
-        else:
-            picture = np.array(picture)
+    for thing, path in sorted(paths.items(), key=lambda pair: pair[0].floor):
+        frames = max(len(picture), len(path.x))
+        picture = np.array(np.broadcast_to(picture, (frames, *picture.shape[1:])))
         _draw(picture, canvas, thing, path)
-    return (255 * np.clip(picture, 0, 1) + 0.5).astype(np.uint8)
+    drawn = (255 * np.clip(picture, 0, 1) + 0.5).astype(np.uint8)
+    return np.repeat(drawn, shape.num_frames, axis=0) if len(drawn) == 1 else drawn
 
 
 # The source
@@ -483,6 +486,10 @@ class Scenes:
             video = render(other, shape, extent=self.extent)
             clips.append(Clip(video=video, caption=other.caption()))
         return clips
+
+    def without_actor(self, index: int, shape: ClipShape) -> UInt8[np.ndarray, "F Hp Wp 3"]:
+        """Clip `index` as it would be if its acting object were not there."""
+        return render(self.scene(index, shape), shape, extent=self.extent, actor=False)
 
     def path(self, index: int, shape: ClipShape) -> Path:
         """Where the acting object of clip `index` is, in pixels."""

@@ -106,7 +106,7 @@ def evaluate(
             sampler.reconstruct,
             linear=linear.get(case.given),
             batch_size=sampler.batch_size,
-            show=_MOVING_CLIPS if case.directions else _SHEET_CLIPS,
+            show=_MOVING_CLIPS if case.measure else _SHEET_CLIPS,
         )
         scores |= found.scores
         shown = ", ".join(f"{key} {value:.3g}" for key, value in scores[case.name].items())
