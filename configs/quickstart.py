@@ -83,9 +83,9 @@ def use_scenes(config: ConfigDict) -> None:
 def learn_what_a_prior_leaves_over(config: ConfigDict) -> None:
     """The recipe of docs/footage.md, for any clips."""
     # Tokens of 8x8 pixels: a quarter of the tokens, and what belongs together is drawn together.
-    config.tokenizer.update(patch=8, channels=192)
+    config.tokenizer.update(patch=8, channels=160)
     config.model.update(
-        latent_channels=192,
+        latent_channels=160,
         head_width=256,
         linear_prior=True,
         previous_frame=True,

@@ -36,8 +36,9 @@ SIDES = (32, 48, 64, 96, 128)
 """Sides of squares whose area a frame may have, pixels."""
 ENOUGH_WINDOWS = 24_000
 """Clips of the last stage that there must be time for before frames are made larger."""
-REPORT_SHARE = 0.2
-"""Of the minutes, kept for the fit of the linear prior and for the report."""
+REPORT_SHARES = (0.2, 0.1)
+"""Of the first ten minutes and of the others, kept for the fit of the linear prior and for the
+report, whose clips do not grow with the time."""
 LEAST_STEPS = 10
 
 TimeStage = Callable[[Experiment, int], StepTime]
@@ -141,8 +142,9 @@ def choose_budget(
         return Experiment.from_config({**config, "curriculum": tuple(rows)})
 
     def seconds_left() -> float:
-        asked = 60 * run.minutes * (1 - REPORT_SHARE)
-        return asked - (time.monotonic() - started)
+        for_report = REPORT_SHARES[0] * min(run.minutes, 10)
+        for_report += REPORT_SHARES[1] * max(run.minutes - 10, 0)
+        return 60 * (run.minutes - for_report) - (time.monotonic() - started)
 
     sizes = _sizes(experiment)
     size, measured = sizes[0], {}
