@@ -125,14 +125,16 @@ def test_what_is_thrown_back_keeps_its_share_of_the_speed():
 
 
 def test_one_first_picture_for_all_that_could_happen():
+    # What is let go has landed by then, so that falling and bouncing differ.
+    shape = dataclasses.replace(SHAPE, num_frames=17)
     for index in range(30):
-        clips = source().counterfactuals(index, SHAPE)
+        clips = source().counterfactuals(index, shape)
         captions = [clip["caption"] for clip in clips]
         assert len(set(captions)) == len(captions) >= 2
         for clip in clips[1:]:
             np.testing.assert_array_equal(clip["video"][0], clips[0]["video"][0])
             assert (clip["video"][-1] != clips[0]["video"][-1]).any(), clip["caption"]
-        np.testing.assert_array_equal(clips[0]["video"], read(source(), index)["video"])
+        np.testing.assert_array_equal(clips[0]["video"], read(source(), index, shape)["video"])
 
 
 def test_combinations_held_out_are_never_seen():
@@ -194,7 +196,6 @@ def test_digests_tell_sources_apart():
     [
         (lambda: source(seed=-1), "seed"),
         (lambda: source(open_captions=1.5), "open_captions"),
-        (lambda: source("all"), "split"),
         (lambda: read(source(), 0, ClipShape(num_frames=3, height=16, width=64)), "no room"),
     ],
 )

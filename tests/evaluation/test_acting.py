@@ -7,7 +7,7 @@ from videomar_jax.data.scenes import Scenes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation.acting import Known, acting, follows_caption
 
-SHAPE = ClipShape(num_frames=9, height=48, width=48)
+SHAPE = ClipShape(num_frames=17, height=48, width=48)
 
 
 def clips(count=6):

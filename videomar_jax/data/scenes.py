@@ -82,6 +82,9 @@ class Combination(NamedTuple):
 
 
 def _held_out(combination: Combination) -> bool:
+    if combination.action == "rolls":
+        # Only balls do: a colour left out would never roll at all.
+        return False
     kind, action = KINDS.index(combination.kind), ACTIONS.index(combination.action)
     return list(COLOURS).index(combination.colour) == (2 * kind + action) % len(COLOURS)
 
@@ -466,7 +469,7 @@ class Scenes:
         _check_canvas(shape)
         draw = self._stream(index, kind=0)
         combinations = HELD_OUT if self.split == "unseen" else SEEN
-        verbs = ACTIONS
+        verbs = list(dict.fromkeys(found.action for found in combinations))
         verb = verbs[draw.integers(len(verbs))]
         # Actions come equally often, whatever number of kinds can do them.
         fitting = [found for found in combinations if found.action == verb]
