@@ -44,6 +44,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "window 2": dict(window=2, keep_first=False),
     "window 4, frame 0 kept": dict(window=4, keep_first=True),
+    "history noise 0.1": dict(history_noise=0.1),
+    "history noise 0.3": dict(history_noise=0.3),
     "temperature 0": dict(temperature=0.0),
     "temperature 1": dict(temperature=1.0),
 }
@@ -70,12 +72,15 @@ def moving_windows(folder: str, loaded: Pretrained, frames: int, count: int) -> 
         user_path(folder, "--clips"), fps=bundle.fps, split="all", crop="center", min_frames=frames
     )
     shape = ClipShape(num_frames=frames, height=bundle.height, width=bundle.width)
-    clips = fixed_clips(source, range(len(source)), shape=shape)
-    video = clips["video"]
-    moves = np.abs(np.diff(video.astype(np.float32), axis=1)).mean(axis=(1, 2, 3, 4))
+    # One at a time: a folder may hold more than memory does.
+    moves = [
+        _mean_difference(fixed_clips(source, [index], shape=shape)["video"].astype(int))
+        for index in range(len(source))
+    ]
     # Those taken stay in the order of the folder.
-    taken = np.sort(np.argsort(-moves, kind="stable")[:count])
-    return Held(video[taken], [clips["caption"][number] for number in taken])
+    taken = np.sort(np.argsort(-np.array(moves), kind="stable")[:count])
+    clips = fixed_clips(source, taken.tolist(), shape=shape)
+    return Held(clips["video"], clips["caption"])
 
 
 def score(made: np.ndarray, held: Held, given: int) -> dict[str, Any]:
@@ -113,10 +118,14 @@ def main(words: Sequence[str] | None = None) -> None:
     args = _arguments(words)
     at_least("--windows", args.windows, 1)
     loaded = load_pretrained(args.checkpoint)
-    frames = args.frames or QUARTERS * (loaded.bundle.num_frames - 1) + 1
-    if not 1 <= args.given < frames:
-        raise UserError(f"--given must be from 1 to {frames - 1}, not {args.given}.")
+    frames = args.frames
+    if frames is None:
+        frames = QUARTERS * (loaded.bundle.num_frames - 1) + 1
+    at_least("--given", args.given, 1)
+    at_least("--frames", frames, args.given + QUARTERS)
     held = moving_windows(args.clips, loaded, frames, args.windows)
+    if not 0 <= args.show < len(held.video):
+        raise UserError(f"--show must be from 0 to {len(held.video) - 1}, not {args.show}.")
     print(f"{len(held.video)} windows of {frames} frames, {args.given} of them given")
     print("| " + " | ".join(HEADER) + " |\n" + "|---" * len(HEADER) + "|")
     rows, shown = {}, [("truth", held.video[args.show])]

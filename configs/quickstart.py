@@ -96,6 +96,7 @@ def learn_what_a_prior_leaves_over(config: ConfigDict) -> None:
     config.loss.update(mask_rate_min=0.05, history_noise=0.3, draws_per_token=1)
     # Between the mean of all futures, which hardly moves, and a draw with a grain.
     config.sampling.temperature = 0.5
+    config.sampling.still_detail = True
 
 
 def stage(name: str, *, frames: int, side: int, batch_size: int, steps: int) -> dict:

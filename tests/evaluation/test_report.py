@@ -189,6 +189,7 @@ def test_footage_beside_its_baselines():
         assert set(scores) == suffixed("", "copy_last", "linear", "ceiling", "other_caption") | {
             "clips",
             "better_than_copy",
+            "better_than_copy_linear",
             "better_than_linear",
             "right_caption_better",
         }
@@ -204,6 +205,7 @@ def test_footage_beside_its_baselines():
         assert scores["motion"] == pytest.approx(34 / 30)
         assert scores["motion_copy_last"] == 0 and scores["motion_ceiling"] == 1
         assert scores["better_than_copy"] == scores["better_than_linear"] == 1
+        assert scores["better_than_copy_linear"] == 1
         assert scores["right_caption_better"] == 1
     for clips in found.shown.values():
         labels = ["truth", "generated", "linear predictor", "repeated frame"]
@@ -263,14 +265,15 @@ def test_sheet_rows_pair_truth_and_generated():
 
 
 def test_each_baseline_has_its_row_below_the_model(tmp_path):
-    scores = {"psnr": 30.0, "psnr_copy_last": 28.0, "psnr_linear": 29.5, "better_than_copy": 0.75}
+    scores = {"psnr": 30.0, "psnr_copy_last": 28.0, "psnr_linear": 29.5}
+    scores |= {"better_than_copy": 0.75, "better_than_copy_linear": 0.7}
     sentence = "Better than repeating."
     report = {"cases": {"a": scores}, "verdict": "All in all.", "verdicts": {"a": sentence}}
     write_report(tmp_path, report, {})
     text = (tmp_path / "report.md").read_text()
     assert "| case | psnr | better_than_copy |" in text
     assert "| a | 30 | 0.75 |\n| – repeating the last given frame | 28 |  |" in text
-    assert "| – the linear predictor | 29.5 |  |" in text
+    assert "| – the linear predictor | 29.5 | 0.7 |" in text
     assert "**All in all.**" in text and f"- a: {sentence}" in text
     assert "- ..._linear in report.json: the same score of the linear predictor" in text
     assert "- better_than_copy: " in text

@@ -14,7 +14,7 @@ from videomar_jax.training.loop import StepTime, time_steps
 
 
 class Machine:
-    """Pretends a speed: seconds to compile, seconds of a step of each stage at 32x32."""
+    """Pretends a speed: seconds to compile, seconds of a step of each stage of 4 clips at 32x32."""
 
     def __init__(self, compile_s, *step_s):
         self.compile_s, self.step_s = compile_s, step_s
@@ -23,7 +23,7 @@ class Machine:
     def __call__(self, experiment, index):
         stage = experiment.recipe.curriculum.stages[index]
         self.asked.append((index, stage.height, stage.width))
-        factor = stage.height * stage.width / 32**2
+        factor = stage.height * stage.width / 32**2 * stage.batch_size / 4
         return StepTime(compile_s=self.compile_s, step_s=self.step_s[index] * factor)
 
 
@@ -34,11 +34,45 @@ def choose(machine, **settings):
 
 def test_all_stages_together_take_the_minutes_in_the_shares_of_the_config():
     """Stages of 3 steps each; a fifth of the time is the report's."""
-    found = choose(Machine(5.0, 0.1, 0.5), minutes=10.0, size=(32, 32))
+    found = choose(Machine(5.0, 0.2, 1.0), minutes=10.0, size=(32, 32))
     assert found.steps[0] == found.steps[1]
+    assert found.batch_sizes == (2, 2) and found.seconds_per_step == (0.1, 0.5)
     seconds = sum(count * each for count, each in zip(found.steps, (0.1, 0.5), strict=True))
     assert 0.97 * (480 - 10) < seconds <= 480 - 10
-    assert found.seconds_per_step == (0.1, 0.5)
+
+
+def test_a_batch_of_larger_frames_has_fewer_clips():
+    """The stages have 16 clips of 16x16 and 12 of 24x24 pixels."""
+    config = tiny(run=dict(minutes=60.0, size=(48, 32)))
+    rows = [
+        dict(row, batch_size=batch) for row, batch in zip(config.curriculum, (16, 12), strict=True)
+    ]
+    config.curriculum = tuple(rows)
+    experiment = Experiment.from_config(config)
+    found = choose_budget(experiment, config.to_dict(), Machine(0.0, 0.1, 0.1))
+    assert found.batch_sizes == (3, 4), "16 / 6 and 12 / (8 / 3), rounded"
+    assert [row["batch_size"] for row in found.apply(config.to_dict())["curriculum"]] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("size", "shares", "clips"),
+    [
+        ((32, 32), 1, 12),
+        ((16, 16), 1, 12),
+        ((64, 64), 1, 3),
+        ((64, 64), 2, 4),
+        ((512, 512), 1, 2),
+        ((512, 512), 4, 4),
+        ((48, 48), 12, 12),
+    ],
+)
+def test_a_batch_is_divided_evenly(size, shares, clips):
+    row = dict(height=32, width=32, batch_size=12)
+    assert budget._batch_size(row, size, shares) == clips
+
+
+def test_a_batch_of_a_single_clip_stays_one():
+    assert budget._batch_size(dict(height=32, width=32, batch_size=1), (64, 64), 1) == 1
 
 
 def test_frames_are_as_large_as_there_is_time_for():
@@ -62,7 +96,7 @@ def test_frames_have_the_proportions_of_the_footage(tmp_path):
 
 
 def test_too_few_minutes_are_refused_with_enough_ones():
-    machine = Machine(1.0, 30.0, 60.0)
+    machine = Machine(1.0, 60.0, 120.0)
     with pytest.raises(UserError, match=r"run\.minutes=2 is too short .* about 1\d minutes"):
         choose(machine, minutes=2.0, size=(32, 32))
 
@@ -116,7 +150,13 @@ def test_a_run_keeps_what_was_chosen(monkeypatch, tmp_path):
 def test_the_budget_is_written_again_with_the_run(tmp_path):
     file = tmp_path / "budget.json"
     chosen = Budget(
-        minutes=1.0, size=None, height=8, width=8, steps=(1, 2), seconds_per_step=(0.5, 0.25)
+        minutes=1.0,
+        size=None,
+        height=8,
+        width=8,
+        steps=(1, 2),
+        seconds_per_step=(0.5, 0.25),
+        batch_sizes=(4, 2),
     )
     budget.write_budget(tmp_path, chosen)
     experiment = Experiment.from_config(tiny(run=dict(minutes=1.0)))
@@ -136,9 +176,9 @@ def test_a_budget_that_was_changed_is_refused(tmp_path):
     file.write_text(json.dumps(values | {"steps": [1, 3]}))
     with pytest.raises(UserError, match=r"budget\.json is broken .*not as it was written"):
         budget.read_budget(tmp_path, experiment)
-    del values["sha256"]  # as earlier versions wrote it
+    del values["sha256"], values["batch_sizes"]  # as earlier versions wrote it
     file.write_text(json.dumps(values))
-    assert budget.read_budget(tmp_path, experiment) == chosen
+    assert budget.read_budget(tmp_path, experiment) == chosen, "the batches are the config's"
 
 
 def test_steps_are_timed_and_leave_nothing_behind(tmp_path):

@@ -230,7 +230,7 @@ def test_footage_is_scored_by_clip(footage):
     ], "clips of 5 frames are not continued from 5"
     cases = list(report["cases"].values())
     for number, scores in enumerate(cases):
-        expected = {"clips", "better_than_copy", "better_than_linear"}
+        expected = {"clips", "better_than_copy", "better_than_linear", "better_than_copy_linear"}
         for metric in ("psnr", "ssim", "changed_psnr", "motion"):
             copy = "copy_first" if number < 3 else "copy_last"
             expected |= {metric, f"{metric}_{copy}", f"{metric}_linear", f"{metric}_ceiling"}

@@ -42,11 +42,13 @@ def as_earlier_versions_wrote_it(config):
         "zoom",
         "flip",
         "augment_probability",
+        "open_captions",
     ):
         del values["data"][key]
     for key in ("linear_prior", "previous_frame", "residual", "forecast"):
         del values["model"][key]
     del values["run"]["minutes"], values["run"]["size"]
+    del values["sampling"]["history_noise"], values["sampling"]["still_detail"]
     loss, sampling = values["loss"], values["sampling"]
     loss["frames"] = {"one_frame": "one", "all_frames": "all"}[loss.pop("supervise")]
     loss["layout"] = "truncated" if loss.pop("truncate") else "full"

@@ -204,6 +204,11 @@ def _scores(card: Scorecard, case: Case, clips: Sequence[int]) -> dict[str, floa
         share = card.wins(candidate, clips) if card.has(candidate) else None
         if share is not None:
             scores[name] = share
+    if card.has(LINEAR):
+        # Beside the model's own: a share says little without that of the simplest predictor.
+        share = card.wins(copy_name(case.given), clips, of=LINEAR)
+        if share is not None:
+            scores[f"better_than_copy_{LINEAR}"] = share
     return scores
 
 
@@ -304,7 +309,7 @@ def _table(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 def _split(key: str) -> tuple[str, str]:
     """A score's name and candidate: "psnr_linear" → ("psnr", "linear")."""
     for candidate in CANDIDATES:
-        if key.endswith(f"_{candidate}") and key.removesuffix(f"_{candidate}") in METRICS:
+        if key.endswith(f"_{candidate}") and key.removesuffix(f"_{candidate}") in METRICS | SHARES:
             return key.removesuffix(f"_{candidate}"), candidate
     return key, MODEL
 

@@ -72,9 +72,11 @@ class Scorecard:
                 found[key] = METRICS[name].score(amount.sum() / weight.sum())
         return found
 
-    def wins(self, candidate: str, clips: Sequence[int] | None = None) -> float | None:
-        """The share of the clips on which the model has a higher PSNR; None if none counts."""
-        ours, _ = self._tally("psnr", MODEL, clips)
+    def wins(
+        self, candidate: str, clips: Sequence[int] | None = None, *, of: str = MODEL
+    ) -> float | None:
+        """The share of the clips on which `of` has a higher PSNR; None if none counts."""
+        ours, _ = self._tally("psnr", of, clips)
         theirs, weight = self._tally("psnr", candidate, clips)
         if not weight.sum():
             return None

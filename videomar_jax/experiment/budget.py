@@ -1,10 +1,12 @@
 """Fits a run into the minutes that it is given (`run.minutes`): frame size and steps.
 
 The config's curriculum says how clips get longer and how the steps are shared among the stages. Its
-sizes and steps are chosen here, once, for the machine that the run starts on:
+sizes, batches and steps are chosen here, once, for the machine that the run starts on:
 
     size    the largest of a few for which the run still sees ENOUGH_WINDOWS clips, in the
             proportions of the footage; or `run.size`
+    batch   as many clips as have the pixels of the config's batch: of larger frames fewer, since
+            a small model learns more from many steps than from large ones
     steps   those of the config times one factor, so that everything takes the minutes
 
 from the speed of a few real steps, reading included. WORKDIR/budget.json keeps the choice: a run
@@ -19,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from videomar_jax.checks import UserError
@@ -40,6 +43,8 @@ REPORT_SHARES = (0.2, 0.1)
 """Of the first ten minutes and of the others, kept for the fit of the linear prior and for the
 report, whose clips do not grow with the time."""
 LEAST_STEPS = 10
+LEAST_CLIPS = 2
+"""Of a batch."""
 
 TimeStage = Callable[[Experiment, int], StepTime]
 """How long the steps of a stage of an experiment take."""
@@ -59,12 +64,17 @@ class Budget:
     """Of each stage."""
     seconds_per_step: tuple[float, ...]
     """Of each stage, as measured."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Of each stage; None, as earlier versions wrote it: those of the config."""
 
     def apply(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with the sizes and steps of this budget."""
         rows = []
-        for row, steps in zip(config["curriculum"], self.steps, strict=True):
-            rows.append(dict(row, height=self.height, width=self.width, steps=steps))
+        for number, row in enumerate(config["curriculum"]):
+            row = dict(row, height=self.height, width=self.width, steps=self.steps[number])
+            if self.batch_sizes is not None:
+                row["batch_size"] = self.batch_sizes[number]
+            rows.append(row)
         return {**config, "curriculum": tuple(rows)}
 
 
@@ -83,6 +93,7 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
         if not take_digest(values):
             raise UserError("it is not as it was written")
         size = None if values["size"] is None else tuple(values["size"])
+        batches = values.get("batch_sizes")
         budget = Budget(
             minutes=float(values["minutes"]),
             size=size,
@@ -90,6 +101,7 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
             width=int(values["width"]),
             steps=tuple(int(steps) for steps in values["steps"]),
             seconds_per_step=tuple(float(each) for each in values["seconds_per_step"]),
+            batch_sizes=None if batches is None else tuple(int(batch) for batch in batches),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is broken ({error!r}); choose another --workdir.") from error
@@ -123,7 +135,7 @@ def choose_budget(
     config: Mapping[str, Any],
     time_stage: TimeStage,
 ) -> Budget:
-    """Measures this machine and chooses sizes and steps.
+    """Measures this machine and chooses sizes, batches and steps.
 
     With several processes all of them call this; they take what process 0 chooses.
 
@@ -133,12 +145,16 @@ def choose_budget(
     Raises:
         UserError: the minutes are not enough for LEAST_STEPS steps of each stage.
     """
-    run, stages = experiment.recipe.run, experiment.recipe.curriculum.stages
+    run = experiment.recipe.run
     assert run.minutes is not None
-    last, started = len(stages) - 1, time.monotonic()
+    last, started = len(config["curriculum"]) - 1, time.monotonic()
+    shares = _shares_of_a_batch(experiment)
 
     def at_size(size: tuple[int, int]) -> Experiment:
-        rows = [dict(row, height=size[0], width=size[1]) for row in config["curriculum"]]
+        rows = []
+        for row in config["curriculum"]:
+            batch = _batch_size(row, size, shares)
+            rows.append(dict(row, height=size[0], width=size[1], batch_size=batch))
         return Experiment.from_config({**config, "curriculum": tuple(rows)})
 
     def seconds_left() -> float:
@@ -148,14 +164,17 @@ def choose_budget(
 
     sizes = _sizes(experiment)
     size, measured = sizes[0], {}
-    measured[last] = time_stage(at_size(size), last)
-    window_s = measured[last].step_s / stages[last].batch_size
+    sized = at_size(size)
+    measured[last] = time_stage(sized, last)
+    window_s = measured[last].step_s / sized.final_stage.batch_size
     larger = _largest(sizes, seconds_left() / window_s)
     if larger != size:
         size, measured = larger, {}
+        sized = at_size(size)
     for index in {0, last}:
         if index not in measured:
-            measured[index] = time_stage(at_size(size), index)
+            measured[index] = time_stage(sized, index)
+    stages = sized.recipe.curriculum.stages
     times = _step_seconds(stages, measured[0], measured[last])
     # Training compiles each stage again.
     left = seconds_left() - len(stages) * measured[last].compile_s
@@ -176,6 +195,7 @@ def choose_budget(
         width=width,
         steps=tuple(steps),
         seconds_per_step=tuple(round(each, 4) for each in times),
+        batch_sizes=tuple(stage.batch_size for stage in stages),
     )
     described = ", ".join(
         f"{count} steps of {each:.2f} s for '{stage.name}'"
@@ -185,6 +205,22 @@ def choose_budget(
         "%g minutes on this machine: frames of %dx%d, %s", run.minutes, height, width, described
     )
     return budget
+
+
+def _shares_of_a_batch(experiment: Experiment) -> int:
+    """A batch must be a multiple of this: each device and each process takes as many clips."""
+    recipe = experiment.recipe
+    data, fsdp, _, _ = recipe.mesh.sizes(jax.device_count())
+    return math.lcm(data * fsdp * recipe.run.accumulate, jax.process_count())
+
+
+def _batch_size(row: Mapping[str, Any], size: tuple[int, int], shares: int) -> int:
+    """The clips of a batch of frames of this size, in whole shares."""
+    smaller = row["height"] * row["width"] / (size[0] * size[1])
+    if smaller >= 1:
+        return row["batch_size"]
+    least = math.ceil(LEAST_CLIPS / shares) * shares
+    return min(max(round(row["batch_size"] * smaller / shares) * shares, least), row["batch_size"])
 
 
 def _step_seconds(stages: Sequence[Stage], first: StepTime, last: StepTime) -> list[float]:

@@ -2,6 +2,8 @@
 
     given ─ tokenizer.encode ─► latents ─ generate_frames ─► new latents ─ decode_stream ─► pixels
 
+With `sampling.still_detail` the last step is `inference.still_detail`.
+
 The tokenizer decodes causally in time, so the pixels of a latent frame are final as soon as that
 frame is there. They equal those of decoding the whole video at its end, and no work is done twice.
 """
@@ -17,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videomar_jax.checks import UserError
 from videomar_jax.inference.requests import check_seed
+from videomar_jax.inference.still_detail import StillPicture, still_picture, with_still_detail
 from videomar_jax.inference.video import Video
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.sharding import CLIPS, replicated
@@ -193,7 +196,10 @@ class FrameStream:
         shared, state = start(plan, first, jnp.asarray(text), jnp.asarray(mask), keys)
         new = (frame for frame, _ in decode_frames(plan, shared, state))
         pieces = (_spread(piece, mesh) for piece in self._one_by_one(first, new))
-        self._pixels = self._shown(tokenizer.decode_stream(pieces, max_frames=total))
+        still = None
+        if sampler.config.still_detail:
+            still = still_picture(tokenizer, jnp.asarray(given[:, -1:]))
+        self._pixels = self._shown(tokenizer.decode_stream(pieces, max_frames=total), still)
         # The decoder needs the given latents, but their pixels come back as they were given.
         for _ in range(first.shape[1]):
             jax.block_until_ready(next(self._pixels))
@@ -213,9 +219,12 @@ class FrameStream:
             yield frame[:, None]
 
     def _shown(
-        self, pieces: Iterable[Float[Array, "B f Hp Wp 3"]]
+        self, pieces: Iterable[Float[Array, "B f Hp Wp 3"]], still: StillPicture | None
     ) -> Iterator[UInt8[Array, "B f Hp Wp 3"]]:
-        for pixels in pieces:
+        for number, pixels in enumerate(pieces):
+            # Frame 0 is given, and a single pixel frame.
+            if still is not None and number:
+                pixels = with_still_detail(pixels, still)
             video, finite = _to_video(pixels)
             self._check_finite(finite, "decoded pixels")
             yield video

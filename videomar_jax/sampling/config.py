@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from videomar_jax.checks import (
+    BelowOne,
     Count,
     NonNegative,
     UserError,
@@ -89,6 +90,10 @@ class SamplingConfig:
     clip_first: bool = False
     """Clip the first generated frame as well."""
 
+    still_detail: bool = False
+    """Where a pixel has not changed since the last given frame, add what the tokenizer loses of
+    it: what stands still keeps its detail, whatever the tokenizer."""
+
     # Precision
 
     token_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -104,6 +109,9 @@ class SamplingConfig:
     """Earlier latent frames that are kept and seen; None keeps all of them."""
     keep_first: bool = True
     """With a window: frame 0 is always one of the kept frames."""
+    history_noise: BelowOne = 0.0
+    """Share of noise in generated frames as later ones see them, for a model that was trained with
+    `loss.history_noise`: faults then do not grow from frame to frame."""
     first_frame_position: Literal["absolute", "shifted"] = "shifted"
     """Where a kept frame 0 stands in time: at its own number, or right behind the window."""
     spatial_rope_scaling: RopeScaling = "none"

@@ -21,6 +21,7 @@ from videomar_jax.diffusion.plans import SolverPlan, evaluations
 from videomar_jax.models import incremental
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.forecast import with_forecast
+from videomar_jax.models.history_noise import add_history_noise
 from videomar_jax.models.incremental import VisibleCache
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
@@ -139,14 +140,23 @@ def decode_frame(
     _, tokens, width = state.last.shape
     number = settings.number
     scale = shared.scale
-    cache = _commit_frame(model, shared.context, state.cache, state.last, number - 1, scale, static)
     if draws is None:
         assert shared.keys is not None, "give either keys or draws"
         noisy = evaluations(shared.timesteps) if model.process.stochastic else 0
-        draws = draw_frame(shared.keys, number, tokens, width, noisy)
+        draws = draw_frame(
+            shared.keys, number, tokens, width, noisy, history_noise=static.history_noise
+        )
+    last, level = state.last, None
+    if static.history_noise:
+        assert draws.history_noise is not None, "recorded draws without history_noise"
+        level = jnp.full(len(last), settings.history_noise)
+        last = add_history_noise(model, last[:, None], level, draws.history_noise[:, None])[:, 0]
+    cache = _commit_frame(
+        model, shared.context, state.cache, last, number - 1, scale, static, level
+    )
     slots = None if static.all_visible else _filled(number, static)
     visible = VisibleCache(_view(model, cache, number, scale, static), slots)
-    inputs = FrameInputs(model, shared, visible, settings, static, state.last)
+    inputs = FrameInputs(model, shared, visible, settings, static, last)
     new, trace = reveal_frame(inputs, draws)
     state = DecodeState(*constrain(static.placement, cache, new))
     latents = unpatchify(new[:, None], static.grid, model.config.patch_size)[:, 0]
@@ -187,12 +197,17 @@ def _commit_frame(
     number: Array,
     scale: PositionScale | None,
     static: StaticConfig,
+    noise_level: Float[Array, "B"] | None = None,
 ) -> KVCache:
-    """The cache with finished frame `number` in its slot."""
+    """The cache with finished frame `number` in its slot; `noise_level` is the share of noise in
+    its tokens."""
     # With guidance the frame is committed twice, seen with and without text.
-    tokens = jnp.tile(tokens, (cache.keys.shape[1] // len(tokens), 1, 1))
+    copies = cache.keys.shape[1] // len(tokens)
+    tokens = jnp.tile(tokens, (copies, 1, 1))
+    if noise_level is not None:
+        noise_level = jnp.tile(noise_level, copies)
     past = VisibleCache(_view(model, cache, number, scale, static), _filled(number, static))
     rotary = incremental.frame_rotary(model, number, static.grid, scale)
-    new = incremental.clean_frame_kv(model, tokens, rotary, context, past)
+    new = incremental.clean_frame_kv(model, tokens, rotary, context, past, noise_level)
     slot = slot_of(number, static.cache_length, static.keep_first)
     return incremental.write_slot(cache, new, slot)

@@ -80,7 +80,7 @@ class GenerationPlan:
     scale: PositionScale | None
     """How positions beyond the training range are folded back."""
     settings: FrameSettings
-    """Number, temperature and clip bound of the generated frames, numpy [T - G] each."""
+    """Number, temperature, clip bound and noise of the generated frames, numpy [T - G] each."""
     static: StaticConfig
     """What the compiled program depends on, for a frame that sees a full cache."""
 
@@ -158,6 +158,7 @@ def plan_generation(
         shift_first=config.first_frame_position == "shifted"
         and keep_first
         and model.config.rope_frame_origin == "absolute",
+        history_noise=config.history_noise > 0,
         placement=place,
     )
     generated = num_frames - num_given
@@ -165,6 +166,7 @@ def plan_generation(
         number=np.arange(num_given, num_frames, dtype=np.int32),
         temperature=temperatures(generated, config),
         bound=clip_bounds(generated, config),
+        history_noise=_history_noise(generated, config),
     )
     return GenerationPlan(
         model=model,
@@ -176,6 +178,14 @@ def plan_generation(
         settings=settings,
         static=static,
     )
+
+
+def _history_noise(generated: int, config: SamplingConfig) -> np.ndarray:
+    """The share of noise in the frame before each generated one, float32 [T - G]."""
+    noise = np.full(generated, config.history_noise, np.float32)
+    # The given frames are exact.
+    noise[:1] = 0
+    return noise
 
 
 def _token_grid(shape: tuple[int, ...], patch: int) -> tuple[int, int]:

@@ -47,6 +47,8 @@ class FrameSettings(NamedTuple):
     """float32: scale of the noise."""
     bound: Any
     """float32: tokens are clipped to [-bound, bound]."""
+    history_noise: Any
+    """float32: share of noise in the frame before, as this frame sees it."""
 
 
 class FrameTrace(NamedTuple):
@@ -102,6 +104,8 @@ class StaticConfig:
     """Frame 0 stays in slot 0 for good."""
     shift_first: bool = False
     """Frame 0 is moved forward in time, to stay right behind the window."""
+    history_noise: bool = False
+    """Some frame is seen with noise."""
     placement: Placement | None = None
 
 
@@ -114,7 +118,7 @@ class FrameInputs(NamedTuple):
     settings: FrameSettings
     static: StaticConfig
     previous: Float[Array, "B S P"]
-    """The finished frame before this one."""
+    """The finished frame before this one, as this frame sees it."""
 
     @property
     def batch(self) -> int:
