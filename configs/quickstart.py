@@ -72,6 +72,7 @@ def use_scenes(config: ConfigDict) -> None:
     learn_what_a_prior_leaves_over(config)
     config.data.update(kind="scenes", open_captions=0.25)
     # Captions have up to 15 words.
+    config.text.tokens = 16
     config.model.update(text_tokens=16, width=192, num_heads=6)
     config.curriculum = (
         stage("64px_5f", frames=5, side=64, batch_size=16, steps=1500),
