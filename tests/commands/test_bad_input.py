@@ -355,6 +355,36 @@ def test_the_command_says_it_in_a_line(flags, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("config.nothing.like_it = 1", ["config.py, line 7: AttributeError", "nothing"]),
+        ("config.steps = 1 / 0", ["config.py, line 7: ZeroDivisionError: division by zero"]),
+        ("get_config = 1 1", ["config.py, line 7: SyntaxError"]),
+    ],
+)
+def test_a_fault_of_a_config_file_is_shown_with_its_line(line, words, tmp_path):
+    """An override beside it, which is not to blame, is not named."""
+    text = """from ml_collections import ConfigDict
+def get_config():
+    config = ConfigDict({"steps": 1})
+    change(config)
+    return config
+def change(config):
+    """
+    (tmp_path / "config.py").write_text(text + line + "\n")
+    done = main(f"--config={tmp_path / 'config.py'}", "--config.steps=3", "--dry_run")
+    assert done.returncode == 2, done.stderr
+    first = done.stderr.splitlines()[0]
+    assert all(word in first for word in words) and "--config.steps" not in first, done.stderr
+
+
+def test_a_config_file_without_get_config_is_named(tmp_path):
+    (tmp_path / "config.py").write_text("")
+    done = main(f"--config={tmp_path / 'config.py'}", "--dry_run")
+    assert done.returncode == 2 and "has no attribute get_config" in done.stderr.replace("'", "")
+
+
 def test_old_names_of_config_keys_are_accepted_with_a_note(tmp_path):
     done = main(
         "--config=quickstart:tiny",

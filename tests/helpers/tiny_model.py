@@ -16,7 +16,9 @@ from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.videomar import VideoMAR
 
 GRID = (2, 3)
-FROM_FRAME_BEFORE = dict(linear_prior=True, previous_frame=True, residual=True, regression=True)
+FROM_FRAME_BEFORE = dict(
+    linear_prior=True, previous_frame=True, residual=True, regression=True, gated_units=5
+)
 """Everything that a model of ours takes from the frame before."""
 FROM_FIRST_FRAME = FROM_FRAME_BEFORE | dict(forecast=(3, *GRID))
 """And from the first frame and the text."""

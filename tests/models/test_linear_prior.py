@@ -139,11 +139,35 @@ def test_the_guided_mean_is_that_of_the_readout():
     np.testing.assert_allclose(unguided, np.asarray(drawn) + mean[:2], atol=1e-5)
 
 
+def test_the_mean_is_its_formula_in_training_and_in_sampling():
+    model, tokens = recipe(), tokens_of()
+    z = jax.random.normal(jax.random.key(0), (2, 2, COUNT, 32))
+    context = model.context(*tiny_text())
+    previous, number = linear_prior.previous_frames(tokens[:, :-1], 2)
+    found = linear_prior.mean_of_rest(model, z, previous, number, GRID, context)
+    around = np.asarray(linear_prior.neighbourhoods(previous, GRID), np.float64)
+    readout = model.regression
+    gated = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), readout.gated)
+    for frame in (0, 1):
+        unit = around[:, frame] @ gated.look.kernel[...][frame] + gated.look.bias[...][frame]
+        gate = np.asarray(z[:, frame]) @ gated.gate.kernel[...] + gated.gate.bias[...]
+        moved = (gate * unit) @ gated.gated_out.kernel[...]
+        wanted = np.asarray(readout(z[:, frame])) + moved
+        np.testing.assert_allclose(found[:, frame], wanted, atol=2e-5)
+        place = (tokens[:, frame], jnp.asarray(frame + 1), GRID, context)
+        prior = linear_prior.frame_prior(model, *place)
+        nothing = jnp.zeros((2, COUNT, 3))
+        drawn = linear_prior.complete(model, nothing, z[:, frame], jnp.asarray(1.0), prior)
+        np.testing.assert_allclose(drawn, prior.decode(found[:, frame]), atol=2e-5)
+
+
 def test_a_new_model_expects_what_the_prior_says_and_no_more():
     fresh = VideoMAR(tiny_config(**FROM_FRAME_BEFORE), rngs=nnx.Rngs(0))
     z = jax.random.normal(jax.random.key(0), (2, 5, 32))
     assert (np.asarray(fresh.regression(z)) == 0).all()
-    changes = FROM_FRAME_BEFORE | dict(residual=False)
+    units = jnp.ones((2, 5, FROM_FRAME_BEFORE["gated_units"]))
+    assert (np.asarray(fresh.regression.gated(z, units)) == 0).all()
+    changes = FROM_FRAME_BEFORE | dict(residual=False, gated_units=0)
     without = VideoMAR(tiny_config(**changes), rngs=nnx.Rngs(0))
     assert (np.asarray(without.regression(z)) != 0).any(), "else old runs would begin elsewhere"
 
@@ -159,6 +183,12 @@ def test_old_files_and_digests_do_not_change():
     new = tiny_config(**FROM_FRAME_BEFORE)
     assert new.to_dict()["linear_prior"] is True
     assert ModelConfig.from_dict(new.to_dict()) == new
+
+
+def test_gated_units_need_a_residual_and_a_prior():
+    for without in ("residual", "linear_prior"):
+        with pytest.raises(UserError, match=r"model\.gated_units needs model\.residual"):
+            tiny_config(**FROM_FRAME_BEFORE | {without: False})
 
 
 def test_a_residual_needs_a_mean():

@@ -6,6 +6,7 @@ our own fault and keeps its traceback, as does everything with `--traceback`.
 """
 
 import inspect
+import itertools
 import re
 import shutil
 import sys
@@ -129,11 +130,8 @@ def _parse(argv: Sequence[str], module: ModuleType) -> list[str]:
         # ml_collections looks for overrides in sys.argv, whatever is parsed.
         sys.argv[1:] = argv[1:]
         rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, ValueError, TypeError, LookupError, OSError) as error:
-        # A config file runs while flags are parsed, so its errors arrive here as well.
-        unknown = isinstance(error, LookupError | AttributeError)
-        text = _unknown_key(error, argv) if unknown else _without_traceback(str(error))
-        leave(f"{text}\nSee {argv[0]} --help.", 2)
+    except Exception as error:
+        leave(f"{_refusal(error, argv)}\nSee {argv[0]} --help.", 2)
     if len(rest) > 1:
         leave(
             f"Unexpected argument {rest[1]!r}: flags are written --name=value. "
@@ -143,15 +141,54 @@ def _parse(argv: Sequence[str], module: ModuleType) -> list[str]:
     return rest
 
 
+def _refusal(error: Exception, argv: Sequence[str]) -> str:
+    """The text for what flags refuse, or for the fault of a config file, which runs while they are
+    parsed.
+
+    Raises:
+        Exception: the error itself, if it is neither.
+    """
+    place = None if flags.FLAGS["traceback"].value else _line_of_config(error)
+    if isinstance(error, flags.Error | ValueError | OSError):
+        return _without_traceback(str(error))
+    if place is not None:
+        return f"{place}: {type(error).__name__}: {_first_cause(error)}"
+    if isinstance(error, LookupError | AttributeError):
+        return _unknown_key(error, argv)
+    raise error
+
+
+def _line_of_config(error: BaseException) -> str | None:
+    """ "FILE, line N" of the innermost line of a config file that raised an error; None if it was
+    raised elsewhere."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    files = set()
+    for caller, frame in itertools.pairwise(frames):
+        imported = frame.name == "<module>" and caller.filename.startswith("<frozen importlib")
+        if imported or frame.name == "get_config":
+            files.add(frame.filename)
+    lines = [frame for frame in frames if frame.filename in files]
+    return f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else None
+
+
+def _first_cause(error: BaseException) -> object:
+    """What a chain of errors, each the text of the next, began with."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    return error.args[0] if error.args else error
+
+
 def _unknown_key(error: Exception, argv: Sequence[str]) -> str:
     """The text for an override of a key that the config lacks.
 
     ml_collections names the key at most, and not the flag.
     """
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    key, _, hint = str(error.args[0] if error.args else "").replace("'", "").partition("\n")
+    key, _, hint = str(_first_cause(error)).replace("'", "").partition("\n")
     overrides = [flag for flag in argv if flag.startswith("--config.")]
+    if not overrides:
+        return f"The config file: {_first_cause(error)}"
     named = [flag for flag in overrides if key in flag.split("=")[0]] or overrides
     return f"The config has nothing to set by {' or '.join(named)}. {hint}".rstrip()
 

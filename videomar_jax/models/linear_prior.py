@@ -16,6 +16,14 @@ are (`training.prior`); the model learns (x - b) / s in place of x. Frame 0 has 
 `residual`. The readout of z predicts the mean r of (x - b) / s by squared error, and the head
 learns the distribution of the rest, (x - b) / s - r, as in CorrDiff (Mardani et al. 2023).
 
+`gated_units`. What moves is a copy of what was there, and z says where it goes. A readout that is
+linear in z must carry the whole picture through z; this one multiplies:
+
+    r = R z + V (G z * U [x_{t-1,j} for j in N(i); f; 1])                                      (2)
+
+with that many products, * element by element: each unit looks for something in the frame before,
+and z opens or closes it (gated models of image pairs, Memisevic and Hinton 2010).
+
 `previous_frame`. A learned projection of the same neighbourhood is added to the mask token, so that
 hidden places know what was there.
 
@@ -33,6 +41,7 @@ from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.forecast import Forecast, forecast_features
+from videomar_jax.models.layers import Linear, linear
 from videomar_jax.models.transformer import Context
 from videomar_jax.types import Array, Bool, Float
 
@@ -56,6 +65,8 @@ class Standardised(NamedTuple):
     """b of equation (1)."""
     spread: Float[Array, "*#frames 1 P"]
     """s."""
+    units: Float[Array, "*frames S H"] | None = None
+    """U [...] of equation (2); None: there are no such units."""
 
     def encode(self, tokens: Float[Array, "*frames S P"]) -> Float[Array, "*frames S P"]:
         """(x - b) / s."""
@@ -100,15 +111,14 @@ class LinearPrior(nnx.Module):
         )
 
 
-class PreviousFrameEmbedding(nnx.Module):
-    """What is added to the mask token at a hidden place: a projection of the neighbourhood in the
-    frame before, one for frame 1 and one for later frames."""
+class FrameBeforeMap(nnx.Module):
+    """A learned map of what is known of a token: one for frame 1 and one for later frames."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, outputs: int, config: ModelConfig, *, rngs: nnx.Rngs):
         inputs = known_values(config)
         init = nnx.initializers.xavier_uniform()
-        self.kernel = nnx.Param(init(rngs.params(), (KINDS, inputs, config.width)))
-        self.bias = nnx.Param(jnp.zeros((KINDS, config.width)))
+        self.kernel = nnx.Param(init(rngs.params(), (KINDS, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros((KINDS, outputs)))
         self.dtype = config.dtype
 
     def __call__(
@@ -117,15 +127,63 @@ class PreviousFrameEmbedding(nnx.Module):
         number: FrameNumbers,
         grid: Grid,
         forecast: Float[Array, "B T S P"] | None = None,
-    ) -> Float[Array, "B R S D"]:
+    ) -> Float[Array, "B R S N"]:
         """Zero for frame 0; arguments as those of `LinearPrior`."""
         features = known(previous, number, grid, forecast).astype(self.dtype)
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...]
-        added = by_kind(features, kernel, bias, number).astype(jnp.float32)
-        return jnp.where(_per_frame(number > 0), added, 0.0)
+        mapped = by_kind(features, kernel, bias, number).astype(jnp.float32)
+        return jnp.where(_per_frame(number > 0), mapped, 0.0)
+
+
+class MeanReadout(Linear):
+    """R of equation (2), and the products behind it for a model with `gated_units`."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        # A residual starts at zero: training then begins at the prior.
+        zeros, xavier = nnx.initializers.zeros, nnx.initializers.xavier_uniform()
+        super().__init__(
+            config.width,
+            config.token_dim,
+            use_bias=True,
+            dtype=config.dtype,
+            kernel_init=zeros if config.residual else xavier,
+            rngs=rngs,
+        )
+        self.gated = GatedUnits(config, rngs=rngs) if config.gated_units else None
+
+
+class GatedUnits(nnx.Module):
+    """U, G and V of equation (2); V starts at zero."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        units = config.gated_units
+        self.look = FrameBeforeMap(units, config, rngs=rngs)
+        self.gate = linear(config.width, units, config, rngs, use_bias=True)
+        self.gated_out = linear(units, config.token_dim, config, rngs, std=0.0)
+
+    def __call__(
+        self, z: Float[Array, "*frames D"], units: Float[Array, "*frames H"]
+    ) -> Float[Array, "*frames P"]:
+        """V (G z * units), with the units that `look` gives."""
+        return self.gated_out(self.gate(z) * units)
 
 
 # How training and sampling use them
+
+
+def mean_of_rest(
+    model: "VideoMAR",
+    z: Float[Array, "B R S D"],
+    previous: Float[Array, "B R S P"],
+    number: FrameNumbers,
+    grid: Grid,
+    context: Context,
+) -> Float[Array, "B R S P"]:
+    """r of equation (2), of R frames; arguments as those of `LinearPrior`."""
+    mean, gated = model.regression(z), model.regression.gated
+    if gated is not None:
+        mean = mean + gated(z, gated.look(previous, number, grid, context.forecast))
+    return mean.astype(jnp.float32)
 
 
 def previous_frames(
@@ -172,8 +230,12 @@ def frame_prior(
     """
     if not model.config.linear_prior:
         return None
-    prior = model.linear_prior(previous[:, None], number[None], grid, context.forecast)
-    return Standardised(prior.mean[:, 0], prior.spread[0])
+    place = (previous[:, None], number[None], grid, context.forecast)
+    prior = model.linear_prior(*place)
+    gated, units = model.regression.gated if model.config.residual else None, None
+    if gated is not None:
+        units = gated.look(*place)[:, 0]
+    return Standardised(prior.mean[:, 0], prior.spread[0], units)
 
 
 def frame_hint(
@@ -200,7 +262,11 @@ def complete(
         prior: that of these tokens.
     """
     if model.config.residual:
-        mean = model.regression(z).astype(jnp.float32)
+        mean = model.regression(z)
+        if prior is not None and prior.units is not None:
+            units = jnp.tile(prior.units, (len(z) // len(drawn), 1, 1))
+            mean = mean + model.regression.gated(z, units)
+        mean = mean.astype(jnp.float32)
         if len(mean) > len(drawn):
             with_text, without = jnp.split(mean, 2)
             mean = without + guidance * (with_text - without)

@@ -24,7 +24,7 @@ from videomar_jax.models import attention
 from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.diffusion_head import TIME_FEATURES, DiffusionHead, time_features
 from videomar_jax.models.layers import linear
-from videomar_jax.models.linear_prior import LinearPrior, PreviousFrameEmbedding, add_hint
+from videomar_jax.models.linear_prior import FrameBeforeMap, LinearPrior, MeanReadout, add_hint
 from videomar_jax.models.patchify import positions
 from videomar_jax.models.rope import PositionScale, Rotary, rotary_embedding
 from videomar_jax.models.transformer import Context, Stream, Transformer
@@ -50,11 +50,7 @@ class VideoMAR(nnx.Module):
         if config.pooled_text:
             self.pooled_embed = linear(config.width, config.width, config, rngs)
         if config.regression:
-            # A residual starts at zero: training then begins at the prior.
-            std = 0.0 if config.residual else None
-            self.regression = linear(
-                config.width, config.token_dim, config, rngs, use_bias=True, std=std
-            )
+            self.regression = MeanReadout(config, rngs=rngs)
         if config.history_levels:
             # Starts at zero, so that a model without levels can be continued with them.
             self.history_embed = linear(
@@ -63,7 +59,7 @@ class VideoMAR(nnx.Module):
         if config.linear_prior:
             self.linear_prior = LinearPrior(config)
         if config.previous_frame:
-            self.previous_embed = PreviousFrameEmbedding(config, rngs=rngs)
+            self.previous_embed = FrameBeforeMap(config.width, config, rngs=rngs)
 
     @property
     def process(self) -> Process:

@@ -178,8 +178,12 @@ def _switch(index: Array, branches: list[Callable], *operands):
 
 def _prior_of(prior: Standardised, chosen: Int[Array, "B k"]) -> Standardised:
     """The prior of some tokens."""
-    mean = jnp.take_along_axis(prior.mean, chosen[..., None], axis=1, mode="clip")
-    return prior._replace(mean=mean)
+
+    def take(values: Array) -> Array:
+        return jnp.take_along_axis(values, chosen[..., None], axis=1, mode="clip")
+
+    units = None if prior.units is None else take(prior.units)
+    return prior._replace(mean=take(prior.mean), units=units)
 
 
 def predictor(
@@ -240,7 +244,8 @@ def drawer(inputs: FrameInputs, guided: bool, bucket: int) -> Callable:
     def draw(z, noise, step_noise, step, prior):
         z, noise_used = z[:rows, :bucket], noise[:, :bucket]
         if prior is not None:
-            prior = prior._replace(mean=prior.mean[:, :bucket])
+            units = None if prior.units is None else prior.units[:, :bucket]
+            prior = prior._replace(mean=prior.mean[:, :bucket], units=units)
         step_noise = step_noise[:, :, :bucket]
         values = (step.guidance, settings.temperature)
         if static.speed.fused_head:

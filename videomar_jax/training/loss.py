@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from videomar_jax.models import masking
 from videomar_jax.models.forecast import with_forecast
-from videomar_jax.models.linear_prior import FrameNumbers, previous_frames
+from videomar_jax.models.linear_prior import FrameNumbers, mean_of_rest, previous_frames
 from videomar_jax.models.patchify import patchify
 from videomar_jax.models.videomar import Context, Grid, VideoMAR
 from videomar_jax.training.config import LossConfig
@@ -85,7 +85,7 @@ def next_frame_loss(
     z, target = jnp.where(inside, z, 0.0), jnp.where(inside, target, 0.0)
     regression_loss = None
     if config.regression_weight:
-        mean = model.regression(z).astype(jnp.float32)
+        mean = mean_of_rest(model, z, previous, number, grid, context)
         error = jnp.mean((mean - target) ** 2, axis=-1)
         regression_loss = jnp.sum(error * hidden) / normaliser.supervised
         if model.config.residual:

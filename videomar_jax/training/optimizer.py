@@ -33,7 +33,15 @@ def is_matrix(path: tuple[str, ...]) -> bool:
 
     The outermost layers are Adam's.
     """
-    outermost = ("z_proj", "input_proj", "final", "regression", "previous_embed")
+    outermost = (
+        "look",
+        "gated_out",
+        "z_proj",
+        "input_proj",
+        "final",
+        "regression",
+        "previous_embed",
+    )
     return path[-1] == "kernel" and path[-2] not in outermost
 
 
