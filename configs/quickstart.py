@@ -73,11 +73,11 @@ def use_scenes(config: ConfigDict) -> None:
     config.data.update(kind="scenes", open_captions=0.25)
     # Captions have up to 15 words.
     config.text.tokens = 16
-    config.model.update(text_tokens=16, width=192, num_heads=6)
+    config.model.text_tokens = 16
     config.curriculum = (
-        stage("64px_5f", frames=5, side=64, batch_size=16, steps=1500),
-        stage("64px_9f", frames=9, side=64, batch_size=8, steps=2000),
-        stage("64px_17f", frames=17, side=64, batch_size=4, steps=2500),
+        stage("64px_5f", frames=5, side=64, batch_size=8, steps=4000),
+        stage("64px_9f", frames=9, side=64, batch_size=4, steps=4000),
+        stage("64px_17f", frames=17, side=64, batch_size=2, steps=4000),
     )
 
 
