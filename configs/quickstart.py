@@ -91,7 +91,7 @@ def learn_what_a_prior_leaves_over(config: ConfigDict) -> None:
         linear_prior=True,
         previous_frame=True,
         residual=True,
-        gated_units=512,
+        bilinear_units=512,
         history_levels=True,
     )
     # Low mask rates show the last reveal steps, in which most of a frame is known.

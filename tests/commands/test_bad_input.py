@@ -361,6 +361,8 @@ def test_the_command_says_it_in_a_line(flags, words, tmp_path):
         ("config.nothing.like_it = 1", ["config.py, line 7: AttributeError", "nothing"]),
         ("config.steps = 1 / 0", ["config.py, line 7: ZeroDivisionError: division by zero"]),
         ("get_config = 1 1", ["config.py, line 7: SyntaxError"]),
+        ("change(config, 2)", ["config.py, line 7: TypeError: change() takes 1 positional"]),
+        ("open('/no/such/file')", ["config.py, line 7: FileNotFoundError", "/no/such/file"]),
     ],
 )
 def test_a_fault_of_a_config_file_is_shown_with_its_line(line, words, tmp_path):
@@ -377,6 +379,12 @@ def change(config):
     assert done.returncode == 2, done.stderr
     first = done.stderr.splitlines()[0]
     assert all(word in first for word in words) and "--config.steps" not in first, done.stderr
+
+
+def test_the_traceback_of_a_config_file_is_shown_where_it_is_asked_for(tmp_path):
+    (tmp_path / "config.py").write_text("def get_config():\n    return {}.nothing\n")
+    done = main("--traceback", f"--config={tmp_path / 'config.py'}", "--config.steps=3")
+    assert "Traceback" in done.stderr and "line 2, in get_config" in done.stderr
 
 
 def test_a_config_file_without_get_config_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """A run that is given minutes: sizes and steps follow from the measured speed, once."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_a_batch_of_larger_frames_has_fewer_clips():
     found = choose_budget(experiment, config.to_dict(), Machine(0.0, 0.1, 0.1))
     assert found.batch_sizes == (3, 4), "16 / 6 and 12 / (8 / 3), rounded"
     assert [row["batch_size"] for row in found.apply(config.to_dict())["curriculum"]] == [3, 4]
+
+
+def test_all_processes_take_the_size_of_the_first(monkeypatch):
+    """Else they would cut their batches differently, and train on in silence."""
+    asked = []
+
+    def from_first(numbers):
+        asked.append(numbers())
+        return np.asarray([64, 64] if len(asked) == 1 else [7, 9], np.int32)
+
+    monkeypatch.setattr(budget, "from_first_process", from_first)
+    found = choose(Machine(0.0, 0.1, 0.1), minutes=0.5)
+    assert asked[0].tolist() == [32, 32], "this process would choose another size"
+    assert (found.height, found.width, found.steps) == (64, 64, (7, 9))
+    assert found.batch_sizes == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +178,9 @@ def test_the_budget_is_written_again_with_the_run(tmp_path):
     experiment = Experiment.from_config(tiny(run=dict(minutes=1.0)))
     assert budget.read_budget(tmp_path, experiment) == chosen
     assert file.exists()
+    budget.write_budget(tmp_path, dataclasses.replace(chosen, steps=(1,)))
+    with pytest.raises(UserError, match=r"not for the 2 stages"):
+        budget.read_budget(tmp_path, experiment)
 
 
 def test_a_budget_that_was_changed_is_refused(tmp_path):

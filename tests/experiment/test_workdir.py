@@ -45,7 +45,7 @@ def as_earlier_versions_wrote_it(config):
         "open_captions",
     ):
         del values["data"][key]
-    for key in ("linear_prior", "previous_frame", "residual", "forecast", "gated_units"):
+    for key in ("linear_prior", "previous_frame", "residual", "forecast", "bilinear_units"):
         del values["model"][key]
     del values["run"]["minutes"], values["run"]["size"]
     del values["sampling"]["history_noise"], values["sampling"]["still_detail"]

@@ -17,7 +17,7 @@ from videomar_jax.models.videomar import VideoMAR
 
 GRID = (2, 3)
 FROM_FRAME_BEFORE = dict(
-    linear_prior=True, previous_frame=True, residual=True, regression=True, gated_units=5
+    linear_prior=True, previous_frame=True, residual=True, regression=True, bilinear_units=5
 )
 """Everything that a model of ours takes from the frame before."""
 FROM_FIRST_FRAME = FROM_FRAME_BEFORE | dict(forecast=(3, *GRID))

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videomar_jax.evaluation.metrics import CHANGED
 from videomar_jax.inference.pipeline import VideoMARPipeline
-from videomar_jax.inference.still_detail import still_picture, with_still_detail
+from videomar_jax.inference.still_detail import VISIBLE_CHANGE, still_picture, with_still_detail
 from videomar_jax.tokenizers import to_pixels, to_video
 from videomar_jax.tokenizers.pca import PCATokenizer
 
@@ -48,14 +49,22 @@ def test_a_change_that_is_just_visible_gets_a_third_of_it(tokenizer, clip):
     np.testing.assert_allclose(added, still.lost * np.exp(-1), atol=1e-5)
 
 
-def test_videos_show_it(finished):
+def test_it_begins_where_the_scores_see_a_change():
+    assert VISIBLE_CHANGE * 127.5 == pytest.approx(CHANGED)
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_videos_show_it(finished, given):
+    """The last given frame is the one that may stand still."""
     pipe = VideoMARPipeline.from_checkpoint(finished)
-    size = (pipe.bundle.height, pipe.bundle.width, 3)
-    picture = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
-    plain = pipe(picture, "a red circle moves left")
-    shown = pipe(picture, "a red circle moves left", still_detail=True)
+    size = (given, pipe.bundle.height, pipe.bundle.width, 3)
+    clip = np.random.default_rng(1).integers(0, 256, size, dtype=np.uint8)
+    picture = clip[-1]
+    plain = pipe(clip, "a red circle moves left")
+    shown = pipe(clip, "a red circle moves left", still_detail=True)
     np.testing.assert_array_equal(plain.latents, shown.latents)
-    decoded = np.asarray(pipe.bundle.tokenizer.decode(jnp.asarray(plain.latents)[None]))[0, 1:]
+    decoded = pipe.bundle.tokenizer.decode(jnp.asarray(plain.latents)[None])
+    decoded = np.asarray(decoded)[0, given:]
     twice = np.stack([picture] * (1 + pipe.bundle.tokenizer.temporal_stride))
     still = pipe.bundle.tokenizer.encode(to_pixels(twice[None]))
     still = np.asarray(pipe.bundle.tokenizer.decode(still))[0, 1:]
@@ -65,5 +74,5 @@ def test_videos_show_it(finished):
         lost = picture / 127.5 - 1 - own
         expected = frame + lost * np.exp(-((error / 10) ** 2))
         grey = np.clip(127.5 * (expected + 1), 0, 255)
-        np.testing.assert_allclose(shown.frames[1 + number], grey, atol=0.51)
-    assert (plain.frames[1:] != shown.frames[1:]).any()
+        np.testing.assert_allclose(shown.frames[given + number], grey, atol=0.51)
+    assert (plain.frames[given:] != shown.frames[given:]).any()

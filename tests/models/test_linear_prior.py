@@ -130,13 +130,14 @@ def test_the_guided_mean_is_that_of_the_readout():
     model = recipe()
     z = jax.random.normal(jax.random.key(0), (4, 5, 32))
     drawn = jax.random.normal(jax.random.key(1), (2, 5, 3))
-    prior = linear_prior.Standardised(jnp.ones((2, 5, 3)), jnp.full((1, 3), 2.0))
-    mean = np.asarray(model.regression(z))
+    units = jax.random.normal(jax.random.key(2), (2, 5, FROM_FRAME_BEFORE["bilinear_units"]))
+    prior = linear_prior.Standardised(jnp.ones((2, 5, 3)), jnp.full((1, 3), 2.0), units)
+    mean = np.asarray(model.regression(z, jnp.concatenate([units, units])))
     guided = mean[2:] + 3.0 * (mean[:2] - mean[2:])
     found = linear_prior.complete(model, drawn, z, jnp.asarray(3.0), prior)
     np.testing.assert_allclose(found, 1 + 2 * (np.asarray(drawn) + guided), atol=1e-5)
-    unguided = linear_prior.complete(model, drawn, z[:2], jnp.asarray(1.0), None)
-    np.testing.assert_allclose(unguided, np.asarray(drawn) + mean[:2], atol=1e-5)
+    unguided = linear_prior.complete(model, drawn, z[:2], jnp.asarray(1.0), prior)
+    np.testing.assert_allclose(unguided, 1 + 2 * (np.asarray(drawn) + mean[:2]), atol=1e-5)
 
 
 def test_the_mean_is_its_formula_in_training_and_in_sampling():
@@ -147,12 +148,16 @@ def test_the_mean_is_its_formula_in_training_and_in_sampling():
     found = linear_prior.mean_of_rest(model, z, previous, number, GRID, context)
     around = np.asarray(linear_prior.neighbourhoods(previous, GRID), np.float64)
     readout = model.regression
-    gated = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), readout.gated)
+    bilinear = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), readout.bilinear)
     for frame in (0, 1):
-        unit = around[:, frame] @ gated.look.kernel[...][frame] + gated.look.bias[...][frame]
-        gate = np.asarray(z[:, frame]) @ gated.gate.kernel[...] + gated.gate.bias[...]
-        moved = (gate * unit) @ gated.gated_out.kernel[...]
-        wanted = np.asarray(readout(z[:, frame])) + moved
+        unit = (
+            around[:, frame] @ bilinear.filters.kernel[...][frame]
+            + bilinear.filters.bias[...][frame]
+        )
+        gate = np.asarray(z[:, frame]) @ bilinear.gate.kernel[...] + bilinear.gate.bias[...]
+        moved = (gate * unit) @ bilinear.mix.kernel[...]
+        linear = np.asarray(z[:, frame]) @ readout.kernel[...] + readout.bias[...]
+        wanted = linear + moved
         np.testing.assert_allclose(found[:, frame], wanted, atol=2e-5)
         place = (tokens[:, frame], jnp.asarray(frame + 1), GRID, context)
         prior = linear_prior.frame_prior(model, *place)
@@ -164,10 +169,9 @@ def test_the_mean_is_its_formula_in_training_and_in_sampling():
 def test_a_new_model_expects_what_the_prior_says_and_no_more():
     fresh = VideoMAR(tiny_config(**FROM_FRAME_BEFORE), rngs=nnx.Rngs(0))
     z = jax.random.normal(jax.random.key(0), (2, 5, 32))
-    assert (np.asarray(fresh.regression(z)) == 0).all()
-    units = jnp.ones((2, 5, FROM_FRAME_BEFORE["gated_units"]))
-    assert (np.asarray(fresh.regression.gated(z, units)) == 0).all()
-    changes = FROM_FRAME_BEFORE | dict(residual=False, gated_units=0)
+    units = jnp.ones((2, 5, FROM_FRAME_BEFORE["bilinear_units"]))
+    assert (np.asarray(fresh.regression(z, units)) == 0).all()
+    changes = FROM_FRAME_BEFORE | dict(residual=False, bilinear_units=0)
     without = VideoMAR(tiny_config(**changes), rngs=nnx.Rngs(0))
     assert (np.asarray(without.regression(z)) != 0).any(), "else old runs would begin elsewhere"
 
@@ -185,9 +189,9 @@ def test_old_files_and_digests_do_not_change():
     assert ModelConfig.from_dict(new.to_dict()) == new
 
 
-def test_gated_units_need_a_residual_and_a_prior():
+def test_bilinear_units_need_a_residual_and_a_prior():
     for without in ("residual", "linear_prior"):
-        with pytest.raises(UserError, match=r"model\.gated_units needs model\.residual"):
+        with pytest.raises(UserError, match=r"model\.bilinear_units needs model\.residual"):
             tiny_config(**FROM_FRAME_BEFORE | {without: False})
 
 

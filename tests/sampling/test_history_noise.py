@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.decoder import compiled_frame
 from videomar_jax.sampling.draws import draw_frame
 from videomar_jax.sampling.generate import generate
+from videomar_jax.sampling.reference import reference
 
 COUNT, BATCH, LEVEL = GRID[0] * GRID[1], 2, 0.4
 CONFIG = SamplingConfig(steps=2, head_steps="2", guidance=1.0, latent_clip=0.0)
@@ -118,6 +120,28 @@ def test_guidance_sees_the_same_noise_in_both_branches():
     np.testing.assert_allclose(
         make(model, given_latents(), config=guided), make(model, given_latents()), atol=1e-3
     )
+
+
+def test_what_cannot_be_done_with_it_is_said(caplog):
+    draws = jax.tree.map(
+        lambda *frames: jnp.stack(frames),
+        *[draw_frame(sample_keys(), jnp.asarray(number), COUNT, 3, 0) for number in (1, 2)],
+    )
+    with pytest.raises(UserError, match="needs draws with history_noise"):
+        generate(
+            tiny_model(), given_latents(), *tiny_text(), num_frames=3, config=NOISY, draws=draws
+        )
+    with pytest.raises(UserError, match="reference has no history_noise"):
+        reference(
+            tiny_model(),
+            given_latents(),
+            *tiny_text(),
+            sample_keys(),
+            num_frames=3,
+            config=NOISY,
+        )
+    make(tiny_model(), given_latents(), 2)
+    assert "not trained to be told of noise" in caplog.text
 
 
 @pytest.mark.parametrize("level", [1.0, -0.1, float("nan")])

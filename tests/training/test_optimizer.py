@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers.tiny_model import annotations_off, tiny_config
+from tests.helpers.tiny_model import FROM_FRAME_BEFORE, annotations_off, tiny_config
 from videomar_jax.models.params import abstract_model
 from videomar_jax.training.optimizer import (
     OptimizerConfig,
@@ -47,9 +47,9 @@ HEAD = [
 ]
 
 
-def parameters(which) -> set[str]:
+def parameters(which, **changes) -> set[str]:
     """Names of the tiny model's parameters for which `which(path)` holds."""
-    _, shapes = abstract_model(tiny_config(pooled_text=True, regression=True))
+    _, shapes = abstract_model(tiny_config(pooled_text=True, **{"regression": True, **changes}))
     paths = [names(path) for path, _ in jax.tree.leaves_with_path(shapes)]
     return {".".join(path) for path in paths if which(path)}
 
@@ -67,6 +67,22 @@ def test_what_decays():
 
 def test_what_muon_turns():
     assert parameters(is_matrix) == {*ATTENTION, *OUTSIDE, *HEAD}
+
+
+def test_what_the_frame_before_adds():
+    """Maps of tokens are outermost layers; the gate is an inner one."""
+    added = {
+        which: parameters(which, **FROM_FRAME_BEFORE) - parameters(which)
+        for which in (decays, is_matrix)
+    }
+    readout = "regression.bilinear."
+    assert added[is_matrix] == {readout + "gate.kernel"}
+    assert added[decays] == {
+        readout + "gate.kernel",
+        readout + "filters.kernel",
+        readout + "mix.kernel",
+        "previous_embed.kernel",
+    }
 
 
 def small_params(seed=0):

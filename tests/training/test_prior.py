@@ -142,8 +142,8 @@ def test_the_head_learns_what_prior_and_mean_leave_over(supervise):
             context = model.context(*text, draws.drop[clip : clip + 1])
             z = model(tokens[clip : clip + 1], mask, context, GRID)[0, frame]
             before = previous[clip : clip + 1, frame : frame + 1]
-            units = model.regression.gated.look(before, np.array([frame]), GRID)[0, 0]
-            mean = model.regression(z) + model.regression.gated(z, units)
+            units = model.regression.bilinear.filters(before, np.array([frame]), GRID)[0, 0]
+            mean = model.regression(z, units)
             errors += float(jnp.sum(jnp.mean((mean - scaled[clip, frame]) ** 2, -1)[hidden]))
             count += len(hidden)
     np.testing.assert_allclose(metrics["regression_loss"], errors / count, rtol=1e-4)

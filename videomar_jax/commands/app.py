@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -146,16 +146,30 @@ def _refusal(error: Exception, argv: Sequence[str]) -> str:
     parsed.
 
     Raises:
-        Exception: the error itself, if it is neither.
+        Exception: the error itself, if it is neither, or with --traceback.
     """
-    place = None if flags.FLAGS["traceback"].value else _line_of_config(error)
-    if isinstance(error, flags.Error | ValueError | OSError):
+    if "--traceback" in argv:
+        raise error
+    for cause in _causes(error):
+        place = _line_of_config(cause)
+        if place is not None and not isinstance(cause, UserError | ValueError):
+            unknown = isinstance(cause, LookupError | AttributeError)
+            text = _first_cause(cause) if unknown else cause
+            return f"{place}: {type(cause).__name__}: {text}"
+    if isinstance(error, flags.Error):
         return _without_traceback(str(error))
-    if place is not None:
-        return f"{place}: {type(error).__name__}: {_first_cause(error)}"
+    if isinstance(error, ValueError | OSError):
+        return _without_traceback(str(error))
     if isinstance(error, LookupError | AttributeError):
         return _unknown_key(error, argv)
     raise error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised over."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _line_of_config(error: BaseException) -> str | None:

@@ -3,7 +3,7 @@
 The config's curriculum says how clips get longer and how the steps are shared among the stages. Its
 sizes, batches and steps are chosen here, once, for the machine that the run starts on:
 
-    size    the largest of a few for which the run still sees ENOUGH_WINDOWS clips, in the
+    size    the largest of a few for which the run still sees about ENOUGH_WINDOWS clips, in the
             proportions of the footage; or `run.size`
     batch   as many clips as have the pixels of the config's batch: of larger frames fewer, since
             a small model learns more from many steps than from large ones
@@ -68,7 +68,7 @@ class Budget:
     """Of each stage; None, as earlier versions wrote it: those of the config."""
 
     def apply(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The config with the sizes and steps of this budget."""
+        """The config with the sizes, batches and steps of this budget."""
         rows = []
         for number, row in enumerate(config["curriculum"]):
             row = dict(row, height=self.height, width=self.width, steps=self.steps[number])
@@ -103,6 +103,9 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
             seconds_per_step=tuple(float(each) for each in values["seconds_per_step"]),
             batch_sizes=None if batches is None else tuple(int(batch) for batch in batches),
         )
+        stages = len(experiment.recipe.curriculum.stages)
+        if {len(budget.steps), len(budget.batch_sizes or budget.steps)} != {stages}:
+            raise UserError(f"it is not for the {stages} stages of this config")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is broken ({error!r}); choose another --workdir.") from error
     if (budget.minutes, budget.size) != (run.minutes, run.size):
@@ -167,7 +170,8 @@ def choose_budget(
     sized = at_size(size)
     measured[last] = time_stage(sized, last)
     window_s = measured[last].step_s / sized.final_stage.batch_size
-    larger = _largest(sizes, seconds_left() / window_s)
+    # The clocks of two processes never agree: all take what the first one chooses.
+    larger = _of_first_process(_largest(sizes, seconds_left() / window_s))
     if larger != size:
         size, measured = larger, {}
         sized = at_size(size)
@@ -180,7 +184,7 @@ def choose_budget(
     left = seconds_left() - len(stages) * measured[last].compile_s
     planned = sum(stage.steps * each for stage, each in zip(stages, times, strict=True))
     steps = [int(stage.steps * left / planned) for stage in stages]
-    steps, height, width = _of_first_process(steps, size)
+    steps = _of_first_process(steps)
     if min(steps) < LEAST_STEPS:
         needed = LEAST_STEPS / min(stage.steps for stage in stages) * planned - left
         raise UserError(
@@ -191,19 +195,17 @@ def choose_budget(
     budget = Budget(
         minutes=run.minutes,
         size=None if run.size is None else (run.size[0], run.size[1]),
-        height=height,
-        width=width,
-        steps=tuple(steps),
+        height=size[0],
+        width=size[1],
+        steps=steps,
         seconds_per_step=tuple(round(each, 4) for each in times),
         batch_sizes=tuple(stage.batch_size for stage in stages),
     )
     described = ", ".join(
-        f"{count} steps of {each:.2f} s for '{stage.name}'"
+        f"{count} steps of {stage.batch_size} clips and {each:.2f} s for '{stage.name}'"
         for stage, count, each in zip(stages, budget.steps, budget.seconds_per_step, strict=True)
     )
-    log.info(
-        "%g minutes on this machine: frames of %dx%d, %s", run.minutes, height, width, described
-    )
+    log.info("%g minutes on this machine: frames of %dx%d, %s", run.minutes, *size, described)
     return budget
 
 
@@ -279,7 +281,6 @@ def _largest(sizes: Sequence[tuple[int, int]], windows: float) -> tuple[int, int
     return affordable[-1] if affordable else sizes[0]
 
 
-def _of_first_process(steps: list[int], size: tuple[int, int]) -> tuple[list[int], int, int]:
+def _of_first_process(numbers: Sequence[int]) -> tuple[int, ...]:
     """The numbers of process 0: no two machines measure the same."""
-    numbers = from_first_process(lambda: np.asarray([*steps, *size], np.int32)).tolist()
-    return numbers[:-2], numbers[-2], numbers[-1]
+    return tuple(from_first_process(lambda: np.asarray(numbers, np.int32)).tolist())

@@ -6,8 +6,9 @@ frame y
 
     y + (x - d) exp(-(e / a)^2),    e = the largest |y - d| of the three channels,          (1)
 
-gives the detail back where nothing has changed, and leaves alone what has: a, 10 grey levels of
-255, is what the scores count as a visible change (`evaluation.metrics`).
+gives the detail back where nothing has changed, a third of it at a change of a, and next to nothing
+beyond 2 a. a is 10 grey levels of 255, what the scores count as a visible change
+(`evaluation.metrics`).
 """
 
 from typing import NamedTuple

@@ -2,10 +2,9 @@
 
     given ─ tokenizer.encode ─► latents ─ generate_frames ─► new latents ─ decode_stream ─► pixels
 
-With `sampling.still_detail` the last step is `inference.still_detail`.
-
 The tokenizer decodes causally in time, so the pixels of a latent frame are final as soon as that
 frame is there. They equal those of decoding the whole video at its end, and no work is done twice.
+With `sampling.still_detail`, `inference.still_detail` comes behind the decoder.
 """
 
 import dataclasses
@@ -123,7 +122,8 @@ class VideoSampler:
     def reconstruct(
         self, video: UInt8[np.ndarray, "N F Hp Wp 3"]
     ) -> UInt8[np.ndarray, "N F Hp Wp 3"]:
-        """Encodes and decodes: the best that any model over these latents can do.
+        """Encodes and decodes: the best that any model over these latents can do, but for what
+        `sampling.still_detail` adds.
 
         Raises:
             NotFiniteError: the tokenizer gives NaN or infinity.

@@ -34,7 +34,7 @@ class Video:
     frames: UInt8[np.ndarray, "F Hp Wp 3"]
     """RGB in 0..255; the first `given` frames are the image or clip that it started from."""
     latents: Float[np.ndarray, "T h w C"]
-    """The latents that the frames were decoded from."""
+    """The latents that the frames were decoded from (with `still_detail`, before it)."""
     fps: float | int
     prompt: str = ""
     seed: int = 0

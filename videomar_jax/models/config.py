@@ -89,7 +89,7 @@ class ModelConfig:
     residual: bool = False
     """Ours: the readout predicts the mean of a token, and the head draws the rest; needs
     model.regression and `loss.regression_weight`."""
-    gated_units: Natural = 0
+    bilinear_units: Natural = 0
     """Ours: products of z and of the frame before in that readout (`models.linear_prior`); needs
     model.residual and model.linear_prior."""
 
@@ -123,8 +123,8 @@ class ModelConfig:
                 raise UserError("model.forecast needs model.linear_prior=True.")
         if self.residual and not self.regression:
             raise UserError("model.residual needs model.regression=True.")
-        if self.gated_units and not (self.residual and self.linear_prior):
-            raise UserError("model.gated_units needs model.residual and model.linear_prior.")
+        if self.bilinear_units and not (self.residual and self.linear_prior):
+            raise UserError("model.bilinear_units needs model.residual and model.linear_prior.")
         self._check_rope_channels()
 
     def _check_rope_channels(self) -> None:
@@ -209,7 +209,7 @@ class ModelConfig:
         return cls(**values)
 
 
-_ADDED = ("linear_prior", "previous_frame", "residual", "forecast", "gated_units")
+_ADDED = ("linear_prior", "previous_frame", "residual", "forecast", "bilinear_units")
 """Fields that the first models did not have."""
 
 PRESETS: dict[str, ModelConfig] = {

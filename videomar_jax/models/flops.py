@@ -83,8 +83,8 @@ def forward_flops(
         outside += read * known_values(config) * config.token_dim
     if config.regression:
         outside += read * width * config.token_dim
-        around = known_values(config) if config.gated_units else 0
-        outside += read * config.gated_units * (around + width + config.token_dim)
+        around = known_values(config) if config.bilinear_units else 0
+        outside += read * config.bilinear_units * (around + width + config.token_dim)
     head = read * (width * config.head_width + draws_per_token * _head_products(config))
     return Flops(
         linear=2.0 * config.depth * linear,

@@ -1,5 +1,5 @@
-"""Noise on the frames that others continue (MAGI 2025): small faults of the sampler's own frames
-then do not grow.
+"""Noise on the frames that others continue (MAGI 2025), so that a model learns to continue frames
+with small faults, as the sampler's own are.
 
 A frame x with the share u of noise is seen as
 
@@ -9,9 +9,8 @@ and a model with `history_levels` is given u. A model with a linear prior sees x
 the spread of what the prior leaves over: the sampler's own faults are about as large, and where the
 prior leaves little, a share of the tokens themselves would drown what is to be learnt.
 
-Training draws u for each clip (`training.history_noise`); in sampling it is a setting
-(`SamplingConfig.history_noise`): told that its own frames are not exact, the model mends them in
-the next frame in place of continuing what is wrong with them.
+Training draws one u for all earlier frames of a clip (`training.history_noise`). In sampling it is
+a setting for generated frames (`SamplingConfig.history_noise`); given frames are exact, u = 0.
 """
 
 import jax

@@ -16,13 +16,13 @@ are (`training.prior`); the model learns (x - b) / s in place of x. Frame 0 has 
 `residual`. The readout of z predicts the mean r of (x - b) / s by squared error, and the head
 learns the distribution of the rest, (x - b) / s - r, as in CorrDiff (Mardani et al. 2023).
 
-`gated_units`. What moves is a copy of what was there, and z says where it goes. A readout that is
-linear in z must carry the whole picture through z; this one multiplies:
+`bilinear_units`. What moves is a copy of what was there, and z says where it goes. A readout that
+is linear in z must carry the whole picture through z; this one also multiplies:
 
-    r = R z + V (G z * U [x_{t-1,j} for j in N(i); f; 1])                                      (2)
+    r = R [z; 1] + V (G [z; 1] * U_k [x_{t-1,j} for j in N(i); f; 1])                          (2)
 
-with that many products, * element by element: each unit looks for something in the frame before,
-and z opens or closes it (gated models of image pairs, Memisevic and Hinton 2010).
+with that many products, * element by element: each unit filters what stood around the token in the
+frame before, and z weighs it (the factored bilinear model of Memisevic and Hinton 2010).
 
 `previous_frame`. A learned projection of the same neighbourhood is added to the mask token, so that
 hidden places know what was there.
@@ -59,14 +59,15 @@ FrameNumbers = np.ndarray | jax.Array
 
 
 class Standardised(NamedTuple):
-    """An affine change of tokens: what is left over of them in units of its spread."""
+    """An affine change of tokens: what is left over of them in units of its spread. With it goes
+    what the readout of the mean multiplies."""
 
     mean: Float[Array, "*frames S P"]
     """b of equation (1)."""
     spread: Float[Array, "*#frames 1 P"]
     """s."""
     units: Float[Array, "*frames S H"] | None = None
-    """U [...] of equation (2); None: there are no such units."""
+    """U_k [...] of equation (2); None: there are no such units."""
 
     def encode(self, tokens: Float[Array, "*frames S P"]) -> Float[Array, "*frames S P"]:
         """(x - b) / s."""
@@ -136,7 +137,7 @@ class FrameBeforeMap(nnx.Module):
 
 
 class MeanReadout(Linear):
-    """R of equation (2), and the products behind it for a model with `gated_units`."""
+    """Equation (2), without its products for a model without `bilinear_units`."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         # A residual starts at zero: training then begins at the prior.
@@ -149,23 +150,37 @@ class MeanReadout(Linear):
             kernel_init=zeros if config.residual else xavier,
             rngs=rngs,
         )
-        self.gated = GatedUnits(config, rngs=rngs) if config.gated_units else None
+        self.bilinear = BilinearUnits(config, rngs=rngs) if config.bilinear_units else None
+
+    def __call__(
+        self, z: Float[Array, "*frames D"], units: Float[Array, "*frames H"] | None = None
+    ) -> Float[Array, "*frames P"]:
+        """r, float32.
+
+        Args:
+            units: what `bilinear.filters` gives, for a model with them.
+        """
+        mean = super().__call__(z).astype(jnp.float32)
+        if self.bilinear is None:
+            return mean
+        assert units is not None, "the readout multiplies"
+        return mean + self.bilinear(z, units)
 
 
-class GatedUnits(nnx.Module):
+class BilinearUnits(nnx.Module):
     """U, G and V of equation (2); V starts at zero."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        units = config.gated_units
-        self.look = FrameBeforeMap(units, config, rngs=rngs)
+        units = config.bilinear_units
+        self.filters = FrameBeforeMap(units, config, rngs=rngs)
         self.gate = linear(config.width, units, config, rngs, use_bias=True)
-        self.gated_out = linear(units, config.token_dim, config, rngs, std=0.0)
+        self.mix = linear(units, config.token_dim, config, rngs, std=0.0)
 
     def __call__(
         self, z: Float[Array, "*frames D"], units: Float[Array, "*frames H"]
     ) -> Float[Array, "*frames P"]:
-        """V (G z * units), with the units that `look` gives."""
-        return self.gated_out(self.gate(z) * units)
+        """V (G [z; 1] * units), float32."""
+        return self.mix(self.gate(z) * units).astype(jnp.float32)
 
 
 # How training and sampling use them
@@ -180,24 +195,11 @@ def mean_of_rest(
     context: Context,
 ) -> Float[Array, "B R S P"]:
     """r of equation (2), of R frames; arguments as those of `LinearPrior`."""
-    mean, gated = model.regression(z), model.regression.gated
-    if gated is not None:
-        mean = mean + gated(z, gated.look(previous, number, grid, context.forecast))
-    return mean.astype(jnp.float32)
-
-
-def previous_frames(
-    history: Float[Array, "B n S P"], count: int
-) -> tuple[Float[Array, "B R S P"], np.ndarray]:
-    """The frame before each of `count` frames, and their numbers.
-
-    Args:
-        history: the frames 0..n-1 as later frames see them.
-        count: n for the frames 1..n, n + 1 for the frames 0..n.
-    """
-    first = history.shape[1] + 1 - count
-    previous = jnp.pad(history, ((0, 0), (1 - first, 0), (0, 0), (0, 0)))
-    return previous, np.arange(first, first + count)
+    bilinear = model.regression.bilinear
+    units = None
+    if bilinear is not None:
+        units = bilinear.filters(previous, number, grid, context.forecast)
+    return model.regression(z, units)
 
 
 def add_hint(
@@ -232,9 +234,9 @@ def frame_prior(
         return None
     place = (previous[:, None], number[None], grid, context.forecast)
     prior = model.linear_prior(*place)
-    gated, units = model.regression.gated if model.config.residual else None, None
-    if gated is not None:
-        units = gated.look(*place)[:, 0]
+    units = None
+    if model.config.bilinear_units:
+        units = model.regression.bilinear.filters(*place)[:, 0]
     return Standardised(prior.mean[:, 0], prior.spread[0], units)
 
 
@@ -262,11 +264,10 @@ def complete(
         prior: that of these tokens.
     """
     if model.config.residual:
-        mean = model.regression(z)
+        units = None
         if prior is not None and prior.units is not None:
             units = jnp.tile(prior.units, (len(z) // len(drawn), 1, 1))
-            mean = mean + model.regression.gated(z, units)
-        mean = mean.astype(jnp.float32)
+        mean = model.regression(z, units)
         if len(mean) > len(drawn):
             with_text, without = jnp.split(mean, 2)
             mean = without + guidance * (with_text - without)

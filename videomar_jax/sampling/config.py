@@ -110,8 +110,8 @@ class SamplingConfig:
     keep_first: bool = True
     """With a window: frame 0 is always one of the kept frames."""
     history_noise: BelowOne = 0.0
-    """Share of noise in generated frames as later ones see them, for a model that was trained with
-    `loss.history_noise`: faults then do not grow from frame to frame."""
+    """Share of noise in generated frames as later ones see them, told to a model with
+    `history_levels`; no more than the `loss.history_noise` that it was trained with."""
     first_frame_position: Literal["absolute", "shifted"] = "shifted"
     """Where a kept frame 0 stands in time: at its own number, or right behind the window."""
     spatial_rope_scaling: RopeScaling = "none"

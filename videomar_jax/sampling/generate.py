@@ -20,6 +20,7 @@ import numpy as np
 
 from videomar_jax.checks import UserError
 from videomar_jax.diffusion.plans import SolverPlan, plan_steps
+from videomar_jax.io.log import warn_once
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.sampling.config import SamplingConfig
@@ -114,6 +115,8 @@ def plan_generation(
     Raises:
         UserError: a request that cannot be met, or that memory does not hold.
     """
+    if config.history_noise and not model.config.history_levels:
+        warn_once("sampling.history_noise: this model was not trained to be told of noise.")
     # Types first: the shapes of the cache and the check of memory follow from them.
     model = for_sampling(model, config)
     batch, num_given = given.shape[:2]
@@ -280,6 +283,8 @@ def generate(
     """
     if (keys is None) == (draws is None):
         raise UserError("Give either keys or recorded draws.")
+    if config.history_noise and draws is not None and draws.history_noise is None:
+        raise UserError("sampling.history_noise needs draws with history_noise.")
     plan = plan_generation(
         model,
         given,

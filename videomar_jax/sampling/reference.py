@@ -1,8 +1,9 @@
 """The paper's sampler, written directly: no cache, no padding, no options for speed.
 
 `sampling.generate` makes the same videos faster, and the tests hold it to this module for every
-option. A video grows frame by frame; within a frame tokens are revealed in a random order, many
-at a time (paper, section 3.3). With G given frames, for t = G..T-1:
+option but `history_noise`, which is refused here. A video grows frame by frame; within a frame
+tokens are revealed in a random order, many at a time (paper, section 3.3). With G given frames, for
+t = G..T-1:
 
     hide all S tokens of frame t; draw an order of them, and a noise for each                (1)
     for each reveal step s = 0..I-1 of `schedules.reveal_plan`:
@@ -20,6 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from videomar_jax.checks import UserError
 from videomar_jax.diffusion.base import Timesteps
 from videomar_jax.diffusion.solver import init_state, solver_step, solver_timesteps
 from videomar_jax.models.attention import join_frames
@@ -50,6 +52,8 @@ def reference(
 
     The model is used in the number types it has (see `precision.for_sampling`).
     """
+    if config.history_noise:
+        raise UserError("The reference has no history_noise; use sampling.generate.")
     patch = model.config.patch_size
     grid = (given.shape[2] // patch, given.shape[3] // patch)
     tokens = patchify(given, patch)

@@ -120,7 +120,8 @@ class RunConfig:
     """Write TensorBoard files beside metrics.jsonl."""
     minutes: Positive | None = None
     """How long the run may take on this machine, report included: sizes and steps of the curriculum
-    are then chosen to fit, and its steps are shares. None: the curriculum is taken as it is."""
+    are then chosen to fit, its steps are shares, and a batch keeps its pixels: it has fewer clips
+    where frames are larger. None: the curriculum is taken as it is."""
     size: Sequence[Count] | None = None
     """With minutes: rows and columns of the frames; None: chosen, in the clips' proportions."""
 

@@ -34,8 +34,8 @@ def is_matrix(path: tuple[str, ...]) -> bool:
     The outermost layers are Adam's.
     """
     outermost = (
-        "look",
-        "gated_out",
+        "filters",
+        "mix",
         "z_proj",
         "input_proj",
         "final",
