@@ -31,13 +31,16 @@ flags.mark_flag_as_required("config")
 def main(_: Sequence[str]) -> None:
     """Generates the held-out clips with the checkpoint and reports its scores."""
     from videomar_jax.commands.compilation_cache import keep_compiled
+    from videomar_jax.experiment.budget import at_chosen_size
     from videomar_jax.experiment.config import Experiment
     from videomar_jax.experiment.evaluate import evaluate_checkpoint
+    from videomar_jax.pretrained.bundle import run_folder
 
     keep_compiled()
-    experiment = Experiment.from_config(_CONFIG.value)
-    output = user_path(_OUTPUT.value, "--output")
-    evaluate_checkpoint(experiment, output, user_path(_CHECKPOINT.value, "--checkpoint"))
+    checkpoint = user_path(_CHECKPOINT.value, "--checkpoint")
+    config = at_chosen_size(_CONFIG.value.to_dict(), run_folder(checkpoint))
+    experiment = Experiment.from_config(config)
+    evaluate_checkpoint(experiment, user_path(_OUTPUT.value, "--output"), checkpoint)
 
 
 if __name__ == "__main__":

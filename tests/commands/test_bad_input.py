@@ -340,11 +340,12 @@ def main(*flags):
             ["--config.optimizer.nmae=adamw", 'Did you mean "name"'],
         ),
         (["--config.curriculum[7].steps=1"], ["nothing to set by --config.curriculum[7].steps=1"]),
+        (["--config.curriculum=3"], ["Curriculum row 0 is 3, not a mapping"]),
         (["--config=configs/quickstart.py:tinny"], ["tinny", "'tiny'"]),
         (["extra"], ["extra", "--name=value"]),
         (["--config.curriculum[0].num_frames=4"], ["Stage '16px_3f'", "4 frames", "3 or 5"]),
     ],
-    ids=["key", "row", "variant", "argument", "value"],
+    ids=["key", "row", "no row", "variant", "argument", "value"],
 )
 def test_the_command_says_it_in_a_line(flags, words, tmp_path):
     done = main("--config=configs/quickstart.py:tiny", f"--workdir={tmp_path / 'run'}", *flags)

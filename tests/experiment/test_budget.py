@@ -61,12 +61,12 @@ def test_all_processes_take_the_size_of_the_first(monkeypatch):
 
     def from_first(numbers):
         asked.append(numbers())
-        return np.asarray([64, 64] if len(asked) == 1 else [7, 9], np.int32)
+        return np.asarray([64, 64] if len(asked) == 1 else [17, 19], np.int32)
 
     monkeypatch.setattr(budget, "from_first_process", from_first)
     found = choose(Machine(0.0, 0.1, 0.1), minutes=0.5)
     assert asked[0].tolist() == [32, 32], "this process would choose another size"
-    assert (found.height, found.width, found.steps) == (64, 64, (7, 9))
+    assert (found.height, found.width, found.steps) == (64, 64, (17, 19))
     assert found.batch_sizes == (2, 2)
 
 
@@ -179,8 +179,28 @@ def test_the_budget_is_written_again_with_the_run(tmp_path):
     assert budget.read_budget(tmp_path, experiment) == chosen
     assert file.exists()
     budget.write_budget(tmp_path, dataclasses.replace(chosen, steps=(1,)))
-    with pytest.raises(UserError, match=r"not for the 2 stages"):
+    with pytest.raises(UserError, match=r"batches and steps of different stages"):
         budget.read_budget(tmp_path, experiment)
+    budget.write_budget(tmp_path, dataclasses.replace(chosen, steps=(1,), batch_sizes=(4,)))
+    with pytest.raises(UserError, match=r"is for 1 stages, this config has 2"):
+        budget.read_budget(tmp_path, experiment)
+
+
+def test_a_checkpoint_is_measured_at_the_size_that_its_run_chose(tmp_path):
+    config = tiny().to_dict()
+    assert budget.at_chosen_size(config, tmp_path) is config, "there is no budget"
+    chosen = Budget(
+        minutes=1.0, size=None, height=40, width=24, steps=(1, 2), seconds_per_step=(0.5, 0.25)
+    )
+    budget.write_budget(tmp_path, chosen)
+    rows = budget.at_chosen_size(config, tmp_path)["curriculum"]
+    assert [(row["height"], row["width"]) for row in rows] == [(40, 24)] * 2
+    assert [row["steps"] for row in rows] == [row["steps"] for row in config["curriculum"]]
+    asked = tiny(run=dict(minutes=1.0, size=(32, 32))).to_dict()
+    assert budget.at_chosen_size(asked, tmp_path) is asked
+    (tmp_path / "budget.json").write_text('{"height": 40}')
+    with pytest.raises(UserError, match=r"budget\.json is broken"):
+        budget.at_chosen_size(config, tmp_path)
 
 
 def test_a_budget_that_was_changed_is_refused(tmp_path):

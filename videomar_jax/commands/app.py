@@ -156,12 +156,10 @@ def _refusal(error: Exception, argv: Sequence[str]) -> str:
             unknown = isinstance(cause, LookupError | AttributeError)
             text = _first_cause(cause) if unknown else cause
             return f"{place}: {type(cause).__name__}: {text}"
-    if isinstance(error, flags.Error):
-        return _without_traceback(str(error))
-    if isinstance(error, ValueError | OSError):
-        return _without_traceback(str(error))
     if isinstance(error, LookupError | AttributeError):
         return _unknown_key(error, argv)
+    if isinstance(error, flags.Error | ValueError | TypeError | OSError):
+        return _without_traceback(str(error))
     raise error
 
 

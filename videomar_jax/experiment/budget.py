@@ -88,6 +88,47 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
     file = workdir / BUDGET
     if run.minutes is None or not file.exists():
         return None
+    budget = _read(file)
+    stages = len(experiment.recipe.curriculum.stages)
+    if len(budget.steps) != stages:
+        raise UserError(
+            f"{file} is for {len(budget.steps)} stages, this config has {stages}: choose another "
+            f"--workdir."
+        )
+    if (budget.minutes, budget.size) != (run.minutes, run.size):
+        raise UserError(
+            f"{workdir} holds a run that was planned for {budget.minutes:g} minutes (run.size "
+            f"{budget.size}): its steps are fixed. Choose another --workdir, or give the same "
+            f"run.minutes and run.size to continue it."
+        )
+    return budget
+
+
+def at_chosen_size(config: Mapping[str, Any], workdir: Path) -> Mapping[str, Any]:
+    """The config with the frame size that the run in `workdir` chose when it started; as it is, if
+    that run chose none or the config asks for one with `run.size`.
+
+    Raises:
+        UserError: its budget.json is broken.
+    """
+    file = workdir / BUDGET
+    if not file.exists() or config["run"].get("size") is not None:
+        return config
+    budget = _read(file)
+    rows = []
+    for row in config["curriculum"]:
+        sized = dict(row, height=budget.height, width=budget.width)
+        # A stage that mixes sizes has none to choose.
+        rows.append(row if "mix" in row else sized)
+    return {**config, "curriculum": tuple(rows)}
+
+
+def _read(file: Path) -> Budget:
+    """The budget in a file.
+
+    Raises:
+        UserError: the file is broken.
+    """
     try:
         values = read_json(file)
         if not take_digest(values):
@@ -103,17 +144,10 @@ def read_budget(workdir: Path, experiment: Experiment) -> Budget | None:
             seconds_per_step=tuple(float(each) for each in values["seconds_per_step"]),
             batch_sizes=None if batches is None else tuple(int(batch) for batch in batches),
         )
-        stages = len(experiment.recipe.curriculum.stages)
-        if {len(budget.steps), len(budget.batch_sizes or budget.steps)} != {stages}:
-            raise UserError(f"it is not for the {stages} stages of this config")
+        if len(budget.batch_sizes or budget.steps) != len(budget.steps):
+            raise UserError("it has batches and steps of different stages")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file} is broken ({error!r}); choose another --workdir.") from error
-    if (budget.minutes, budget.size) != (run.minutes, run.size):
-        raise UserError(
-            f"{workdir} holds a run that was planned for {budget.minutes:g} minutes (run.size "
-            f"{budget.size}): its steps are fixed. Choose another --workdir, or give the same "
-            f"run.minutes and run.size to continue it."
-        )
     return budget
 
 

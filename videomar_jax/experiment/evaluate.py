@@ -64,6 +64,15 @@ def evaluate_checkpoint(
         raise UserError(f"{output} already holds a report; choose another --output.")
     Output(folder=output).check_folder()
     pretrained = load_pretrained(checkpoint)
+    bundle, shape = pretrained.bundle, experiment.final_shape
+    if (bundle.height, bundle.width) != (shape.height, shape.width):
+        log.warning(
+            "the model was trained on frames of %dx%d and is measured on %dx%d",
+            bundle.height,
+            bundle.width,
+            shape.height,
+            shape.width,
+        )
     sampler = VideoSampler.from_bundle(
         pretrained.model,
         pretrained.bundle,

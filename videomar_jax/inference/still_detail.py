@@ -16,10 +16,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from videomar_jax.evaluation.metrics import CHANGED
 from videomar_jax.tokenizers import Tokenizer, to_pixels
 from videomar_jax.types import Array, Float, Pixels, UInt8
 
-VISIBLE_CHANGE = 10 * 2 / 255
+VISIBLE_CHANGE = 2 * CHANGED / 255
 """a of equation (1), in pixel values of [-1, 1]."""
 
 

@@ -202,6 +202,20 @@ def mean_of_rest(
     return model.regression(z, units)
 
 
+def previous_frames(
+    history: Float[Array, "B n S P"], count: int
+) -> tuple[Float[Array, "B R S P"], np.ndarray]:
+    """The frame before each of `count` frames, and their numbers.
+
+    Args:
+        history: the frames 0..n-1 as later frames see them.
+        count: n for the frames 1..n, n + 1 for the frames 0..n.
+    """
+    first = history.shape[1] + 1 - count
+    previous = jnp.pad(history, ((0, 0), (1 - first, 0), (0, 0), (0, 0)))
+    return previous, np.arange(first, first + count)
+
+
 def add_hint(
     model: "VideoMAR",
     x: Float[Array, "B N S D"],
@@ -234,9 +248,8 @@ def frame_prior(
         return None
     place = (previous[:, None], number[None], grid, context.forecast)
     prior = model.linear_prior(*place)
-    units = None
-    if model.config.bilinear_units:
-        units = model.regression.bilinear.filters(*place)[:, 0]
+    bilinear = model.regression.bilinear if model.config.residual else None
+    units = None if bilinear is None else bilinear.filters(*place)[:, 0]
     return Standardised(prior.mean[:, 0], prior.spread[0], units)
 
 

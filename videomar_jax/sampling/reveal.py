@@ -11,6 +11,7 @@ values run the same program. Noise is indexed by token position; each position i
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from videomar_jax.sampling.reference import draw_tokens
 from videomar_jax.sampling.schedules import RevealPlan
 from videomar_jax.sampling.sharding import Placement
 from videomar_jax.sampling.speed import SpeedOptions, chunk_size
-from videomar_jax.types import Array, Bool, Float, Int
+from videomar_jax.types import Array, Bool, Float
 
 # Latents are of the order of 1: such values come from damaged weights or absurd settings.
 _EXPLODED = 1e6
@@ -156,7 +157,10 @@ def reveal_frame(inputs: FrameInputs, draws: FrameDraws) -> tuple[Array, FrameTr
         # The number of buckets that are too small is the index of the first that is not.
         bucket = jnp.sum(step.count > jnp.asarray(static.buckets[:-1], jnp.int32))
         choice = branch * len(static.buckets) + bucket
-        prior_chosen = None if prior is None else _prior_of(prior, chosen)
+        take = functools.partial(
+            jnp.take_along_axis, indices=chosen[..., None], axis=1, mode="clip"
+        )
+        prior_chosen = None if prior is None else _of_tokens(prior, take)
         new = _switch(choice, drawers, z_chosen, noise, step_noise, step, prior_chosen)
         # Clipping would make a plain picture of values that have exploded: NaN is noticed later.
         exploded = ~(jnp.abs(new) < _EXPLODED)
@@ -176,14 +180,10 @@ def _switch(index: Array, branches: list[Callable], *operands):
     return jax.lax.switch(index, branches, *operands)
 
 
-def _prior_of(prior: Standardised, chosen: Int[Array, "B k"]) -> Standardised:
-    """The prior of some tokens."""
-
-    def take(values: Array) -> Array:
-        return jnp.take_along_axis(values, chosen[..., None], axis=1, mode="clip")
-
-    units = None if prior.units is None else take(prior.units)
-    return prior._replace(mean=take(prior.mean), units=units)
+def _of_tokens(prior: Standardised, pick: Callable[[Array], Array]) -> Standardised:
+    """The prior of the tokens that `pick` leaves of [B, S, ...]; all share its spread."""
+    units = None if prior.units is None else pick(prior.units)
+    return prior._replace(mean=pick(prior.mean), units=units)
 
 
 def predictor(
@@ -244,8 +244,7 @@ def drawer(inputs: FrameInputs, guided: bool, bucket: int) -> Callable:
     def draw(z, noise, step_noise, step, prior):
         z, noise_used = z[:rows, :bucket], noise[:, :bucket]
         if prior is not None:
-            units = None if prior.units is None else prior.units[:, :bucket]
-            prior = prior._replace(mean=prior.mean[:, :bucket], units=units)
+            prior = _of_tokens(prior, lambda values: values[:, :bucket])
         step_noise = step_noise[:, :, :bucket]
         values = (step.guidance, settings.temperature)
         if static.speed.fused_head:

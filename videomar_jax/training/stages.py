@@ -244,6 +244,8 @@ def stage_of_row(index: int, row: Mapping[str, Any]) -> Stage:
             row is named.
     """
     place = f"Curriculum row {index}"
+    if not isinstance(row, Mapping):
+        raise UserError(f"{place} is {row!r}, not a mapping with {', '.join(ROW)}.")
     if "name" in row:
         place += f" ('{row['name']}')"
     if "mix" in row:
