@@ -132,7 +132,9 @@ def evaluate(
             rows = ", ".join(clips[0].videos)
             pictures[f"{stem}.gif"] = f"{titles[name]}: {rows}, one below the other"
     summary: dict[str, Any] = {
-        key: scores[name]["direction_accuracy"] for key, name in SUMMARY.items() if name in scores
+        key: scores[name]["direction_accuracy"]
+        for key, name in SUMMARY.items()
+        if "direction_accuracy" in scores.get(name, {})
     }
     overall = overall_verdict(_judged(cases, scores))
     log.info("verdict: %s", overall)
