@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.paths import ROOT
+from videomar_jax.data.scenes import Scenes
+from videomar_jax.data.sources import ClipShape
 from videomar_jax.models.config import PRESETS
 from videomar_jax.models.flops import train_step_flops
 from videomar_jax.parallel.config import MeshConfig
@@ -87,3 +89,34 @@ def test_longer_clips_are_scored_quarter_by_quarter():
     assert faded["changed"][:3] == perfect["changed"][:3]
     assert faded["changed"][3] < still["changed"][3] + 10
     assert 0.45 < faded["mean"] < 0.5 and 0.45 < faded["contrast"] < 0.55
+
+
+def test_open_scenes_are_scored_by_side_and_by_the_best_seed():
+    bench = load("open_scenes")
+    shape = ClipShape(num_frames=5, height=32, width=32)
+    source = Scenes(seed=0, length=400, split="test")
+    scenes = bench.open_scenes(source, shape, 3)
+    assert all(" left" not in scene.caption + " right" for scene in scenes)
+    told = bench.told_clips(source, shape, 4)
+    turns = iter(range(1000))
+
+    def both_ways(given, prompts, frames):
+        """The sides in turn."""
+        return np.stack([scenes[i // 4].ways[next(turns) % 2] for i in range(len(given))])
+
+    def one_way(given, prompts, frames):
+        return np.stack([scenes[i // 4].ways[0] for i in range(len(given))])
+
+    def still(given, prompts, frames):
+        return np.repeat(given, frames, axis=1)
+
+    perfect = bench.score_told(lambda *_: told.video.copy(), told)
+    assert perfect == {"follows": 1, "there": 1, "changed": 100}
+    assert bench.score_told(still, told)["follows"] < 1
+    spread, videos = bench.score_open(both_ways, scenes, seeds=4)
+    assert spread["sides"] == spread["whole"] == 1 and spread["best"] == 100
+    assert spread["over_mean"] > 20 and [len(group) for group in videos] == [4, 4, 4]
+    assert bench.score_open(one_way, scenes, seeds=4)[0]["sides"] == 0
+    assert bench.score_open(still, scenes, seeds=4)[0]["over_mean"] == 0
+    assert bench.fair_entropy(1) == 0 and bench.fair_entropy(2) == 0.5
+    assert 0.9 < bench.fair_entropy(8) < 0.91

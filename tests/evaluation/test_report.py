@@ -2,6 +2,7 @@
 lead somewhere."""
 
 import dataclasses
+import functools
 import json
 import re
 from urllib.parse import unquote
@@ -14,7 +15,7 @@ from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation import metrics, report
 from videomar_jax.evaluation.baselines import repeat_last
-from videomar_jax.evaluation.motion import direction_of
+from videomar_jax.evaluation.motion import direction_of, movement
 from videomar_jax.evaluation.report import (
     Case,
     Part,
@@ -38,7 +39,7 @@ def shapes_case(count=3):
         title="T",
         reference=clips["video"],
         prompts=clips["caption"],
-        directions=directions,
+        measure=functools.partial(movement, directions=directions),
     )
 
 
@@ -137,7 +138,7 @@ def suffixed(*candidates):
     return {f"{name}_{other}" if other else name for name in METRICS for other in candidates}
 
 
-def test_footage_has_no_directions():
+def test_footage_has_no_scores_of_drawn_objects():
     case = shapes_case()
     footage = Case(name="a", title="A", reference=case.reference, prompts=case.prompts)
     scores = score(footage, echo(footage), lambda clips: clips).scores["a"]

@@ -90,14 +90,15 @@ def test_base_has_no_other_sections():
     }
 
 
-@pytest.mark.parametrize("variant", ["", "videos", "tiny"])
+@pytest.mark.parametrize("variant", ["", "videos", "scenes", "tiny"])
 def test_quickstart_is_accepted(variant):
     config = load_config("quickstart", variant, data=dict(path="clips"))
     made = Experiment.from_config(config)
     assert made.recipe.curriculum.total_steps == sum(
         stage["steps"] for stage in config.to_dict()["curriculum"]
     )
-    assert made.data.kind == ("videos" if variant == "videos" else "shapes")
+    kinds = {"videos": "videos", "scenes": "scenes"}
+    assert made.data.kind == kinds.get(variant, "shapes")
     assert made.final_shape.num_frames == made.recipe.curriculum.stages[-1].num_frames
 
 

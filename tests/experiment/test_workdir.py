@@ -42,6 +42,7 @@ def as_earlier_versions_wrote_it(config):
         "zoom",
         "flip",
         "augment_probability",
+        "open_captions",
     ):
         del values["data"][key]
     for key in ("linear_prior", "previous_frame", "residual", "forecast", "bilinear_units"):

@@ -19,9 +19,9 @@ from urllib.parse import quote
 
 import numpy as np
 
+from videomar_jax.evaluation import acting, motion
 from videomar_jax.evaluation.baselines import repeat_last
 from videomar_jax.evaluation.metrics import METRICS, Clips, Score, copy_first
-from videomar_jax.evaluation.motion import SCORES, movement
 from videomar_jax.evaluation.scorecard import (
     CANDIDATES,
     CEILING,
@@ -35,6 +35,8 @@ from videomar_jax.io.files import atomic_write
 
 Generate = Callable[[np.ndarray, Sequence[str], int, Sequence[int]], np.ndarray]
 """(given frames [N, G, Hp, Wp, 3], prompts, frames in all, seeds) → clips."""
+Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+"""(generated, true clips) → scores."""
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 """Clips → encoded and decoded clips."""
 
@@ -94,8 +96,8 @@ class Case:
     """What is asked for, one for each clip."""
     given: int = 1
     """Frames that each clip is continued from."""
-    directions: Sequence[str] | None = None
-    """Where the object of each clip goes, for captioned moving shapes; None for other footage."""
+    measure: Measure | None = None
+    """Further scores, of drawn objects whose place is known; None for footage."""
     other_prompts: Sequence[str] | None = None
     """For each clip the caption of another one, to see what captions are worth; "" leaves a clip
     out."""
@@ -158,7 +160,7 @@ def score(
     shown = _clips_to_show(case, show, clip_bytes)
     to_keep = set().union(*shown.values())
     kept: dict[int, Shown] = {}
-    movements: list[tuple[np.ndarray, np.ndarray]] = []
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, count, step):
         seeds = range(start, min(start + step, count))
         chosen = slice(seeds.start, seeds.stop)
@@ -180,12 +182,12 @@ def score(
             videos[OTHER_CAPTION] = generate(given, others, frames, seeds)
             counted[OTHER_CAPTION] = np.array([bool(prompt) for prompt in others])
         card.add(videos, reference, case.given, counted)
-        if case.directions is not None:
-            movements.append((videos[MODEL], reference))
+        if case.measure is not None:
+            drawn.append((videos[MODEL], reference))
     scores = {case.name: _scores(card, case, range(count))}
-    if case.directions is not None:
-        generated, truth = (np.concatenate(clips) for clips in zip(*movements, strict=True))
-        scores[case.name] |= movement(generated, truth, case.directions)
+    if case.measure is not None:
+        generated, truth = (np.concatenate(clips) for clips in zip(*drawn, strict=True))
+        scores[case.name] |= case.measure(generated, truth)
     for part in case.parts:
         scores[part.name] = _scores(card, case, part.clips)
     return Scored(scores, {name: [kept[i] for i in numbers] for name, numbers in shown.items()})
@@ -219,7 +221,7 @@ def _clips_to_show(case: Case, show: int, clip_bytes: int) -> dict[str, Sequence
     parts = [part for part in case.parts if part.in_pictures]
     most = _FOR_PICTURES // (len(_LABELS) * clip_bytes * (1 + len(parts)))
     show = min(show, max(1, most))
-    if case.directions is not None:
+    if case.measure is not None:
         return {case.name: range(min(show, len(case.prompts)))}
     chosen = {case.name: _spread(range(len(case.prompts)), show)}
     for part in parts:
@@ -240,9 +242,9 @@ _LABELS = ("truth", "generated", "linear predictor", "repeated frame")
 def _shown(
     case: Case, reference: Clips, videos: Mapping[str, Clips], row: int
 ) -> dict[str, np.ndarray]:
-    """Clip `row` of a batch by label; of moving shapes without the baselines."""
+    """Clip `row` of a batch by label; of drawn objects without the baselines."""
     found = {"truth": reference, "generated": videos[MODEL]}
-    if case.directions is None:
+    if case.measure is None:
         if LINEAR in videos:
             found["linear predictor"] = videos[LINEAR]
         found["repeated frame"] = videos[copy_name(case.given)]
@@ -316,7 +318,7 @@ def _split(key: str) -> tuple[str, str]:
 def _legend(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """What the scores in the table mean."""
     keys = {key for scores in cases.values() for key in scores}
-    for name, meaning in (METRICS | SHARES | SCORES).items():
+    for name, meaning in (METRICS | SHARES | motion.SCORES | acting.SCORES).items():
         if name in keys:
             unit = f", in {meaning.unit}" if meaning.unit else ""
             which = f"{meaning.better} is better" if "near" not in meaning.better else "1 is best"

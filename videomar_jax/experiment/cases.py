@@ -1,6 +1,7 @@
 """What is generated and scored at the end of a run, for moving shapes and for footage."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -221,12 +222,13 @@ def _shape_case(
 
     prompts: what is asked for; None for the captions.
     """
+    directions = [motion.direction_of(caption) for caption in clips["caption"]]
     return Case(
         name=name,
         title=title,
         reference=clips["video"],
         prompts=prompts or clips["caption"],
-        directions=[motion.direction_of(caption) for caption in clips["caption"]],
+        measure=functools.partial(motion.movement, directions=directions),
     )
 
 

@@ -25,6 +25,7 @@ from videomar_jax.checks import (
     one_of,
 )
 from videomar_jax.data.augment import Augmentation, Flip
+from videomar_jax.data.scenes import Scenes
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.shards import MANIFEST, LatentShards, read_manifest
 from videomar_jax.data.sources import (
@@ -40,6 +41,7 @@ from videomar_jax.data.videos import VideoFolder, holds_only_pictures
 from videomar_jax.data.with_pictures import VideosWithPictures
 from videomar_jax.evaluation.report import Case
 from videomar_jax.experiment.cases import CaseSettings, footage_cases, shape_cases
+from videomar_jax.experiment.scene_cases import scene_cases
 from videomar_jax.io.log import warn_once
 from videomar_jax.io.paths import user_path
 from videomar_jax.tokenizers import finite_clips, load_tokenizer, to_video
@@ -183,7 +185,9 @@ class DataConfig:
     data_dir: str = ""
     """tfds: where datasets are stored; empty: where TFDS looks by itself."""
     length: Count = 100_000
-    """shapes: distinct training clips."""
+    """shapes, scenes: distinct training clips."""
+    open_captions: Fraction = 0.0
+    """scenes: the share of the training captions that leave open where to, how fast, or both."""
     threads: Natural = 2
     """Threads that read clips; 0: none beside the one that asks."""
 
@@ -223,6 +227,25 @@ class _Shapes(DataKind):
     def cases(self, held_out: ClipSource, settings: CaseSettings) -> Sequence[Case]:
         assert isinstance(held_out, Shapes)
         return shape_cases(held_out, settings)
+
+
+@register
+class _Scenes(DataKind):
+    facts = Scenes.KIND
+    linear_predictor = False
+
+    def open(self, config: DataConfig, request: SourceRequest) -> ClipSource:
+        is_train = request.split == "train"
+        return Scenes(
+            seed=request.seed,
+            length=config.length if is_train else request.drawn,
+            split=request.split,
+            open_captions=config.open_captions if is_train else 0.0,
+        )
+
+    def cases(self, held_out: ClipSource, settings: CaseSettings) -> Sequence[Case]:
+        assert isinstance(held_out, Scenes)
+        return scene_cases(held_out, settings)
 
 
 @register

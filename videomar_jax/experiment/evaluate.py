@@ -115,7 +115,7 @@ def evaluate(
             sampler.reconstruct,
             linear=linear.get(case.given),
             batch_size=sampler.batch_size,
-            show=_MOVING_CLIPS if case.directions else _SHEET_CLIPS,
+            show=_MOVING_CLIPS if case.measure else _SHEET_CLIPS,
         )
         scores |= found.scores
         shown = ", ".join(f"{key} {value:.3g}" for key, value in scores[case.name].items())
@@ -132,7 +132,9 @@ def evaluate(
             rows = ", ".join(clips[0].videos)
             pictures[f"{stem}.gif"] = f"{titles[name]}: {rows}, one below the other"
     summary: dict[str, Any] = {
-        key: scores[name]["direction_accuracy"] for key, name in SUMMARY.items() if name in scores
+        key: scores[name]["direction_accuracy"]
+        for key, name in SUMMARY.items()
+        if "direction_accuracy" in scores.get(name, {})
     }
     overall = overall_verdict(_judged(cases, scores))
     log.info("verdict: %s", overall)
