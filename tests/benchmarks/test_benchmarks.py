@@ -111,7 +111,7 @@ def test_open_scenes_are_scored_by_side_and_by_the_best_seed():
         return np.repeat(given, frames, axis=1)
 
     perfect = bench.score_told(lambda *_: told.video.copy(), told)
-    assert perfect == {"follows": 1, "there": 1, "changed": 100}
+    assert perfect == {"acts": 1, "follows": 1, "there": 1, "changed": 100}
     assert bench.score_told(still, told)["follows"] < 1
     spread, videos = bench.score_open(both_ways, scenes, seeds=4)
     assert spread["sides"] == spread["whole"] == 1 and spread["best"] == 100

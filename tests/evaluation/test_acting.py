@@ -3,22 +3,19 @@
 import numpy as np
 import pytest
 
-from videomar_jax.data.scenes import Scenes
+from videomar_jax.data.scenes import Scenes, possible_actions
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.evaluation.acting import Known, acting, follows_caption
+from videomar_jax.evaluation.acting import acting, is_nearest
+from videomar_jax.experiment.scene_cases import draw_known
 
 SHAPE = ClipShape(num_frames=17, height=48, width=48)
 
 
 def clips(count=6):
     source = Scenes(seed=1, length=count, split="test")
-    groups = [source.counterfactuals(index, SHAPE) for index in range(count)]
-    truth = np.stack([group[0]["video"] for group in groups])
-    known = [
-        Known(source.without_actor(index, SHAPE), [clip["video"] for clip in group[1:]])
-        for index, group in enumerate(groups)
-    ]
-    return truth, known
+    scenes = [source.scene(index, SHAPE) for index in range(count)]
+    drawn = [draw_known(scene, possible_actions(scene), SHAPE) for scene in scenes]
+    return np.stack([video for video, _ in drawn]), [known for _, known in drawn]
 
 
 def test_the_truth_is_perfect():
@@ -30,8 +27,17 @@ def test_the_truth_is_perfect():
 
 def test_another_caption_does_not_follow():
     truth, known = clips()
-    others = np.stack([facts.others[0] for facts in known])
-    assert acting(others, truth, known)["follows_caption"] == 0
+    others = np.stack([facts.other_actions[0] for facts in known])
+    scores = acting(others, truth, known)
+    assert scores["follows_action"] == scores["follows_caption"] == 0
+
+
+def test_another_speed_follows_the_action_but_not_the_caption():
+    truth, known = clips()
+    kept = [number for number, facts in enumerate(known) if facts.other_speeds]
+    others = np.stack([known[number].other_speeds[0] for number in kept])
+    scores = acting(others, truth[kept], [known[number] for number in kept])
+    assert scores["follows_action"] > 0.5 and scores["follows_caption"] == 0
 
 
 def test_a_missing_object_is_missed():
@@ -44,10 +50,7 @@ def test_a_missing_object_is_missed():
 
 def test_an_object_off_its_place_is_that_far_off():
     truth, known = clips()
-    moved, facts = np.roll(truth, 2, axis=3), []
-    for background, others in known:
-        facts.append(Known(background, others))
-    scores = acting(moved, truth, facts)
+    scores = acting(np.roll(truth, 2, axis=3), truth, known)
     # The room moves too, so some pixels of it are taken for the object.
     assert scores["place_error"] == pytest.approx(2, abs=0.7)
 
@@ -71,4 +74,4 @@ def test_a_hidden_object_does_not_count():
 
 def test_a_tie_is_not_held_against_a_clip():
     truth, _known = clips(1)
-    assert follows_caption(truth[0], truth[0], [truth[0]])
+    assert is_nearest(truth[0], truth[0], [truth[0]])

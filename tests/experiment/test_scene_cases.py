@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from videomar_jax.data.scenes import COMBINATIONS, HELD_OUT, Scenes, possible_actions
+from videomar_jax.data.scenes import COMBINATIONS, HELD_OUT, Scenes, IN_THE_AIR
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.cases import CaseSettings
 from videomar_jax.experiment.scene_cases import scene_cases
@@ -50,11 +50,12 @@ def test_a_still_picture_follows_none(cases):
 def test_another_caption_begins_with_the_same_picture(source, cases):
     told, asked = cases["held_out"], cases["counterfactual"]
     for index in range(6):
-        if len(possible_actions(source.scene(index, SHAPE))) == 1:
-            continue
+        scene = source.scene(index, SHAPE)
         assert told.prompts[index] != asked.prompts[index]
         np.testing.assert_array_equal(told.reference[index][0], asked.reference[index][0])
-        assert (told.reference[index][-1] != asked.reference[index][-1]).any()
+        # Within these few frames what falls and what bounces does the same.
+        differ = (told.reference[index][-1] != asked.reference[index][-1]).any()
+        assert differ or scene.action.verb in IN_THE_AIR
 
 
 def test_unseen_combinations_are_those_held_out(cases):

@@ -10,7 +10,8 @@
 Frames in which the true object is hidden for the most part, behind another one, are left out.
 
 A clip follows its caption if, over the pixels in which the alternatives differ visibly, it is
-nearer to the true clip than to every clip of another caption that begins with the same frame.
+nearer to the true clip than to every clip of another caption that begins with the same frame. It
+follows the action if that holds for the captions that name another verb or side.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,13 @@ VISIBLE = 0.4
 """Of its largest area: the true object is in sight."""
 
 SCORES: dict[str, Score] = {
+    "follows_action": Score(
+        "",
+        "higher",
+        "share of the clips that are nearer to the true clip than to all of another verb or side",
+    ),
     "follows_caption": Score(
-        "", "higher", "share of the clips that are nearest to the true clip of all possible ones"
+        "", "higher", "the same, and nearer than to all of another speed as well"
     ),
     "object_there": Score("", "higher", "share of the frames that show the object"),
     "object_there_last": Score("", "higher", "the same of the last frames"),
@@ -45,8 +51,10 @@ class Known(NamedTuple):
 
     background: UInt8[np.ndarray, "F Hp Wp 3"]
     """The clip without the object."""
-    others: Sequence[UInt8[np.ndarray, "F Hp Wp 3"]] = ()
-    """What other captions would have shown."""
+    other_actions: Sequence[UInt8[np.ndarray, "F Hp Wp 3"]] = ()
+    """What captions with another verb or side would have shown."""
+    other_speeds: Sequence[UInt8[np.ndarray, "F Hp Wp 3"]] = ()
+    """What captions with the same verb and side, but another speed, would have shown."""
 
 
 class _Measured(NamedTuple):
@@ -56,10 +64,12 @@ class _Measured(NamedTuple):
 
 def acting(generated: Clips, reference: Clips, known: Sequence[Known]) -> dict[str, float]:
     """`SCORES` of generated clips, over all frames but the first, which is given."""
-    follows, there, last_there, error, last_error = [], [], [], [], []
+    acts, follows, there, last_there, error, last_error = [], [], [], [], [], []
     for made, truth, facts in zip(generated, reference, known, strict=True):
-        if facts.others:
-            follows.append(follows_caption(made[1:], truth[1:], [o[1:] for o in facts.others]))
+        other_actions = _told_apart(facts.other_actions, truth)
+        if other_actions:
+            acts.append(is_nearest(made, truth, other_actions))
+            follows.append(acts[-1] and is_nearest(made, truth, facts.other_speeds))
         present, distance, counted = compare(made, truth, facts.background)
         there += present[1:][counted[1:]].tolist()
         error += distance[1:][(present & counted)[1:]].tolist()
@@ -68,6 +78,7 @@ def acting(generated: Clips, reference: Clips, known: Sequence[Known]) -> dict[s
             if present[-1]:
                 last_error.append(distance[-1])
     values = {
+        "follows_action": acts,
         "follows_caption": follows,
         "object_there": there,
         "object_there_last": last_there,
@@ -77,7 +88,7 @@ def acting(generated: Clips, reference: Clips, known: Sequence[Known]) -> dict[s
     return {name: float(np.mean(found)) for name, found in values.items() if found}
 
 
-def follows_caption(
+def is_nearest(
     made: UInt8[np.ndarray, "F Hp Wp 3"],
     truth: UInt8[np.ndarray, "F Hp Wp 3"],
     others: Sequence[UInt8[np.ndarray, "F Hp Wp 3"]],
@@ -86,11 +97,21 @@ def follows_caption(
     made, truth = made.astype(np.int32), truth.astype(np.int32)
     for other in others:
         other = other.astype(np.int32)
-        differs = np.abs(other - truth).max(axis=-1) > CHANGED
+        differs = _differs(other, truth)
         to_truth = np.sum((made - truth)[differs] ** 2)
         if np.sum((made - other)[differs] ** 2) < to_truth:
             return False
     return True
+
+
+def _told_apart(clips: Sequence[np.ndarray], truth: np.ndarray) -> list[np.ndarray]:
+    """Those that differ visibly from the truth: what falls and what bounces begins alike."""
+    return [clip for clip in clips if _differs(clip.astype(np.int32), truth).any()]
+
+
+def _differs(clip: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Where one of two clips, the first of them of int32, is visibly another one."""
+    return np.abs(clip - truth).max(axis=-1) > CHANGED
 
 
 def compare(

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
-from videomar_jax.data.scenes import Scenes, possible_actions, render
+from videomar_jax.data.scenes import Action, Scene, Scenes, possible_actions, render
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation.acting import Known, acting
 from videomar_jax.evaluation.report import Case
@@ -77,15 +78,34 @@ def _case(
         if other_action and len(actions) > 1:
             chosen = 1 + np.random.default_rng([source.seed, index]).integers(len(actions) - 1)
             actions = [actions[chosen], *actions[:chosen], *actions[chosen + 1 :]]
-        draw = functools.partial(render, shape=shape, extent=source.extent)
-        clips = [draw(dataclasses.replace(scene, action=action)) for action in actions]
-        videos.append(clips[0])
+        video, facts = draw_known(scene, actions, shape, extent=source.extent)
+        videos.append(video)
         prompts.append(dataclasses.replace(scene, action=actions[0]).caption())
-        known.append(Known(draw(scene, actor=False), clips[1:]))
+        known.append(facts)
     return Case(
         name=name,
         title=title,
         reference=np.stack(videos),
         prompts=prompts,
         measure=functools.partial(acting, known=known),
+    )
+
+
+def draw_known(
+    scene: Scene, actions: Sequence[Action], shape: ClipShape, *, extent: float = 1.0
+) -> tuple[np.ndarray, Known]:
+    """The clip [F, Hp, Wp, 3] of a scene with the first of the actions, and what is known of it.
+
+    actions: all that could begin with the scene's first picture.
+    """
+    draw = functools.partial(render, shape=shape, extent=extent)
+    shown = actions[0]
+    other_actions, other_speeds = [], []
+    for action in actions[1:]:
+        same = (action.verb, action.side) == (shown.verb, shown.side)
+        clips = other_speeds if same else other_actions
+        clips.append(draw(dataclasses.replace(scene, action=action)))
+    background = draw(scene, actor=False)
+    return draw(dataclasses.replace(scene, action=shown)), Known(
+        background, other_actions, other_speeds
     )
