@@ -1,7 +1,10 @@
-"""Import published weights, or export a trained model to them.
+"""Import published weights, export a trained model to them, or pack a trained model.
 
 python -m videomar_jax.convert --checkpoint=FILE --tokenizer=… --text_encoder=… --output=DIR
 python -m videomar_jax.convert --checkpoint=DIR --export=FILE.safetensors
+python -m videomar_jax.convert --checkpoint=DIR --output=DIR
+
+A packed model is a folder with all that sampling needs, its parameters in bfloat16.
 """
 
 from videomar_jax.commands import interrupts
@@ -24,10 +27,10 @@ from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, Imp
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Published .safetensors or .pth; with --export a run's folder.",
+    "Published .safetensors or .pth, or a run's folder.",
     required=True,
 )
-_OUTPUT = flags.DEFINE_string("output", None, "New folder for the converted model.")
+_OUTPUT = flags.DEFINE_string("output", None, "New folder for the converted or packed model.")
 _EXPORT = flags.DEFINE_string("export", None, "New .safetensors or .pth with the published names.")
 _COMPONENTS = FieldFlags(ComponentOptions)
 _IMPORT_OPTIONS = FieldFlags(ImportOptions)
@@ -36,8 +39,9 @@ _EXPORT_OPTIONS = FieldFlags(ExportOptions)
 
 
 def main(_: Sequence[str]) -> None:
-    """Imports or exports."""
-    from videomar_jax.pretrained.convert import export_official, import_official
+    """Imports, exports or packs."""
+    from videomar_jax.pretrained.bundle import is_model
+    from videomar_jax.pretrained.convert import export_official, import_official, pack
 
     output, export = _OUTPUT.value, _EXPORT.value
     checkpoint = user_path(_CHECKPOINT.value, "--checkpoint")
@@ -45,6 +49,18 @@ def main(_: Sequence[str]) -> None:
         raise UserError(
             "Name the result: --output=DIR for a published file, --export=FILE for a trained model."
         )
+    if output is not None and is_model(checkpoint):
+        allowed = ["checkpoint", "output", "weights", "param_dtype"]
+        app.refuse_others(main, allowed, "A trained model is packed as it is")
+        options = ImportOptions(**_IMPORT_OPTIONS.given())
+        weights = "ema" if options.weights == "ema" else "params"
+        pack(
+            checkpoint,
+            user_path(output, "--output"),
+            weights=weights,
+            param_dtype=options.param_dtype,
+        )
+        return
     importing, exporting = _IMPORT_OPTIONS.given(), _EXPORT_OPTIONS.given()
     settings = _MODEL_SETTINGS.given()
     if export is not None:

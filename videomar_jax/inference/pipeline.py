@@ -17,7 +17,7 @@ from videomar_jax.inference.video import Video
 from videomar_jax.io.pictures import MOST_PIXELS
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.config import MeshConfig
-from videomar_jax.pretrained.bundle import ModelBundle, load_pretrained, run_folder
+from videomar_jax.pretrained.bundle import ModelBundle, load_pretrained
 from videomar_jax.sampling.config import SamplingConfig, with_preset
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 from videomar_jax.tokenizers import latent_shape
@@ -59,7 +59,7 @@ class VideoMARPipeline:
     bundle: ModelBundle
     """The model's tokenizer, text encoder, sampling settings and sizes."""
     checkpoint: Path
-    """The checkpoint's own folder, DIR/checkpoints/STEP."""
+    """The checkpoint's own folder, DIR/checkpoints/STEP, or that of a packed model."""
     step: int
     weights: str
     mesh: MeshConfig | None = None
@@ -73,10 +73,10 @@ class VideoMARPipeline:
         bundle: ModelBundle | None = None,
         mesh: MeshConfig | None = None,
     ) -> "VideoMARPipeline":
-        """Reads a trained or converted model; of a run's workdir the newest checkpoint.
+        """Reads a trained, converted or packed model; of a run's workdir the newest checkpoint.
 
         Args:
-            directory: a workdir, WORKDIR/checkpoints/STEP, or a converted model.
+            directory: a workdir, WORKDIR/checkpoints/STEP, or a converted or packed model.
             weights: "ema", the averaged parameters, or "params", those of the last step.
             bundle: what `load_bundle` returned for this folder, to avoid reading the tokenizer and
                 the text encoder again.
@@ -87,11 +87,10 @@ class VideoMARPipeline:
             FileNotFoundError, UserError: what is missing or does not fit, and where.
         """
         loaded = load_pretrained(directory, weights=weights, bundle=bundle, mesh=mesh)
-        checkpoint = (run_folder(directory) / "checkpoints" / str(loaded.step)).absolute()
         return cls(
             model=loaded.model,
             bundle=loaded.bundle,
-            checkpoint=checkpoint,
+            checkpoint=loaded.place,
             step=loaded.step,
             weights=weights,
             mesh=mesh,

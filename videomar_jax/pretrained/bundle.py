@@ -4,8 +4,9 @@
     DIR/model/tokenizer/       the tokenizer
     DIR/model/text_encoder/    the text encoder
     DIR/checkpoints/STEP/      parameters and their average (`checkpoints.manager`)
+    DIR/weights.safetensors    in a packed model instead of the checkpoints (`packed`)
 
-DIR is a run's workdir or a converted model. `load_pretrained` takes it, or one of its
+DIR is a run's workdir, or a converted or packed model. `load_pretrained` takes it, or one of its
 checkpoints/STEP.
 """
 
@@ -46,6 +47,7 @@ from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.sharding import param_shardings
+from videomar_jax.pretrained.packed import WEIGHTS, read_weights
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.text_encoders import TextEncoder, load_text_encoder, save_text_encoder
 from videomar_jax.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
@@ -139,6 +141,8 @@ class Pretrained:
     model: VideoMAR
     bundle: ModelBundle
     step: int
+    place: Path
+    """The folder that gives these parameters again: DIR/checkpoints/STEP, or a packed model."""
 
 
 _ALWAYS = {
@@ -285,7 +289,9 @@ def load_pretrained(
         bundle = load_bundle(folder)
     graph, _ = abstract_model(bundle.config)
     model = nnx.merge(graph, for_running(params, bundle.config.dtype, mesh))
-    return Pretrained(model=model, bundle=bundle, step=step)
+    packed = _is_packed(*_split(path))
+    place = folder if packed else folder / "checkpoints" / str(step)
+    return Pretrained(model=model, bundle=bundle, step=step, place=place.absolute())
 
 
 def for_running(params: Params, dtype: str, mesh: MeshConfig | None = None) -> Params:
@@ -329,15 +335,12 @@ def load_params(
     one_of("weights", weights, ("ema", "params"))
     folder, step = _split(path)
     shapes = flatten_dict(abstract_model(load_config(folder))[1], sep="/")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        step = checkpoints.latest_step() if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"{folder / 'checkpoints'} holds no complete checkpoint yet.")
-        types = stored_types(folder / "checkpoints", step, weights)
-        like = {}
-        for name, leaf in shapes.items():
-            like[name] = np.empty(leaf.shape, types.get(name, leaf.dtype))
-        state, _ = checkpoints.restore(step, {weights: unflatten_dict(like, sep="/")})
+    if _is_packed(folder, step):
+        place = folder / WEIGHTS
+        params, step = read_weights(folder, shapes, weights)
+    else:
+        params, step = _newest_params(folder / "checkpoints", step, shapes, weights)
+        place = folder / "checkpoints" / str(step)
 
     def checked(name: str, leaf: Any) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -345,12 +348,33 @@ def load_params(
         fault = not_finite(array)
         if fault:
             raise UserError(
-                f"Checkpoint {folder / 'checkpoints' / str(step)}: {weights}/{name} holds {fault} "
-                f"as {array.dtype}. Such a model makes nothing: take an earlier checkpoint."
+                f"{place}: {weights}/{name} holds {fault} as {array.dtype}. Such a model makes "
+                f"nothing: take an earlier checkpoint."
             )
         return array
 
-    return folder, _each(state.pop(weights), checked), step
+    return folder, _each(params, checked), step
+
+
+def _is_packed(folder: Path, step: int | None) -> bool:
+    """Whether the parameters are those of a packed model, rather than of a checkpoint."""
+    return step is None and (folder / WEIGHTS).is_file()
+
+
+def _newest_params(
+    folder: Path, step: int | None, shapes: Mapping[str, Any], weights: str
+) -> tuple[Params, int]:
+    """(parameters, step) of a checkpoint, by default of the newest one."""
+    with Checkpoints(folder) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"{folder} holds no complete checkpoint yet.")
+        types = stored_types(folder, step, weights)
+        like = {}
+        for name, leaf in shapes.items():
+            like[name] = np.empty(leaf.shape, types.get(name, leaf.dtype))
+        state, _ = checkpoints.restore(step, {weights: unflatten_dict(like, sep="/")})
+    return state.pop(weights), step
 
 
 def _each(params: Params, change: Callable[[str, Any], Any]) -> Params:
@@ -360,6 +384,11 @@ def _each(params: Params, change: Callable[[str, Any], Any]) -> Params:
     for path in leaves:
         leaves[path] = change(path, leaves[path])
     return unflatten_dict(leaves, sep="/")
+
+
+def is_model(path: str | os.PathLike) -> bool:
+    """Whether this is a model's folder or one of its checkpoints."""
+    return (run_folder(path) / "model" / "model.json").is_file()
 
 
 def run_folder(path: str | os.PathLike) -> Path:

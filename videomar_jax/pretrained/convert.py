@@ -1,7 +1,8 @@
-"""From published VideoMAR weights to a folder that `sample` and `main` take, and back.
+"""From published VideoMAR weights to a folder that `sample` and `main` take, and back; and from a
+run to a packed model, which is what is handed on.
 
-Both ways one tensor is in memory at a time, in the type in which it is stored. An export after an
-import gives the tensors of the file back bit by bit.
+Published weights are read and written one tensor at a time, in the type in which they are stored.
+An export after an import gives the tensors of the file back bit by bit.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, load_params, save_bundle
 from videomar_jax.pretrained.open import open_components, sources_of
 from videomar_jax.pretrained.options import ComponentOptions, ExportOptions, ImportOptions
+from videomar_jax.pretrained.packed import write_weights
 from videomar_jax.sampling.config import SamplingConfig
 
 _OLD = 3600
@@ -59,20 +61,58 @@ def import_official(
         UserError, OSError: a file is missing or broken, the parts do not fit together, or another
             process is making `output`.
     """
+    file = user_path(file, "--checkpoint")
     output = user_path(output, "--output")
+    check_place(output)
+    _make_folder(output, lambda part: _import(file, part, components, options, settings or {}))
+
+
+def pack(
+    checkpoint: str | os.PathLike,
+    output: Path,
+    *,
+    weights: str = "ema",
+    param_dtype: str | None = None,
+) -> None:
+    """Writes OUTPUT/model and OUTPUT/weights.safetensors from a run: all that sampling needs.
+
+    Args:
+        checkpoint: a run's workdir, or one of its checkpoints.
+        output: a new folder. After an error nothing is left in it.
+        weights: "ema", the averaged parameters, or "params", those of the last step.
+        param_dtype: "float32" or "bfloat16", in which the parameters are stored; None is bfloat16.
+    Raises:
+        FileExistsError: `output` is not empty.
+        UserError, OSError: there is no model, it does not fit the type, or another process is
+            making `output`.
+    """
+    folder, params, step = load_params(checkpoint, weights)
+    bundle = load_bundle(folder)
+    dtype = param_dtype or "bfloat16"
+
+    def fill(part: Path) -> None:
+        save_bundle(bundle, part)
+        write_weights(part, params, step=step, weights=weights, dtype=dtype)
+
+    _make_folder(user_path(output, "--output"), fill)
+
+
+def _make_folder(output: Path, fill: Callable[[Path], None]) -> None:
+    """Makes the new folder `output`, which is there when it is whole; logs its size.
+
+    fill: fills a folder of another name, which it makes itself.
+    """
     if output.is_symlink():
         output = output.resolve()  # a folder cannot be moved in the place of a link
     check_length(output)
-    check_place(output)
     _check_empty(output)
-    file = user_path(file, "--checkpoint")
     with _reserved(output) as part:
         _check_empty(output)
         start = time.monotonic()
-        _import(file, part, components, options, settings or {})
+        fill(part)
         os.replace(part, output)
     size = sum(entry.stat().st_size for entry in output.rglob("*") if entry.is_file())
-    log.info("wrote %s (%.2f GB) in %.0f s", output, size / 1e9, time.monotonic() - start)
+    log.info("wrote %s (%.1f MB) in %.0f s", output, size / 1e6, time.monotonic() - start)
 
 
 def _check_empty(output: Path) -> None:

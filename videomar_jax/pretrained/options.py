@@ -56,7 +56,7 @@ class ImportOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """In which the model computes its matrix products."""
     param_dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the parameters that are written; by default that of the file."""
+    """Of the parameters that are written; by default that of the file, and bfloat16 of a run's."""
 
     def __post_init__(self):
         check_fields("", self)
