@@ -70,6 +70,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "history noise 0.1": dict(history_noise=0.1),
     "history noise 0.3": dict(history_noise=0.3),
     "all frames kept": dict(window=None, keep_first=True),
+    "window 4": dict(window=4, keep_first=False),
     "window 2": dict(window=2, keep_first=False),
     "without still detail": dict(still_detail=False),
 }
@@ -269,4 +270,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -73,6 +73,8 @@ def use_scenes(config: ConfigDict) -> None:
     config.data.update(kind="scenes", open_captions=0.25)
     # With 512 the model would take more than 10 MB in bfloat16.
     config.model.bilinear_units = 384
+    # As many latent frames as the last stage has, but one.
+    config.sampling.window = 8
     # Captions have up to 15 words.
     config.text.tokens = 16
     config.model.text_tokens = 16

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -120,3 +121,24 @@ def test_open_scenes_are_scored_by_side_and_by_the_best_seed():
     assert bench.score_open(still, scenes, seeds=4)[0]["over_mean"] == 0
     assert bench.fair_entropy(1) == 0 and bench.fair_entropy(2) == 0.5
     assert 0.9 < bench.fair_entropy(8) < 0.91
+
+
+def test_longer_and_larger_scenes_are_scored():
+    bench = load("larger_scenes")
+    bundle = types.SimpleNamespace(
+        num_frames=5,
+        height=32,
+        width=32,
+        tokenizer=types.SimpleNamespace(temporal_stride=2, spatial_stride=8),
+        config=types.SimpleNamespace(patch_size=1),
+    )
+    cases = bench.beyond_training(types.SimpleNamespace(bundle=bundle), 3, 0)
+    assert [case.reference.shape for case in cases] == [(3, 17, 32, 32, 3), (3, 5, 48, 48, 3)]
+    for case in cases:
+        perfect = bench.score(case.reference.copy(), case)
+        assert perfect["object_there"] == perfect["mean"] == perfect["contrast"] == 1
+        assert bench.cells(perfect)[:3] == ["100% (100%)", "0.0 (0.0)", "100%"]
+        dark = bench.score(case.reference // 2, case)
+        assert dark["object_there"] < 0.5 and 0.45 < dark["mean"] < 0.51
+        gone = bench.score(np.zeros_like(case.reference), case)
+        assert "-" in bench.cells(gone)[1]
