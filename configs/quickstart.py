@@ -79,7 +79,7 @@ def use_scenes(config: ConfigDict) -> None:
     config.text.tokens = 16
     config.model.text_tokens = 16
     config.curriculum = (
-        stage("64px_5f", frames=5, side=64, batch_size=8, steps=6000),
+        stage("64px_5f", frames=5, side=64, batch_size=8, steps=5000),
         stage("64px_9f", frames=9, side=64, batch_size=4, steps=4000),
         stage("64px_17f", frames=17, side=64, batch_size=2, steps=5000),
     )

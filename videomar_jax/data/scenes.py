@@ -378,13 +378,12 @@ def _shaded(
 
 
 def _marks(texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where a surface has the colour of its marks, 0..1."""
+    """Where a surface has the colour of its marks, 0..1: one band, or four dots."""
     if texture == "striped":
-        return np.clip(0.5 + 3 * np.sin(np.float32(6.0) * x), 0, 1)
+        return np.clip((0.28 - np.abs(x)) * 8 + 0.5, 0, 1)
     if texture == "dotted":
-        spacing = np.float32(0.62)
-        across, down = (value / spacing - np.round(value / spacing) for value in (x, y))
-        return np.clip((0.28 - np.sqrt(across**2 + down**2)) * 8 + 0.5, 0, 1)
+        across, down = np.abs(x) - np.float32(0.42), np.abs(y) - np.float32(0.42)
+        return np.clip((0.24 - np.sqrt(across**2 + down**2)) * 8 + 0.5, 0, 1)
     return np.zeros_like(x)
 
 
