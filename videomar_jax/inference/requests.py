@@ -131,6 +131,8 @@ class Output:
     """Frames per second of the files; by default the model's."""
     overwrite: bool = False
     """Replace files of the same names."""
+    records: Path | None = None
+    """Folder for NAME.json; by default `folder`."""
 
     def __post_init__(self):
         object.__setattr__(self, "folder", user_path(self.folder, "--output"))
@@ -147,8 +149,8 @@ class Output:
     def paths(self, name: str) -> dict[str, Path]:
         """The files of one video by format, and its record as "json"."""
         chosen = DEFAULT_FORMATS if self.formats is None else self.formats
-        endings = {format: FORMATS[format] for format in chosen} | {"json": ".json"}
-        return {format: self.folder / f"{name}{ending}" for format, ending in endings.items()}
+        files = {format: self.folder / f"{name}{FORMATS[format]}" for format in chosen}
+        return files | {"json": (self.records or self.folder) / f"{name}.json"}
 
     def check(self, names: Sequence[str]) -> None:
         """Checks that videos of these names can be written.
