@@ -79,7 +79,8 @@ class CompleteSet:
     """Called with a draft once the model is loaded and before anything is generated; it may raise
     an error."""
     share: tuple[int, int] = (0, 1)
-    """(i, n): of the batches this process makes the i-th of n shares. Batches do not depend on it."""
+    """(i, n): this process makes the i-th of n shares of the batches, which are the same for all
+    n."""
 
 
 def run_jobs(
@@ -406,7 +407,7 @@ def _finish(
             job.progress.update(new * len(rows))
             if stop.asked:
                 break
-        if stop.asked and job.whole_only:
+        if job.whole_only and stream.given_frames + stream.new_frames < until:
             raise Interrupted(
                 f"Interrupted: the videos of this batch are left out; the same command continues "
                 f"in {job.output.folder}."

@@ -86,6 +86,13 @@ def write_mp4(
     _write_yuv420(path, video, fps, min_side, overwrite, _MP4)
 
 
+def mp4_size(height: int, width: int, min_side: int = 1) -> tuple[int, int]:
+    """Rows and columns of the file that `write_mp4` makes of frames of this size."""
+    scale = _whole_scale(height, width, min_side)
+    height, width = scale * height, scale * width
+    return height + height % 2, width + width % 2
+
+
 def write_webm(
     path: str | os.PathLike,
     video: UInt8[np.ndarray, "F Hp Wp 3"],
@@ -111,7 +118,7 @@ def _write_yuv420(
 ) -> None:
     _check_video(video)
     rate = _frame_rate(fps)
-    video = _enlarge(video, max(1, math.ceil(min_side / min(video.shape[1:3]))))
+    video = _enlarge(video, _whole_scale(*video.shape[1:3], min_side))
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with (
@@ -130,6 +137,11 @@ def _write_yuv420(
             frame.time_base = 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _whole_scale(height: int, width: int, min_side: int) -> int:
+    """The smallest whole factor by which the shorter side reaches `min_side`."""
+    return max(1, math.ceil(min_side / min(height, width)))
 
 
 def write_gif(
