@@ -44,6 +44,7 @@ from videomar_jax.experiment.suite_prompts import (
 )
 from videomar_jax.inference.jobs import CompleteSet, run_jobs
 from videomar_jax.inference.metadata import GenerationRecord
+from videomar_jax.inference.pipeline import VideoSpec
 from videomar_jax.inference.requests import JobOptions, Output
 from videomar_jax.inference.video import MIN_SIDE
 from videomar_jax.io.files import atomic_write, clear_leftovers, read_json, sha256
@@ -174,17 +175,40 @@ def generate_suite(
         **_of_config(config, options, run_folder(checkpoint)),
     )
     bundle = load_bundle(run_folder(checkpoint))
-    height, width = job.height or bundle.height, job.width or bundle.width
-    ratio = options.ratio or nearest_ratio(height, width)
+    spec = VideoSpec.of(
+        bundle, job.num_frames, job.height, job.width, preset=job.preset, settings=job.settings
+    )
+    ratio = options.ratio or nearest_ratio(spec.height, spec.width)
     folder = image_folder(user_path(options.images or "", "--images"), ratio)
     requests = suite_requests(chosen, folder, options.seed)
-    _say_what(bundle, folder, ratio, height, width)
+    _say_what(bundle, folder, ratio, spec)
     videos = Output(folder=output / "videos", records=output / "records", formats=("mp4",), fps=FPS)
-    shared = {"info_sha256": sha256(info), "ratio": ratio, "seed": options.seed}
+    shared = {
+        "suite": options.suite,
+        "info_sha256": sha256(info),
+        "ratio": ratio,
+        "seed": options.seed,
+        "weights": options.weights,
+        "num_frames": spec.num_frames,
+        "height": spec.height,
+        "width": spec.width,
+        "fps": FPS,
+        "sampling": dataclasses.asdict(spec.config),
+    }
+    file = output / SUITE
+    if os.path.lexists(file):
+        _compare(file, shared)
     share = _share(options)
 
     def check_model(draft: GenerationRecord) -> None:
-        _claim(output / SUITE, draft, shared, {"info": str(info), "images": str(folder)})
+        asked = {**shared, "checkpoint_sha256": dict(draft.checkpoint_sha256)}
+        about = {
+            "rule": _SEED_RULE,
+            "info": str(info),
+            "images": str(folder),
+            "checkpoint": draft.checkpoint,
+        }
+        _claim(file, asked, about)
 
     faults = run_jobs(
         requests, job, videos, CompleteSet(bundle=bundle, check_model=check_model, share=share)
@@ -192,11 +216,12 @@ def generate_suite(
     if faults:
         raise UserError("\n".join([f"{len(faults)} videos could not be generated:", *faults]))
     barrier("videos of the suite")
-    rows, columns = mp4_size(height, width, MIN_SIDE)
-    form = VideoForm(num_frames=job.num_frames or bundle.num_frames, height=rows, width=columns)
+    rows, columns = mp4_size(spec.height, spec.width, MIN_SIDE)
+    form = VideoForm(num_frames=spec.num_frames, height=rows, width=columns)
     if jax.process_index() == 0:
-        _check_set(videos.folder, [request.name for request in requests], prompts, form)
-        _say_next(videos.folder, chosen, ratio)
+        names = [request.name for request in requests]
+        if _check_set(videos.folder, names, prompts, form):
+            _say_next(videos.folder, chosen, ratio)
 
 
 def check_videos(folder: Path, names: Sequence[str], form: VideoForm) -> list[str]:
@@ -258,8 +283,9 @@ def _share(options: SuiteOptions) -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _say_what(bundle: ModelBundle, folder: Path, ratio: str, height: int, width: int) -> None:
+def _say_what(bundle: ModelBundle, folder: Path, ratio: str, spec: VideoSpec) -> None:
     """Logs what the videos start from, and what makes their scores mean less."""
+    height, width = spec.height, spec.width
     log.info("frames of %dx%d start from the images of %s", height, width, folder)
     stretch = width / height / RATIOS[ratio]
     if max(stretch, 1 / stretch) > _MOST_STRETCH:
@@ -281,43 +307,47 @@ def _say_what(bundle: ModelBundle, folder: Path, ratio: str, height: int, width:
         )
 
 
-def _claim(
-    file: Path, draft: GenerationRecord, shared: Mapping[str, Any], about: Mapping[str, str]
-) -> None:
-    """Writes suite.json, or compares with the one that is there.
+def _claim(file: Path, asked: Mapping[str, Any], about: Mapping[str, str]) -> None:
+    """Writes suite.json unless it is there, and compares with it.
 
     Args:
-        draft: of any video of the suite.
-        shared: what all videos have in common besides the fields of their records.
+        asked: what all videos of the folder have in common.
         about: where things are, which may change.
     Raises:
-        UserError: the folder holds videos of something else, which the text names.
+        UserError: as `_compare`.
     """
-    fields = ("fps", "num_frames", "height", "width", "fit", "weights", "checkpoint_sha256")
-    record = {name: getattr(draft, name) for name in fields}
-    asked = {"suite": "vbench_i2v", **shared, **record, "sampling": draft.sampling}
-    about = {**about, "checkpoint": draft.checkpoint, "rule": _SEED_RULE}
     file.parent.mkdir(parents=True, exist_ok=True)
     # Of processes that start together one writes, and all read.
     with contextlib.suppress(FileExistsError):
-        text = json.dumps({**asked, "step": draft.step, "about": about}, indent=2)
+        text = json.dumps({**asked, "about": about}, indent=2, ensure_ascii=False)
         atomic_write(file, f"{text}\n", overwrite=False)
+    _compare(file, asked)
+
+
+def _compare(file: Path, asked: Mapping[str, Any]) -> None:
+    """Raises a UserError if the folder of suite.json holds videos of something else."""
     try:
         there = read_json(file)
     except UserError as error:
-        raise UserError(f"{file}: {error}; remove it if the videos beside it are yours.") from error
-    there = there if isinstance(there, Mapping) else {}
-    here, there = _flat(json.loads(json.dumps(asked))), _flat(there)
+        raise UserError(
+            f"{file} cannot be read, and so not what the videos beside it are of: {error}. Choose "
+            f"another --output."
+        ) from error
     # Settings that an earlier version did not know count as their defaults.
-    there = (
-        _flat({"sampling": json.loads(json.dumps(dataclasses.asdict(SamplingConfig())))}) | there
-    )
-    differing = [name for name in here if here[name] != there.get(name)]
+    defaults = _flat({"sampling": _as_json(dataclasses.asdict(SamplingConfig()))})
+    found = defaults | _flat(there if isinstance(there, Mapping) else {})
+    here = _flat(_as_json(asked))
+    differing = [name for name in here if here[name] != found.get(name)]
     if differing:
         raise UserError(
-            f"{file.parent} holds videos of something else: {', '.join(differing)} differ. Choose "
+            f"{file.parent} holds videos of something else: {some_of(differing)} differ. Choose "
             f"another --output."
         )
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as a JSON file gives them back."""
+    return json.loads(json.dumps(values))
 
 
 _SEED_RULE = f"sample j of the suite's i-th prompt has the seed: seed + {SAMPLES} i + j"
@@ -336,8 +366,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _check_set(
     folder: Path, names: Sequence[str], prompts: Sequence[SuitePrompt], form: VideoForm
-) -> None:
-    """Checks the videos of the suite once all are there.
+) -> bool:
+    """Checks the videos of the suite, and returns whether all are there.
 
     Raises:
         UserError: videos are damaged, or there is something else in their folder.
@@ -350,34 +380,32 @@ def _check_set(
             len(there),
             len(names),
         )
-    else:
-        clear_leftovers(folder)  # nobody is writing any more
-        known = {f"{name}.mp4" for prompt in prompts for name in prompt.names}
-        others = sorted({path.name for path in folder.iterdir()} - known)
-        if others:
-            raise UserError(
-                f"{folder} must hold the videos of the suite alone, since the evaluator would be "
-                f"misled by others: move {some_of(others)} elsewhere."
-            )
-    log.info("checking %d videos", len(there))
-    faults = check_videos(folder, there, form)
+        return False
+    clear_leftovers(folder)  # nobody is writing any more
+    known = {f"{name}.mp4" for prompt in prompts for name in prompt.names}
+    others = sorted({path.name for path in folder.iterdir()} - known)
+    if others:
+        raise UserError(
+            f"{folder} must hold the videos of the suite alone, since the evaluator would be "
+            f"misled by others: move {some_of(others)} elsewhere."
+        )
+    log.info("checking %d videos", len(names))
+    faults = check_videos(folder, names, form)
     if faults:
         raise UserError(
             f"{len(faults)} videos in {folder} cannot be used; remove them and give the same "
             f"command again, which makes them anew: {some_of(faults)}."
         )
+    return True
 
 
 def _say_next(folder: Path, prompts: Sequence[SuitePrompt], ratio: str) -> None:
-    """Logs the command of the evaluator, once all videos are there."""
-    expected = SAMPLES * len(prompts)
-    if len(list(folder.glob("*.mp4"))) < expected:
-        return
+    """Logs the command of the evaluator."""
     dimensions = [name for name, count in video_counts(prompts).items() if count]
     log.info(
         "%d videos of %d prompts are complete. Next, in the evaluator's own environment "
         "(docs/evaluation.md): python evaluate_i2v.py --videos_path '%s' --ratio %s --dimension %s",
-        expected,
+        SAMPLES * len(prompts),
         len(prompts),
         folder,
         ratio,

@@ -29,7 +29,7 @@ from videomar_jax.inference.metadata import (
     versions,
 )
 from videomar_jax.inference.pipeline import VideoMARPipeline, VideoSpec
-from videomar_jax.inference.requests import JobOptions, Output, Request, in_the_way
+from videomar_jax.inference.requests import JobOptions, Output, Request
 from videomar_jax.inference.stream import FrameStream, NotFiniteError, VideoSampler
 from videomar_jax.inference.video import Video
 from videomar_jax.io.files import atomic_write, sha256
@@ -244,7 +244,7 @@ def _with_found(one: LoadedRequest, output: Output) -> LoadedRequest:
     try:
         found = read_record(file)
     except (UserError, FileNotFoundError) as error:
-        raise in_the_way(file, f" {error}") from error
+        raise output.in_the_way(file, f" {error}") from error
     for path in paths.values():
         if path != file and path.name not in found.files:
             output.check_free([path])
@@ -263,7 +263,7 @@ def _check_same_request(one: LoadedRequest, output: Output, but: Sequence[str] =
     there, here = one.found.asked(), one.draft.asked()
     differing = [name for name in here if name not in but and here[name] != there[name]]
     if differing:
-        raise in_the_way(
+        raise output.in_the_way(
             output.paths(one.request.name)["json"],
             f" It comes from another request: {', '.join(differing)} differ.",
         )
@@ -305,9 +305,10 @@ def _generate_all(
     left = [batch.requests[row] for batch in batches for row in batch.rows]
     if len(left) < asked:
         log.info(
-            "%d of %d videos are finished already and are skipped; --overwrite makes them anew.",
+            "%d of %d videos are finished already and are skipped%s.",
             asked - len(left),
             asked,
+            "" if whole_only else "; --overwrite makes them anew",
         )
     faults = []
     videos = Progress("videos", len(left))

@@ -166,7 +166,14 @@ class Output:
         """Raises a FileExistsError for a file that is in the way."""
         for path in files:
             if not self.overwrite and os.path.lexists(path):
-                raise in_the_way(path)
+                raise self.in_the_way(path)
+
+    def in_the_way(self, path: Path, reason: str = "") -> FileExistsError:
+        """The error for a file that must not be overwritten."""
+        way = "choose another --output"
+        if self.records is None:  # whoever keeps records elsewhere has no such flag
+            way += ", or replace with --overwrite"
+        return FileExistsError(f"{path} exists already; {way}.{reason}")
 
     def check_lengths(self, name: str) -> None:
         """Raises a UserError if the folder cannot hold files of this name."""
@@ -181,13 +188,6 @@ class Output:
             raise NotADirectoryError(f"{existing} is a file: --output names a folder.")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(f"{existing} cannot be written to; choose another --output.")
-
-
-def in_the_way(path: Path, reason: str = "") -> FileExistsError:
-    """The error for a file that must not be overwritten."""
-    return FileExistsError(
-        f"{path} exists already; choose another --output, or replace with --overwrite.{reason}"
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
