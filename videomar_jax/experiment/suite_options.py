@@ -7,6 +7,7 @@ from typing import Literal
 
 from videomar_jax.checks import Count, UserError, check_fields, one_of
 from videomar_jax.evaluation.vbench import DIMENSIONS
+from videomar_jax.inference.requests import check_seed
 
 RATIOS = {"1-1": 1.0, "8-5": 8 / 5, "7-4": 7 / 4, "16-9": 16 / 9}
 """Folder of the suite's images → width by height."""
@@ -51,6 +52,7 @@ class SuiteOptions:
             raise UserError("Add --suite=vbench_i2v: the other flags belong to a suite.")
         for name in self.dimensions:
             one_of("dimensions", name, DIMENSIONS)
+        check_seed(self.seed)
         self.numbered_share()
         needed = {"info": self.info, "images": self.images}
         missing = [f"--{flag}" for flag, value in needed.items() if value is None]

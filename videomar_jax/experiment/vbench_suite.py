@@ -20,16 +20,9 @@ from typing import Any
 import jax
 
 from videomar_jax.checks import UserError
-from videomar_jax.data.decode import check_decodes, probe
-from videomar_jax.evaluation.vbench import (
-    DIMENSIONS,
-    Comparison,
-    check_results,
-    read_results,
-    result_files,
-)
 from videomar_jax.experiment.budget import at_chosen_size
 from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.suite_check import FPS, VideoForm, check_set
 from videomar_jax.experiment.suite_options import RATIOS, SuiteOptions
 from videomar_jax.experiment.suite_prompts import (
     OFFICIAL_PROMPTS,
@@ -42,55 +35,24 @@ from videomar_jax.experiment.suite_prompts import (
     suite_requests,
     video_counts,
 )
+from videomar_jax.experiment.suite_results import compare_results
 from videomar_jax.inference.jobs import CompleteSet, run_jobs
 from videomar_jax.inference.metadata import GenerationRecord
 from videomar_jax.inference.pipeline import VideoSpec
 from videomar_jax.inference.requests import JobOptions, Output
 from videomar_jax.inference.video import MIN_SIDE
-from videomar_jax.io.files import atomic_write, clear_leftovers, read_json, sha256
+from videomar_jax.io.files import atomic_write, read_json, sha256
 from videomar_jax.io.log import log
 from videomar_jax.io.media import mp4_size
 from videomar_jax.io.paths import user_path
 from videomar_jax.parallel import launch
 from videomar_jax.parallel.multihost import barrier
-from videomar_jax.preparation.progress import read_ahead
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, run_folder
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.text_encoders import HashedTextEncoder
 
-FPS = 12.0
-"""Of the files. Dynamic degree takes every round(fps / 8)-th frame, so it is part of the number."""
 SUITE = "suite.json"
 _MOST_STRETCH = 1.05
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoForm:
-    """What every video of the suite must be like."""
-
-    num_frames: int
-    height: int
-    """Pixel rows of the file."""
-    width: int
-    """Pixel columns of the file."""
-
-    def fault(self, file: Path) -> str | None:
-        """What is wrong with a file, after decoding all of it; None: nothing."""
-        if not file.is_file():
-            return "it is missing"
-        try:
-            found = probe(file)
-            check_decodes(file)
-        except (UserError, OSError) as error:
-            return str(error)
-        size = (found.height, found.width)
-        if len(found.times) != self.num_frames:
-            return f"it has {len(found.times)} frames, not {self.num_frames}"
-        if size != (self.height, self.width):
-            return f"its frames are {size[0]}x{size[1]}, not {self.height}x{self.width}"
-        if abs(found.fps - FPS) > 0.01:
-            return f"it has {found.fps:g} frames per second, not {FPS:g}"
-        return None
 
 
 def run_suite(
@@ -120,33 +82,6 @@ def run_suite(
     )
 
 
-def compare_results(options: SuiteOptions, output: Path | None = None) -> str:
-    """The table of the evaluator's results beside what is published, in Markdown.
-
-    Args:
-        output: folder for report.json and report.md; None writes none.
-    Raises:
-        FileNotFoundError: there are no results.
-        UserError: results are damaged, not complete or twice there, or `output` holds a report.
-    """
-    if output is not None:
-        Output(folder=output).check_folder()
-        if (output / "report.json").exists():
-            raise UserError(f"{output} already holds a report; choose another --output.")
-    counts = {name: dimension.videos for name, dimension in DIMENSIONS.items()}
-    if options.info is not None:
-        counts = video_counts(read_suite(user_path(options.info, "--info")))
-    files = result_files([user_path(place, "--results") for place in options.results])
-    results = read_results(files)
-    faults = check_results(results, counts, partial=options.partial)
-    comparison = Comparison(results=results, faults=faults)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        atomic_write(output / "report.md", comparison.markdown())
-        atomic_write(output / "report.json", comparison.to_json())
-    return comparison.markdown()
-
-
 def generate_suite(
     options: SuiteOptions,
     checkpoint: Path,
@@ -157,82 +92,99 @@ def generate_suite(
 
     Arguments and errors as `run_suite`.
     """
+    plan = _plan(options, checkpoint, config)
+    _say_what(plan)
+    in_common = plan.in_common()
+    file = output / SUITE
+    if os.path.lexists(file):
+        _compare(file, in_common)
+
+    def check_model(draft: GenerationRecord) -> None:
+        asked = {**in_common, "checkpoint_sha256": dict(draft.checkpoint_sha256)}
+        _claim(file, asked, {**plan.places(), "checkpoint": draft.checkpoint})
+
+    videos = Output(folder=output / "videos", records=output / "records", formats=("mp4",), fps=FPS)
+    requests = suite_requests(plan.chosen, plan.images, options.seed)
+    complete = CompleteSet(bundle=plan.bundle, check_model=check_model, share=_share(options))
+    faults = run_jobs(requests, plan.job, videos, complete)
+    if faults:
+        raise UserError("\n".join([f"{len(faults)} videos could not be generated:", *faults]))
+    barrier("videos of the suite")
+    if jax.process_index():
+        return
+    rows, columns = mp4_size(plan.spec.height, plan.spec.width, MIN_SIDE)
+    form = VideoForm(num_frames=plan.spec.num_frames, height=rows, width=columns)
+    names = [request.name for request in requests]
+    if check_set(videos.folder, names, plan.prompts, form):
+        _say_next(videos.folder, plan.chosen, plan.ratio)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is generated, and how."""
+
+    options: SuiteOptions
+    info: Path
+    prompts: Sequence[SuitePrompt]
+    """All of the suite."""
+    chosen: Sequence[SuitePrompt]
+    """Those whose videos are generated."""
+    job: JobOptions
+    bundle: ModelBundle
+    spec: VideoSpec
+    ratio: str
+    images: Path
+    """The folder with the images of this aspect ratio."""
+
+    def in_common(self) -> dict[str, Any]:
+        """What all videos of an output folder share, but for the model."""
+        return {
+            "suite": self.options.suite,
+            "info_sha256": sha256(self.info),
+            "ratio": self.ratio,
+            "seed": self.options.seed,
+            "weights": self.options.weights,
+            "num_frames": self.spec.num_frames,
+            "height": self.spec.height,
+            "width": self.spec.width,
+            "fps": FPS,
+            "sampling": dataclasses.asdict(self.spec.config),
+        }
+
+    def places(self) -> dict[str, str]:
+        """Where the suite is, and how its seeds are counted."""
+        return {"seeds": _SEED_RULE, "info": str(self.info), "images": str(self.images)}
+
+
+def _plan(options: SuiteOptions, checkpoint: Path, config: Mapping[str, Any] | None) -> _Plan:
+    """What is generated; errors as `run_suite`."""
     info = user_path(options.info or "", "--info")
     prompts = read_suite(info)
-    if len(prompts) != OFFICIAL_PROMPTS:
-        log.warning(
-            "%s has %d prompts, the published suite %d: the scores will not compare.",
-            info,
-            len(prompts),
-            OFFICIAL_PROMPTS,
-        )
     chosen = _chosen(prompts, options.dimensions)
+    folder = run_folder(checkpoint)
     job = JobOptions(
         checkpoint=checkpoint,
         batch_size=options.batch_size,
         preset=options.preset,
         weights=options.weights,
-        **_of_config(config, options, run_folder(checkpoint)),
+        **_of_config(config, options, folder),
     )
-    bundle = load_bundle(run_folder(checkpoint))
+    bundle = load_bundle(folder)
     spec = VideoSpec.of(
         bundle, job.num_frames, job.height, job.width, preset=job.preset, settings=job.settings
     )
     ratio = options.ratio or nearest_ratio(spec.height, spec.width)
-    folder = image_folder(user_path(options.images or "", "--images"), ratio)
-    requests = suite_requests(chosen, folder, options.seed)
-    _say_what(bundle, folder, ratio, spec)
-    videos = Output(folder=output / "videos", records=output / "records", formats=("mp4",), fps=FPS)
-    shared = {
-        "suite": options.suite,
-        "info_sha256": sha256(info),
-        "ratio": ratio,
-        "seed": options.seed,
-        "weights": options.weights,
-        "num_frames": spec.num_frames,
-        "height": spec.height,
-        "width": spec.width,
-        "fps": FPS,
-        "sampling": dataclasses.asdict(spec.config),
-    }
-    file = output / SUITE
-    if os.path.lexists(file):
-        _compare(file, shared)
-    share = _share(options)
-
-    def check_model(draft: GenerationRecord) -> None:
-        asked = {**shared, "checkpoint_sha256": dict(draft.checkpoint_sha256)}
-        about = {
-            "rule": _SEED_RULE,
-            "info": str(info),
-            "images": str(folder),
-            "checkpoint": draft.checkpoint,
-        }
-        _claim(file, asked, about)
-
-    faults = run_jobs(
-        requests, job, videos, CompleteSet(bundle=bundle, check_model=check_model, share=share)
+    return _Plan(
+        options=options,
+        info=info,
+        prompts=prompts,
+        chosen=chosen,
+        job=job,
+        bundle=bundle,
+        spec=spec,
+        ratio=ratio,
+        images=image_folder(user_path(options.images or "", "--images"), ratio),
     )
-    if faults:
-        raise UserError("\n".join([f"{len(faults)} videos could not be generated:", *faults]))
-    barrier("videos of the suite")
-    rows, columns = mp4_size(spec.height, spec.width, MIN_SIDE)
-    form = VideoForm(num_frames=spec.num_frames, height=rows, width=columns)
-    if jax.process_index() == 0:
-        names = [request.name for request in requests]
-        if _check_set(videos.folder, names, prompts, form):
-            _say_next(videos.folder, chosen, ratio)
-
-
-def check_videos(folder: Path, names: Sequence[str], form: VideoForm) -> list[str]:
-    """What is wrong with the videos of these names: missing, damaged, short, of another form."""
-
-    def fault(name: str) -> str | None:
-        found = form.fault(folder / f"{name}.mp4")
-        return None if found is None else f"{name}.mp4: {found}"
-
-    threads = min(8, os.cpu_count() or 1)
-    return [found for found in read_ahead(fault, names, threads=threads, ahead=64) if found]
 
 
 def _chosen(prompts: Sequence[SuitePrompt], dimensions: Sequence[str]) -> list[SuitePrompt]:
@@ -283,10 +235,17 @@ def _share(options: SuiteOptions) -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _say_what(bundle: ModelBundle, folder: Path, ratio: str, spec: VideoSpec) -> None:
+def _say_what(plan: _Plan) -> None:
     """Logs what the videos start from, and what makes their scores mean less."""
-    height, width = spec.height, spec.width
-    log.info("frames of %dx%d start from the images of %s", height, width, folder)
+    height, width, ratio, bundle = plan.spec.height, plan.spec.width, plan.ratio, plan.bundle
+    log.info("frames of %dx%d start from the images of %s", height, width, plan.images)
+    if len(plan.prompts) != OFFICIAL_PROMPTS:
+        log.warning(
+            "%s has %d prompts, the published suite %d: the scores will not compare.",
+            plan.info,
+            len(plan.prompts),
+            OFFICIAL_PROMPTS,
+        )
     stretch = width / height / RATIOS[ratio]
     if max(stretch, 1 / stretch) > _MOST_STRETCH:
         log.warning(
@@ -362,41 +321,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _check_set(
-    folder: Path, names: Sequence[str], prompts: Sequence[SuitePrompt], form: VideoForm
-) -> bool:
-    """Checks the videos of the suite, and returns whether all are there.
-
-    Raises:
-        UserError: videos are damaged, or there is something else in their folder.
-    """
-    there = [name for name in names if (folder / f"{name}.mp4").is_file()]
-    if len(there) < len(names):
-        log.info(
-            "%d of %d videos are there: the other shares make the rest. The same command without "
-            "--share checks the whole.",
-            len(there),
-            len(names),
-        )
-        return False
-    clear_leftovers(folder)  # nobody is writing any more
-    known = {f"{name}.mp4" for prompt in prompts for name in prompt.names}
-    others = sorted({path.name for path in folder.iterdir()} - known)
-    if others:
-        raise UserError(
-            f"{folder} must hold the videos of the suite alone, since the evaluator would be "
-            f"misled by others: move {some_of(others)} elsewhere."
-        )
-    log.info("checking %d videos", len(names))
-    faults = check_videos(folder, names, form)
-    if faults:
-        raise UserError(
-            f"{len(faults)} videos in {folder} cannot be used; remove them and give the same "
-            f"command again, which makes them anew: {some_of(faults)}."
-        )
-    return True
 
 
 def _say_next(folder: Path, prompts: Sequence[SuitePrompt], ratio: str) -> None:
