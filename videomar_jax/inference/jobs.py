@@ -125,7 +125,7 @@ def run_jobs(
     base = _base_record(bundle, spec, output, options.weights, mesh)
     loaded, faults = _load_all(requests, bundle, spec, output, base)
     if complete and faults:
-        raise UserError("\n".join(["Some requests cannot be met:", *faults]))
+        raise UserError("\n".join(["Some requests cannot be met:", *dict.fromkeys(faults)]))
     loaded = [_with_found(one, output) for one in loaded]
     pipe = VideoMARPipeline.from_checkpoint(
         options.checkpoint, options.weights, bundle=bundle, mesh=mesh
