@@ -66,7 +66,7 @@ def test_mp4_of_the_same_frames_has_the_same_bytes(tmp_path):
     for number in range(16):
         rubbish = [np.full(rng.integers(1000, 3_000_000), number, np.uint8) for _ in range(3)]
         del rubbish
-        write_mp4(tmp_path / f"{number}.mp4", video, 12, min_side=256)
+        media.write_mp4(tmp_path / f"{number}.mp4", video, 12, min_side=256)
         files.append((tmp_path / f"{number}.mp4").read_bytes())
     assert len(set(files)) == 1, f"{len(set(files))} different files of 16"
 
