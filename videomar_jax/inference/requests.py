@@ -170,10 +170,9 @@ class Output:
 
     def in_the_way(self, path: Path, reason: str = "") -> FileExistsError:
         """The error for a file that must not be overwritten."""
-        way = "choose another --output"
-        if self.records is None:  # whoever keeps records elsewhere has no such flag
-            way += ", or replace with --overwrite"
-        return FileExistsError(f"{path} exists already; {way}.{reason}")
+        # Whoever keeps records elsewhere has no such flag.
+        flag = ", or replace with --overwrite" if self.records is None else ""
+        return FileExistsError(f"{path} exists already; choose another --output{flag}.{reason}")
 
     def check_lengths(self, name: str) -> None:
         """Raises a UserError if the folder cannot hold files of this name."""
