@@ -22,7 +22,9 @@ from videomar_jax.experiment import vbench_suite
 from videomar_jax.experiment.suite_options import SuiteOptions
 from videomar_jax.experiment.suite_results import compare_results
 from videomar_jax.experiment.vbench_suite import generate_suite, run_suite
+from videomar_jax.inference.jobs import reproduce
 from videomar_jax.inference.metadata import read_record
+from videomar_jax.inference.requests import Output
 from videomar_jax.inference.stream import FrameStream
 from videomar_jax.inference.video import Video
 
@@ -107,6 +109,13 @@ def test_every_video_has_its_seed_prompt_and_image(suite, made):
         assert all((videos[0] != video).any() for video in videos[1:]), "samples are alike"
     common = json.loads((made / "suite.json").read_text())
     assert (common["ratio"], common["seed"], common["num_frames"]) == ("1-1", 0, 5)
+
+
+def test_a_video_is_made_again_from_its_record(made, tmp_path):
+    """With the bytes that it had among the others of its batch."""
+    name = f"{CAPTIONS[1]}-1"
+    reproduce(made / "records" / f"{name}.json", Output(folder=tmp_path))
+    assert (tmp_path / f"{name}.mp4").read_bytes() == contents(made)[f"{name}.mp4"]
 
 
 KILLED = """
