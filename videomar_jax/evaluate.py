@@ -1,7 +1,10 @@
-"""Score a checkpoint on the held-out clips that a config names, or compare two folders of videos.
+r"""Score a checkpoint on held-out clips, compare two folders of videos, or run a published suite.
 
     python -m videomar_jax.evaluate --config=quickstart --checkpoint=DIR --output=DIR
     python -m videomar_jax.evaluate --generated=DIR --reference=DIR --i3d=FILE
+    python -m videomar_jax.evaluate --suite=vbench_i2v --info=FILE --images=DIR \
+        --checkpoint=DIR --output=DIR
+    python -m videomar_jax.evaluate --suite=vbench_i2v --results=DIR
 
 --config.SECTION.KEY=VALUE changes one entry of the config.
 """
@@ -16,47 +19,41 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from videomar_jax.checks import UserError
 from videomar_jax.commands import app
 from videomar_jax.commands.field_flags import FieldFlags
 from videomar_jax.experiment.comparison_options import ComparisonOptions
-from videomar_jax.io.paths import user_path
+from videomar_jax.experiment.suite_options import RESULT_FLAGS, SuiteOptions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Names the held-out clips.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for report.json, report.md and pictures.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for videos, report.json and report.md.")
 _COMPARISON = FieldFlags(ComparisonOptions)
+_SUITE = FieldFlags(SuiteOptions)
 
 
 def main(_: Sequence[str]) -> None:
-    """Scores a checkpoint, or compares two folders."""
+    """Scores a checkpoint, compares two folders, or runs a suite."""
     from videomar_jax.commands.compilation_cache import keep_compiled
 
-    compared = _COMPARISON.given()
+    keep_compiled()
+    config = None if _CONFIG.value is None else _CONFIG.value.to_dict()
+    compared, suite = _COMPARISON.given(), _SUITE.given()
     if compared:
         app.refuse_others(main, [*compared, "output"], "Two folders are compared as they are")
-        options = ComparisonOptions(**compared)
         from videomar_jax.experiment.compare_folders import compare_folders
 
-        keep_compiled()
-        output = None if _OUTPUT.value is None else user_path(_OUTPUT.value, "--output")
-        print(compare_folders(options, output))
-        return
-    if _CONFIG.value is None or _CHECKPOINT.value is None or _OUTPUT.value is None:
-        raise UserError(
-            "Name what is scored: --config=CONFIG, --checkpoint=DIR and --output=DIR; or two "
-            "folders of videos: --generated=DIR, --reference=DIR and --i3d=FILE."
-        )
-    from videomar_jax.experiment.budget import at_chosen_size
-    from videomar_jax.experiment.config import Experiment
-    from videomar_jax.experiment.evaluate import evaluate_checkpoint
-    from videomar_jax.pretrained.bundle import run_folder
+        print(compare_folders(ComparisonOptions(**compared), _OUTPUT.value))
+    elif suite:
+        options = SuiteOptions(**suite)
+        if options.results:
+            app.refuse_others(main, RESULT_FLAGS, "Results are shown as they are")
+        from videomar_jax.experiment.vbench_suite import run_suite
 
-    keep_compiled()
-    checkpoint = user_path(_CHECKPOINT.value, "--checkpoint")
-    config = at_chosen_size(_CONFIG.value.to_dict(), run_folder(checkpoint))
-    experiment = Experiment.from_config(config)
-    evaluate_checkpoint(experiment, user_path(_OUTPUT.value, "--output"), checkpoint)
+        run_suite(options, _CHECKPOINT.value, _OUTPUT.value, config)
+    else:
+        from videomar_jax.experiment.evaluate import evaluate_named
+
+        evaluate_named(config, _CHECKPOINT.value, _OUTPUT.value)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,25 @@ def test_settings_sizes_and_weights_take_effect(finished, tmp_path):
     assert np.abs(frames[0, 4::8, 4::8].astype(int) - wanted).mean() < 12
 
 
+def test_a_missing_video_is_made_again_in_its_old_batch(finished, tmp_path):
+    """The sums of a row depend on the size of its batch and on its place: both stay."""
+    images = [draw(tmp_path / f"i{n}.png", seed=n) for n in range(5)]
+    asked = [request(image, f"v{n}", seed=n) for n, image in enumerate(images)]
+    folder = tmp_path / "out"
+    make(asked, finished, folder, formats=("mp4", "latents"), batch_size=3)
+    files = {path: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    gone = [folder / "v1.mp4", folder / "v4.npz"]
+    for path in gone:
+        path.unlink()
+    make(asked, finished, folder, formats=("mp4", "latents"), batch_size=3)
+    assert {path: path.read_bytes() for path in files} == files
+    again = {path.stem for path, time in times.items() if path.stat().st_mtime_ns != time}
+    assert again == {"v1", "v4"}
+    records = [read_record(folder / f"{name}.json") for name in ("v1", "v4")]
+    assert [(record.batch_size, record.place) for record in records] == [(3, 1), (3, 1)]
+
+
 def test_temperature_zero_takes_the_chance_out_of_the_noise(finished, tmp_path):
     image = draw(tmp_path / "i.png")
     for name, settings in [

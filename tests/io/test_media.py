@@ -58,6 +58,19 @@ def test_mp4_keeps_frames_size_times_and_colours(tmp_path, fps):
     )
 
 
+def test_mp4_of_the_same_frames_has_the_same_bytes(tmp_path):
+    """Whatever the memory held before: the encoder must not use what it has not set."""
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (5, 24, 24, 3)).astype(np.uint8)
+    files = []
+    for number in range(16):
+        rubbish = [np.full(rng.integers(1000, 3_000_000), number, np.uint8) for _ in range(3)]
+        del rubbish
+        media.write_mp4(tmp_path / f"{number}.mp4", video, 12, min_side=256)
+        files.append((tmp_path / f"{number}.mp4").read_bytes())
+    assert len(set(files)) == 1, f"{len(set(files))} different files of 16"
+
+
 def test_webm_is_vp9_with_the_same_frames_times_and_colours(tmp_path):
     video = _smooth(height=33, width=47)
     media.write_webm(tmp_path / "clip.webm", video, 12, min_side=64)

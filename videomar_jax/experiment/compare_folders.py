@@ -20,7 +20,7 @@ from videomar_jax.io.files import atomic_write, sha256
 from videomar_jax.io.paths import user_path
 
 
-def compare_folders(options: ComparisonOptions, output: Path | None = None) -> FVD:
+def compare_folders(options: ComparisonOptions, output: str | os.PathLike | None = None) -> FVD:
     """FVD of the video files of two folders, each file one clip with all of its frames.
 
     Everything is checked before the first clip is computed.
@@ -33,6 +33,7 @@ def compare_folders(options: ComparisonOptions, output: Path | None = None) -> F
         UserError: a file cannot be used, the clips differ in size or length, a clip is there twice,
             there are too few or too many, or `output` holds a report.
     """
+    output = None if output is None else user_path(output, "--output")
     if output is not None and (output / "report.json").exists():
         raise UserError(f"{output} already holds a report; choose another --output.")
     generated = user_path(str(options.generated), "--generated")

@@ -13,6 +13,7 @@ from videomar_jax.data.sources import ClipSource
 from videomar_jax.evaluation.baselines import LinearPredictor
 from videomar_jax.evaluation.report import Case, Shown, score, sheet_rows, write_report
 from videomar_jax.evaluation.verdict import overall_verdict, verdict
+from videomar_jax.experiment.budget import at_chosen_size
 from videomar_jax.experiment.cases import CaseSettings
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.data_sources import DATA_KINDS
@@ -21,8 +22,8 @@ from videomar_jax.inference.requests import Output
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.log import log
 from videomar_jax.io.media import contact_sheet, write_gif, write_mp4, write_png
-from videomar_jax.io.paths import file_name
-from videomar_jax.pretrained.bundle import load_pretrained
+from videomar_jax.io.paths import file_name, user_path
+from videomar_jax.pretrained.bundle import load_pretrained, run_folder
 from videomar_jax.tokenizers import Tokenizer
 from videomar_jax.types import UInt8
 
@@ -48,6 +49,25 @@ class Evaluation:
 
     report: dict[str, Any]
     pictures: dict[str, str]
+
+
+def evaluate_named(
+    config: Mapping[str, Any] | None, checkpoint: str | None, output: str | None
+) -> dict[str, Any]:
+    """As `evaluate_checkpoint`, from what a person named, at the size that the run has chosen.
+
+    Raises:
+        UserError: something is not named.
+    """
+    if config is None or checkpoint is None or output is None:
+        raise UserError(
+            "Name what is scored: --config=CONFIG, --checkpoint=DIR and --output=DIR; or two "
+            "folders of videos: --generated=DIR, --reference=DIR and --i3d=FILE; or a suite: "
+            "--suite=vbench_i2v."
+        )
+    folder = user_path(checkpoint, "--checkpoint")
+    experiment = Experiment.from_config(at_chosen_size(config, run_folder(folder)))
+    return evaluate_checkpoint(experiment, user_path(output, "--output"), folder)
 
 
 def evaluate_checkpoint(

@@ -9,7 +9,7 @@ import dataclasses
 import errno
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from videomar_jax.inference.metadata import (
     versions,
 )
 from videomar_jax.inference.pipeline import VideoMARPipeline, VideoSpec
-from videomar_jax.inference.requests import JobOptions, Output, Request, in_the_way
+from videomar_jax.inference.requests import JobOptions, Output, Request
 from videomar_jax.inference.stream import FrameStream, NotFiniteError, VideoSampler
 from videomar_jax.inference.video import Video
 from videomar_jax.io.files import atomic_write, sha256
@@ -38,6 +38,7 @@ from videomar_jax.io.paths import user_path
 from videomar_jax.io.signals import postponed
 from videomar_jax.parallel.config import AXES, MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
+from videomar_jax.preparation.progress import Progress
 from videomar_jax.pretrained.bundle import ModelBundle, load_bundle, run_folder
 from videomar_jax.text_encoders import tokens_cut
 from videomar_jax.tokenizers import latent_shape
@@ -64,14 +65,39 @@ class _JobContext:
     spec: VideoSpec
     output: Output
     progress: tqdm
+    whole_only: bool = False
+    """Whether an interrupted video is dropped rather than written as far as it is."""
 
 
-def run_jobs(requests: Sequence[Request], options: JobOptions, output: Output) -> list[str]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompleteSet:
+    """For requests that belong together, of which each must become a whole video."""
+
+    bundle: ModelBundle
+    """Of `JobOptions.checkpoint`, as `load_bundle` returns it."""
+    check_model: Callable[[GenerationRecord], object]
+    """Called with a draft once the model is loaded and before anything is generated; it may raise
+    an error."""
+    share: tuple[int, int] = (0, 1)
+    """(i, n): this process makes the i-th of n shares of the batches, which are the same for all
+    n."""
+
+
+def run_jobs(
+    requests: Sequence[Request],
+    options: JobOptions,
+    output: Output,
+    complete: CompleteSet | None = None,
+) -> list[str]:
     """Generates one video for each request and writes its files.
 
     Without `output.overwrite`, requests whose videos are in the folder already, finished, are
     skipped, and interrupted ones are made again: the same command continues a job that was killed.
+    Batches are those of an uninterrupted job, so that the videos are the same to the last bit.
 
+    Args:
+        complete: the requests belong together: one whose image cannot be read is an error, and of
+            an interrupted batch nothing is written.
     Returns:
         what is wrong with requests whose image cannot be read, or whose video is none or cannot be
         written (logged as warnings at once, too); the others are generated.
@@ -79,14 +105,14 @@ def run_jobs(requests: Sequence[Request], options: JobOptions, output: Output) -
         UserError: nothing can be generated.
         FileExistsError: a file of a video's name is there and does not come from the same request;
             raised before anything is generated, as are the other errors of the folder.
-        Interrupted: Ctrl-C; the frames so far are written.
+        Interrupted: Ctrl-C; the frames so far are written, unless the requests belong together.
     """
     if not options.checkpoint:
         raise UserError("Name the model: --checkpoint=DIR, a run's workdir or a converted model.")
     output.check_folder()
     _check_without_record(requests, output)
     mesh = _whole_mesh(options.mesh)
-    bundle = load_bundle(run_folder(options.checkpoint))
+    bundle = complete.bundle if complete else load_bundle(run_folder(options.checkpoint))
     spec = VideoSpec.of(
         bundle,
         options.num_frames,
@@ -98,26 +124,23 @@ def run_jobs(requests: Sequence[Request], options: JobOptions, output: Output) -
     )
     base = _base_record(bundle, spec, output, options.weights, mesh)
     loaded, faults = _load_all(requests, bundle, spec, output, base)
+    if complete and faults:
+        raise UserError("\n".join(["Some requests cannot be met:", *dict.fromkeys(faults)]))
     loaded = [_with_found(one, output) for one in loaded]
     pipe = VideoMARPipeline.from_checkpoint(
         options.checkpoint, options.weights, bundle=bundle, mesh=mesh
     )
     loaded = _of_model(loaded, pipe)
+    if complete:
+        complete.check_model(loaded[0].draft)
     for one in loaded:
         _check_same_request(one, output)
-    left = [one for one in loaded if not _is_finished(one, output)]
-    if len(left) < len(loaded):
-        log.info(
-            "%d of %d videos are finished already and are skipped; --overwrite makes them anew.",
-            len(loaded) - len(left),
-            len(loaded),
-        )
-    with _job(pipe, spec, output, left) as job:
-        shared_by = 1 if mesh is None else mesh.data * mesh.fsdp
-        batches = _batches(left, options.batch_size, shared_by)
-        for number, (batch, rows) in enumerate(batches):
-            faults += _generate(job, batch, rows)
-            log.info("%d of %d batches done: %s", number + 1, len(batches), output.folder)
+    shared_by = 1 if mesh is None else mesh.data * mesh.fsdp
+    batches = _batches(loaded, options.batch_size, shared_by)
+    if complete:
+        number, count = complete.share
+        batches = batches[number::count]
+    faults += _generate_all(batches, pipe, spec, output, whole_only=complete is not None)
     if len(faults) == len(requests):
         raise UserError("No request can be met: " + "; ".join(faults))
     return faults
@@ -221,7 +244,7 @@ def _with_found(one: LoadedRequest, output: Output) -> LoadedRequest:
     try:
         found = read_record(file)
     except (UserError, FileNotFoundError) as error:
-        raise in_the_way(file, f" {error}") from error
+        raise output.in_the_way(file, f" {error}") from error
     for path in paths.values():
         if path != file and path.name not in found.files:
             output.check_free([path])
@@ -240,7 +263,7 @@ def _check_same_request(one: LoadedRequest, output: Output, but: Sequence[str] =
     there, here = one.found.asked(), one.draft.asked()
     differing = [name for name in here if name not in but and here[name] != there[name]]
     if differing:
-        raise in_the_way(
+        raise output.in_the_way(
             output.paths(one.request.name)["json"],
             f" It comes from another request: {', '.join(differing)} differ.",
         )
@@ -259,6 +282,60 @@ def _is_finished(one: LoadedRequest, output: Output) -> bool:
 # Generating
 
 
+class _Batch(NamedTuple):
+    """Videos that are computed together."""
+
+    requests: Sequence[LoadedRequest]
+    rows: Sequence[int]
+    """Those whose videos are written."""
+
+
+def _generate_all(
+    batches: Sequence[_Batch],
+    pipe: VideoMARPipeline,
+    spec: VideoSpec,
+    output: Output,
+    *,
+    whole_only: bool,
+) -> list[str]:
+    """Generates what is not in the folder yet of the batches; returns and errors as `run_jobs`."""
+    asked = sum(len(batch.rows) for batch in batches)
+    batches = [_unfinished(batch, output) for batch in batches]
+    batches = [batch for batch in batches if batch.rows]
+    left = [batch.requests[row] for batch in batches for row in batch.rows]
+    if len(left) < asked:
+        log.info(
+            "%d of %d videos are finished already and are skipped%s.",
+            asked - len(left),
+            asked,
+            "" if whole_only else "; --overwrite makes them anew",
+        )
+    faults = []
+    videos = Progress("videos", len(left))
+    with _job(pipe, spec, output, left, whole_only=whole_only) as job:
+        for number, (batch, rows) in enumerate(batches):
+            faults += _generate(job, batch, rows)
+            videos.done += len(rows)
+            log.info(
+                "%d of %d batches done (%s): %s",
+                number + 1,
+                len(batches),
+                videos.line(),
+                output.folder,
+            )
+    return faults
+
+
+def _unfinished(batch: _Batch, output: Output) -> _Batch:
+    """The same batch, with the rows whose videos are not in the folder yet.
+
+    The others are computed with it: each row is the same to the last bit only in its old place in a
+    batch of the old size.
+    """
+    rows = [row for row in batch.rows if not _is_finished(batch.requests[row], output)]
+    return _Batch(batch.requests, rows)
+
+
 @contextlib.contextmanager
 def _job(
     pipe: VideoMARPipeline,
@@ -266,12 +343,15 @@ def _job(
     output: Output,
     left: Sequence[LoadedRequest],
     until: int | None = None,
+    *,
+    whole_only: bool = False,
 ) -> Iterator[_JobContext]:
     """The context of a command, with a progress bar over the new frames where somebody watches.
 
     Args:
         left: the requests that are to be generated.
         until: pixel frames to stop after; None: all.
+        whole_only: as in `_JobContext`.
     """
     new_frames = sum((until or spec.num_frames) - len(one.frames) for one in left)
     with tqdm(total=new_frames, unit="frame", disable=None) as progress:
@@ -281,6 +361,7 @@ def _job(
             spec=spec,
             output=output,
             progress=progress,
+            whole_only=whole_only,
         )
 
 
@@ -317,16 +398,21 @@ def _finish(
     until: int,
 ) -> list[str]:
     """Generates and writes a batch that is started; errors as `_generate`."""
-    promise = "the frames so far of this batch are written"
+    kind = "videos" if job.whole_only else "frames so far"
     # Until the first new frame there is nothing to keep of this batch.
-    with postponed(promise, at_once=True) as stop:
+    with postponed(f"the {kind} of this batch are written", at_once=True) as stop:
         while stream.given_frames + stream.new_frames < until:
             new = next(stream).shape[1]
-            stop.at_once = False
+            stop.at_once = job.whole_only and stream.given_frames + stream.new_frames < until
             job.progress.set_postfix_str(f"first after {stream.first_frame_s:.1f} s", refresh=False)
             job.progress.update(new * len(rows))
             if stop.asked:
                 break
+        if job.whole_only and stream.given_frames + stream.new_frames < until:
+            raise Interrupted(
+                f"Interrupted: the videos of this batch are left out; the same command continues "
+                f"in {job.output.folder}."
+            )
         faults = []
         videos = stream.videos(job.output.fps or job.pipe.bundle.fps)
         for row in rows:
@@ -390,6 +476,7 @@ def _write(job: _JobContext, loaded: LoadedRequest, video: Video, record: Genera
     replace = job.output.overwrite or loaded.found is not None
     paths = job.output.paths(loaded.request.name)
     job.output.folder.mkdir(parents=True, exist_ok=True)
+    paths["json"].parent.mkdir(parents=True, exist_ok=True)
     atomic_write(paths["json"], loaded.draft.to_json(), overwrite=replace)
     for kind, path in paths.items():
         if kind != "json":
@@ -444,9 +531,7 @@ def _of_model(loaded: Sequence[LoadedRequest], pipe: VideoMARPipeline) -> list[L
     return [one._replace(draft=dataclasses.replace(one.draft, **model)) for one in loaded]
 
 
-def _batches(
-    loaded: Sequence[LoadedRequest], batch_size: int, shared_by: int
-) -> list[tuple[list[LoadedRequest], range]]:
+def _batches(loaded: Sequence[LoadedRequest], batch_size: int, shared_by: int) -> list[_Batch]:
     """Batches, and which of their rows count.
 
     Each number of given frames has batches of one size, a multiple of `shared_by`; a short one is
@@ -458,7 +543,7 @@ def _batches(
         size = math.ceil(min(batch_size, len(group)) / shared_by) * shared_by
         for start in range(0, len(group), size):
             batch = [group[(start + i) % len(group)] for i in range(size)]
-            batches.append((batch, range(min(size, len(group) - start))))
+            batches.append(_Batch(batch, range(min(size, len(group) - start))))
     return batches
 
 
@@ -551,16 +636,20 @@ def _load_or_fault(
 
 
 def _warn_of_cuts(loaded: Sequence[LoadedRequest], bundle: ModelBundle) -> None:
-    """Warns of prompts that are longer than what the model reads."""
-    for one in loaded:
-        if one.draft.prompt_tokens_cut:
-            log.warning(
-                "The prompt of %s is %d tokens longer than the %d that the model reads: "
-                "they are cut.",
-                one.request.name,
-                one.draft.prompt_tokens_cut,
-                bundle.text_encoder.max_tokens,
-            )
+    """Warns of prompts that are longer than what the model reads, of the first few by name."""
+    cut = [one for one in loaded if one.draft.prompt_tokens_cut]
+    for one in cut[:_MOST_NAMED]:
+        log.warning(
+            "The prompt of %s is %d tokens longer than the %d that the model reads: they are cut.",
+            one.request.name,
+            one.draft.prompt_tokens_cut,
+            bundle.text_encoder.max_tokens,
+        )
+    if len(cut) > _MOST_NAMED:
+        log.warning("So are the prompts of %d other videos.", len(cut) - _MOST_NAMED)
+
+
+_MOST_NAMED = 10
 
 
 def _whole_mesh(mesh: MeshConfig | None) -> MeshConfig | None:

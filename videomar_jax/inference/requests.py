@@ -131,6 +131,8 @@ class Output:
     """Frames per second of the files; by default the model's."""
     overwrite: bool = False
     """Replace files of the same names."""
+    records: Path | None = None
+    """Folder for NAME.json; by default `folder`."""
 
     def __post_init__(self):
         object.__setattr__(self, "folder", user_path(self.folder, "--output"))
@@ -147,8 +149,8 @@ class Output:
     def paths(self, name: str) -> dict[str, Path]:
         """The files of one video by format, and its record as "json"."""
         chosen = DEFAULT_FORMATS if self.formats is None else self.formats
-        endings = {format: FORMATS[format] for format in chosen} | {"json": ".json"}
-        return {format: self.folder / f"{name}{ending}" for format, ending in endings.items()}
+        files = {format: self.folder / f"{name}{FORMATS[format]}" for format in chosen}
+        return files | {"json": (self.records or self.folder) / f"{name}.json"}
 
     def check(self, names: Sequence[str]) -> None:
         """Checks that videos of these names can be written.
@@ -164,7 +166,13 @@ class Output:
         """Raises a FileExistsError for a file that is in the way."""
         for path in files:
             if not self.overwrite and os.path.lexists(path):
-                raise in_the_way(path)
+                raise self.in_the_way(path)
+
+    def in_the_way(self, path: Path, reason: str = "") -> FileExistsError:
+        """The error for a file that must not be overwritten."""
+        # Whoever keeps records elsewhere has no such flag.
+        flag = ", or replace with --overwrite" if self.records is None else ""
+        return FileExistsError(f"{path} exists already; choose another --output{flag}.{reason}")
 
     def check_lengths(self, name: str) -> None:
         """Raises a UserError if the folder cannot hold files of this name."""
@@ -179,13 +187,6 @@ class Output:
             raise NotADirectoryError(f"{existing} is a file: --output names a folder.")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise PermissionError(f"{existing} cannot be written to; choose another --output.")
-
-
-def in_the_way(path: Path, reason: str = "") -> FileExistsError:
-    """The error for a file that must not be overwritten."""
-    return FileExistsError(
-        f"{path} exists already; choose another --output, or replace with --overwrite.{reason}"
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

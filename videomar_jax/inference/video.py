@@ -24,7 +24,7 @@ from videomar_jax.io.media import (
 from videomar_jax.io.paths import user_path
 from videomar_jax.types import Float, UInt8
 
-_MIN_SIDE = 256  # smaller videos are enlarged in mp4 and webm, because players blur them
+MIN_SIDE = 256  # smaller videos are enlarged in mp4 and webm, because players blur them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,9 +66,9 @@ class Video:
         path = user_path(path)
         ending = path.suffix.lower()
         if ending == ".mp4":
-            write_mp4(path, self.frames, self.fps, min_side=_MIN_SIDE, overwrite=overwrite)
+            write_mp4(path, self.frames, self.fps, min_side=MIN_SIDE, overwrite=overwrite)
         elif ending == ".webm":
-            write_webm(path, self.frames, self.fps, min_side=_MIN_SIDE, overwrite=overwrite)
+            write_webm(path, self.frames, self.fps, min_side=MIN_SIDE, overwrite=overwrite)
         elif ending == ".gif":
             scale = max(1, 128 // min(self.frames.shape[1:3]))
             write_gif(path, self.frames, self.fps, scale=scale, overwrite=overwrite)
