@@ -1,7 +1,7 @@
 """Score a checkpoint on the held-out clips that a config names, or compare two folders of videos.
 
     python -m videomar_jax.evaluate --config=quickstart --checkpoint=DIR --output=DIR
-    python -m videomar_jax.evaluate --generated=DIR --reference=DIR --i3d=FILE
+    python -m videomar_jax.evaluate --generated=DIR --reference=DIR [--i3d=FILE] [--lpips=DIR]
 
 --config.SECTION.KEY=VALUE changes one entry of the config.
 """
@@ -45,7 +45,7 @@ def main(_: Sequence[str]) -> None:
     if _CONFIG.value is None or _CHECKPOINT.value is None or _OUTPUT.value is None:
         raise UserError(
             "Name what is scored: --config=CONFIG, --checkpoint=DIR and --output=DIR; or two "
-            "folders of videos: --generated=DIR, --reference=DIR and --i3d=FILE."
+            "folders of videos: --generated=DIR and --reference=DIR."
         )
     from videomar_jax.experiment.budget import at_chosen_size
     from videomar_jax.experiment.config import Experiment
