@@ -1,7 +1,7 @@
 r"""Score a checkpoint on held-out clips, compare two folders of videos, or run a published suite.
 
     python -m videomar_jax.evaluate --config=quickstart --checkpoint=DIR --output=DIR
-    python -m videomar_jax.evaluate --generated=DIR --reference=DIR --i3d=FILE
+    python -m videomar_jax.evaluate --generated=DIR --reference=DIR [--i3d=FILE] [--lpips=DIR]
     python -m videomar_jax.evaluate --suite=vbench_i2v --info=FILE --images=DIR \
         --checkpoint=DIR --output=DIR
     python -m videomar_jax.evaluate --suite=vbench_i2v --results=DIR

@@ -1,8 +1,10 @@
 import inspect
+import json
 
 import numpy as np
 import pytest
 
+from tests.golden import record_metrics
 from videomar_jax.evaluation import metrics
 
 
@@ -110,7 +112,9 @@ def test_clips_that_cannot_be_compared_are_refused(score, video, says):
 
 
 def table_score(name, video, reference, last):
-    tally = metrics.METRICS[name].tally(video, reference, last)
+    """Of clips that follow the frame `last`."""
+    whole = [np.concatenate([last, clips], axis=1) for clips in (video, reference)]
+    tally = metrics.METRICS[name].tally(*whole, given=1)
     return metrics.METRICS[name].score(tally.amount.sum() / tally.weight.sum())
 
 
@@ -152,4 +156,49 @@ def test_every_row_of_the_table_says_what_it_means():
     video, reference = _pair((2, 3, 16, 16, 3))
     for name, metric in metrics.METRICS.items():
         assert metric.description and metric.better in ("higher", "lower", "near 1"), name
-        assert np.isfinite(table_score(name, video, reference, reference[:, :1])), name
+        assert np.isfinite(table_score(name, video, reference, reference[:, -1:])), name
+
+
+def test_the_first_step_is_the_motion_of_one_frame():
+    last = np.full((1, 1, 4, 4, 3), 100, np.uint8)
+    reference = np.full((1, 3, 4, 4, 3), 110, np.uint8)
+    video = np.full((1, 3, 4, 4, 3), 130, np.uint8)
+    video[:, 1:] = 0  # whatever follows
+    assert table_score("first_step", video, reference, last) == pytest.approx(3)
+    assert table_score("first_step", reference, reference, last) == 1
+
+
+def test_drift_is_told_channel_by_channel_and_frame_by_frame():
+    """A colour cast leaves the mean over channels alone, and opposite drifts do not cancel."""
+    video, reference = _pair((2, 3, 8, 8, 3), noise=0)
+    reference = np.clip(reference, 60, 190)
+    video = reference.copy()
+    video[0, 1, ..., 0] += 12
+    video[0, 1, ..., 2] -= 12
+    video[1, 2] += 30
+    np.testing.assert_allclose(metrics.mean_drift(video, reference), [(12 + 12) / 3 / 3, 30 / 3])
+    np.testing.assert_allclose(metrics.contrast_drift(video, reference), 0, atol=1e-9)
+    paler = (reference * 0.5 + 62.5).round().astype(np.uint8)
+    spread = reference.astype(float).std(axis=(2, 3))
+    found = metrics.contrast_drift(paler, reference)
+    np.testing.assert_allclose(found, (spread / 2).mean(axis=(1, 2)), rtol=0.02)
+
+
+def test_only_the_given_frames_count_for_their_score():
+    video, reference = _pair((2, 5, 8, 8, 3))
+    metric = metrics.METRICS["given_psnr"]
+    expected = metrics.psnr(video[:, :2], reference[:, :2])
+    np.testing.assert_array_equal(metric.tally(video, reference, 2).amount, expected)
+    video[:, :2] = reference[:, :2]
+    assert (metric.tally(video, reference, 2).amount == 100).all()
+
+
+@pytest.mark.parametrize("library", ["scikit-image", "torchmetrics"])
+def test_psnr_and_ssim_agree_with_libraries(library):
+    """Values from tests/golden/record_metrics.py; torchmetrics computes PSNR in float32."""
+    recorded = json.loads(record_metrics.FILE.read_text())[library]
+    pairs = record_metrics.random_frames()
+    for number, (reference, video) in enumerate(pairs):
+        clips = video[None, None], reference[None, None]
+        assert metrics.psnr(*clips)[0] == pytest.approx(recorded["psnr"][number], rel=1e-6)
+        assert metrics.ssim(*clips)[0] == pytest.approx(recorded["ssim"][number], rel=1e-9)

@@ -131,11 +131,9 @@ def test_the_report_says_what_its_scores_mean(tmp_path):
     assert "- ssim:" not in text, "a score that no case has"
 
 
-METRICS = ("psnr", "ssim", "changed_psnr", "motion")
-
-
 def suffixed(*candidates):
-    return {f"{name}_{other}" if other else name for name in METRICS for other in candidates}
+    names = metrics.METRICS
+    return {f"{name}_{other}" if other else name for name in names for other in candidates}
 
 
 def test_footage_has_no_scores_of_drawn_objects():

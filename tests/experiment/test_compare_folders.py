@@ -1,5 +1,6 @@
 """Two folders of videos: what is compared, what is written, and what is refused before the work."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,14 +10,18 @@ import sys
 import numpy as np
 import pytest
 
+from tests.helpers.lpips_files import write_lpips
 from tests.helpers.paths import ROOT
 from videomar_jax.checks import UserError
 from videomar_jax.data.decode import read_video
+from videomar_jax.evaluation import metrics
 from videomar_jax.evaluation.fvd import Moments, frechet_distance
+from videomar_jax.evaluation.lpips_weights import load_lpips
+from videomar_jax.evaluation.metrics import METRICS
 from videomar_jax.experiment import compare_folders as module
 from videomar_jax.experiment.compare_folders import compare_folders
 from videomar_jax.experiment.comparison_options import ComparisonOptions
-from videomar_jax.io.media import write_mp4
+from videomar_jax.io.media import write_mp4, write_webm
 
 
 def write_clips(folder, count, *, seed, frames=9, size=(16, 24)):
@@ -60,7 +65,8 @@ def options(folder, **changes):
 
 
 def test_the_distance_of_all_clips_of_both_folders(folders):
-    result = compare_folders(options(folders), folders / "report")
+    comparison = compare_folders(options(folders), folders / "report")
+    result = comparison.fvd
     sides = []
     for name, count in (("made", 5), ("true", 6)):
         clips = [read_video(folders / name / f"{number}.mp4")[0] for number in range(count)]
@@ -72,8 +78,87 @@ def test_the_distance_of_all_clips_of_both_folders(folders):
     assert len(report["i3d"]["sha256"]) == 64
     text = (folders / "report" / "report.md").read_text()
     assert f"| {result.distance:.2f} | 5 | 6 | own clips |" in text and "Too few" in text
+    assert not comparison.scores and len(comparison.notes) == 1
+    assert "5 of 5 generated and 6 true files have a name in common" in text
     with pytest.raises(UserError, match="already holds a report"):
         compare_folders(options(folders), folders / "report")
+
+
+@pytest.fixture
+def paired(tmp_path):
+    """Clips in odd places; pair 0 is equal, in pair 1 something happens that is missed."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(["a b", "ünder/c.d"]):
+        truth = np.full((4, 32, 48, 3), 90, np.uint8)
+        truth[:, 8:24, 8:24] = rng.integers(10, 255, 3)
+        truth[1:, :, 30:] = 200
+        made = truth.copy()
+        if number:
+            made[1:] = made[0] - 3
+        write_mp4(tmp_path / "true" / f"{name}.mp4", truth, 12)
+        write_webm(tmp_path / "made" / f"{name}.webm", made, 12)
+    return tmp_path
+
+
+def test_clips_of_one_name_are_compared_in_pairs(paired):
+    weights = write_lpips(paired / "weights")
+    chosen = options(paired, i3d=None, few_clips=False, lpips=str(weights))
+    comparison = compare_folders(chosen, paired / "report")
+    scores = comparison.scores
+    values = {"clips", "better_than_copy"}
+    for name in (*METRICS, "lpips"):
+        values |= {name, f"{name}_copy_first"}
+    assert set(scores) == values and scores["clips"] == 2
+    clips = {}
+    for side, ending in (("true", "mp4"), ("made", "webm")):
+        files = [paired / side / f"{name}.{ending}" for name in ("a b", "ünder/c.d")]
+        clips[side] = np.stack([read_video(file)[0] for file in files])
+    after = clips["made"][:, 1:], clips["true"][:, 1:]
+    assert scores["psnr"] == pytest.approx(metrics.psnr(*after).mean())
+    assert scores["lpips"] == pytest.approx(load_lpips(weights)(*after).mean(), rel=1e-5)
+    assert scores["given_psnr"] == pytest.approx(
+        metrics.psnr(clips["made"][:, :1], clips["true"][:, :1]).mean()
+    )
+    assert scores["better_than_copy"] == 0.5
+    assert comparison.notes == [module.NO_FVD]
+    report = json.loads((paired / "report" / "report.json").read_text())
+    assert report["scores"] == scores and "fvd" not in report and report["notes"]
+    assert [len(digest) for digest in report["lpips"]["files"].values()] == [64, 64]
+    text = (paired / "report" / "report.md").read_text()
+    assert "FVD was not computed: it takes --i3d=FILE" in text and "- lpips: LPIPS" in text
+    assert f"**{report['verdict']}**" in text and "repeating the last frame" in text
+
+
+def test_both_are_computed_where_both_can_be(paired):
+    for side in ("made", "true"):
+        shutil.rmtree(paired / side)
+        write_clips(paired / side, 3, seed=len(side) + ord(side[0]))
+    (paired / "i3d.ckpt").write_bytes(b"weights")
+    comparison = compare_folders(options(paired, given=2))
+    assert comparison.fvd.generated == 3 and "psnr_copy_last" in comparison.scores
+    assert comparison.notes == [module.NO_LPIPS]
+    said = str(comparison)
+    assert said.startswith("FVD ") and "psnr " in said and "LPIPS was not computed" in said
+
+
+def test_nothing_is_left_out_in_silence(paired):
+    only_pairs = options(paired, i3d=None, few_clips=False)
+    assert len(compare_folders(only_pairs).notes) == 2
+    with pytest.raises(UserError, match="has 4 frames, and nothing follows the 4 that were given"):
+        compare_folders(dataclasses.replace(only_pairs, given=4))
+    with pytest.raises(UserError, match=r"lacks alexnet-owt-7be5be79\.pth and alex\.pth"):
+        compare_folders(dataclasses.replace(only_pairs, lpips=str(paired / "made")))
+    (paired / "true" / "a b.mp4").rename(paired / "true" / "other.mp4")
+    with pytest.raises(UserError, match=r"1 of 2 generated and 2 true .* FVD was not computed"):
+        compare_folders(only_pairs)
+    with pytest.raises(UserError, match=r"1 of 2 generated .*leave out --lpips"):
+        compare_folders(dataclasses.replace(only_pairs, lpips=str(paired)))
+
+
+def test_a_name_that_stands_for_two_files_pairs_with_none(paired):
+    shutil.copy(paired / "true" / "a b.mp4", paired / "true" / "a b.mov")
+    with pytest.raises(UserError, match="true holds a name twice"):
+        compare_folders(options(paired, i3d=None, few_clips=False))
 
 
 def shorter(folder):
@@ -147,7 +232,8 @@ def evaluate(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--generated=a", "--reference=b"], "Error: Add --i3d: FVD takes"),
+        (["--generated=a"], "Error: Add --reference: two folders of videos"),
+        (["--generated=a", "--reference=b", "--few_clips"], "Error: --few_clips is about FVD"),
         (["--generated=a", "--checkpoint=c"], "leave out --checkpoint"),
         (["--checkpoint=c"], "Name what is scored: --config=CONFIG"),
         (["--generated=a", "--reference=b", "--i3d=c"], "video folder .*a does not exist"),

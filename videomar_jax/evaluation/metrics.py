@@ -18,14 +18,26 @@
             whether the moving part is there.
     motion  = mean |x_t - x_t-1| of the video over that of the truth, from the last given frame on.
             0 is a still picture, 1 as much motion as in the truth.
+    first step
+            is the motion from the last given frame to the first new one alone. A model that does
+            not take up the given picture jumps here (far above 1) and may then move as it should.
+    drift   What slips away slowly hardly shows in PSNR. Mean drift is |mean(x_t) - mean(truth_t)|
+            of each colour channel, averaged over channels and frames, and contrast drift the same
+            of their standard deviations, both in grey levels. Video and truth begin with the same
+            given frame, so this is what the video has become and the truth has not: paler, darker,
+            of another colour.
+    given frames
+            should come back as they were given. Their PSNR is the mean over frames; videos of this
+            package hold them untouched, which makes 100 dB, those of others may have been through
+            a tokenizer.
 
-Every frame passed in counts. Leave out conditioning frames first (`video[:, 1:]`): they come back
-nearly unchanged and flatter a model. A plain copy of the last given frame scores well on slow
-clips, so report it beside the model (`baselines`).
+Every frame passed to a function counts. Leave out conditioning frames first (`video[:, 1:]`): they
+come back nearly unchanged and flatter a model. The rows of the table do so themselves. A plain copy
+of the last given frame scores well on slow clips, so report it beside the model (`baselines`).
 
 To add a metric, write its function and a row of `METRICS`: a `Metric` gives each clip its value,
 and the score of a set of clips is their mean. A `PooledMetric` gives each clip a sum and a weight,
-and the score is the quotient of their totals.
+and the score is the quotient of their totals. A `GivenMetric` is a `Metric` of the given frames.
 """
 
 from collections.abc import Callable
@@ -108,6 +120,22 @@ def motion(video: Clips, reference: Clips, last: LastFrames) -> "Tally":
     return Tally(_frame_difference(video, last), _frame_difference(reference, last))
 
 
+def first_step(video: Clips, reference: Clips, last: LastFrames) -> "Tally":
+    """As `motion`, from the last given frame to the first new one."""
+    return motion(video[:, :1], reference[:, :1], last)
+
+
+def mean_drift(video: Clips, reference: Clips) -> Float[np.ndarray, " N"]:
+    """How far the means of each clip's frames are from the truth's, in grey levels."""
+    return _drift(video, reference, np.mean)
+
+
+def contrast_drift(video: Clips, reference: Clips) -> Float[np.ndarray, " N"]:
+    """How far the standard deviations of each clip's frames are from the truth's, in grey
+    levels."""
+    return _drift(video, reference, np.std)
+
+
 def copy_first(reference: Clips) -> Clips:
     """The baseline without motion: each clip's first frame repeated over its length."""
     check_clips(reference, "reference")
@@ -152,9 +180,9 @@ class Metric(NamedTuple):
     better: Better
     description: str
 
-    def tally(self, video: Clips, reference: Clips, last: LastFrames) -> Tally:
-        """Of clips without their given frames; `last` is the last of these."""
-        values = self.function(video, reference)
+    def tally(self, video: Clips, reference: Clips, given: int) -> Tally:
+        """Of whole clips that were continued from so many frames."""
+        values = self.function(video[:, given:], reference[:, given:])
         return Tally(values, np.ones(len(values)))
 
     def score(self, mean: float) -> float:
@@ -175,13 +203,32 @@ class PooledMetric(NamedTuple):
     better: Better
     description: str
 
-    def tally(self, video: Clips, reference: Clips, last: LastFrames) -> Tally:
+    def tally(self, video: Clips, reference: Clips, given: int) -> Tally:
         """As `Metric.tally`."""
-        return self.function(video, reference, last)
+        last = reference[:, given - 1 : given]
+        return self.function(video[:, given:], reference[:, given:], last)
 
     def score(self, mean: float) -> float:
         """As `Metric.score`."""
         return float(self.finish(mean))
+
+
+class GivenMetric(NamedTuple):
+    """A score of the frames that clips are continued from; fields as in `Metric`."""
+
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    unit: str
+    better: Better
+    description: str
+
+    def tally(self, video: Clips, reference: Clips, given: int) -> Tally:
+        """As `Metric.tally`."""
+        values = self.function(video[:, :given], reference[:, :given])
+        return Tally(values, np.ones(len(values)))
+
+    def score(self, mean: float) -> float:
+        """As `Metric.score`."""
+        return float(mean)
 
 
 def decibels(mse: float) -> float:
@@ -189,7 +236,10 @@ def decibels(mse: float) -> float:
     return MAX_PSNR if mse == 0 else min(MAX_PSNR, float(10 * np.log10(_PEAK**2 / mse)))
 
 
-METRICS: dict[str, Metric | PooledMetric] = {
+AnyMetric: TypeAlias = Metric | PooledMetric | GivenMetric
+"""A row of the table."""
+
+METRICS: dict[str, AnyMetric] = {
     "psnr": Metric(psnr, "dB", "higher", "peak signal-to-noise ratio, mean over frames"),
     "ssim": Metric(ssim, "", "higher", "structural similarity, mean over frames; 1 is equal"),
     "changed_psnr": PooledMetric(
@@ -207,8 +257,43 @@ METRICS: dict[str, Metric | PooledMetric] = {
         "near 1",
         "mean absolute difference between neighbouring frames over the truth's; 0 is still",
     ),
+    "first_step": PooledMetric(
+        first_step,
+        float,
+        "",
+        "near 1",
+        "the same from the last given frame to the first new one; far above 1 is a jump",
+    ),
+    "mean_drift": Metric(
+        mean_drift,
+        "grey levels",
+        "lower",
+        "distance of the mean of each channel and frame from the truth's",
+    ),
+    "contrast_drift": Metric(
+        contrast_drift,
+        "grey levels",
+        "lower",
+        "distance of the standard deviation of each channel and frame from the truth's",
+    ),
+    "given_psnr": GivenMetric(
+        psnr,
+        "dB",
+        "higher",
+        f"PSNR of the given frames in the video; {MAX_PSNR:.0f} is untouched",
+    ),
 }
 """What every report compares, by name; `evaluation.report` adds the baselines to each."""
+
+NETWORK_SCORES: dict[str, Score] = {
+    "lpips": Score(
+        "",
+        "lower",
+        "LPIPS, how different the frames look to a network, mean over frames; 0 is equal",
+    ),
+    "fvd": Score("", "lower", "Fréchet video distance of all clips together; 0 is equal"),
+}
+"""Scores that need the weights of a network (`lpips`, `fvd`)."""
 
 
 # Checks
@@ -262,6 +347,19 @@ def _frame_difference(video: Clips, last: LastFrames) -> Float[np.ndarray, " N"]
         before = video[number, frame - 1] if frame else last[number, 0]
         total[number] += np.mean(np.abs(video[number, frame].astype(np.int16) - before))
     return total / video.shape[1]
+
+
+def _drift(
+    video: Clips, reference: Clips, statistic: Callable[..., np.ndarray]
+) -> Float[np.ndarray, " N"]:
+    """The mean over frames and channels of |statistic(x_t) - statistic(truth_t)|, taken over
+    pixels."""
+    _check_pair(video, reference)
+
+    def difference(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.abs(statistic(x, axis=(0, 1)) - statistic(y, axis=(0, 1))).mean())
+
+    return _per_frame(difference, video, reference).mean(axis=1)
 
 
 def _frame_psnr(x: np.ndarray, y: np.ndarray) -> float:

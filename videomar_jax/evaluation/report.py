@@ -12,6 +12,7 @@ The report is report.json for machines and report.md, with pictures, for people.
 import dataclasses
 import json
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,7 +22,7 @@ import numpy as np
 
 from videomar_jax.evaluation import acting, motion
 from videomar_jax.evaluation.baselines import repeat_last
-from videomar_jax.evaluation.metrics import METRICS, Clips, Score, copy_first
+from videomar_jax.evaluation.metrics import METRICS, NETWORK_SCORES, Clips, Score, copy_first
 from videomar_jax.evaluation.scorecard import (
     CANDIDATES,
     CEILING,
@@ -52,6 +53,9 @@ SHARES: dict[str, Score] = {
     ),
 }
 """Scores that compare the model with a baseline clip by clip."""
+
+SCORES: Mapping[str, Any] = ChainMap(METRICS, NETWORK_SCORES, SHARES, motion.SCORES, acting.SCORES)
+"""What the scores of a report mean, by name; a row that is added to `METRICS` is among them."""
 
 # Bytes of clips that are scored at a time, and of clips that are kept for pictures.
 _AT_A_TIME = 2**27
@@ -277,10 +281,10 @@ def write_report(
     lines = ["# Report", ""]
     if report.get("verdict"):
         lines += [f"**{report['verdict']}**", ""]
-    lines += [*_table(report["cases"]), ""]
+    lines += [*score_table(report["cases"]), ""]
     for name, sentence in report.get("verdicts", {}).items():
         lines.append(f"- {_escaped(name)}: {sentence}")
-    lines += ["", "## What the scores mean", "", *_legend(report["cases"]), ""]
+    lines += ["", "## What the scores mean", "", *legend(report["cases"]), ""]
     repeated = report["cases"].get("held_out", {})
     for name, value in report.items():
         if name not in ("cases", "verdict", "verdicts") and name not in repeated:
@@ -291,7 +295,7 @@ def write_report(
     atomic_write(folder / "report.md", "\n".join(lines) + "\n")
 
 
-def _table(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def score_table(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """For each case a row of the model and one of each baseline; a column for each score."""
     columns = dict.fromkeys(_split(key)[0] for scores in cases.values() for key in scores)
     yield "| case | " + " | ".join(columns) + " |"
@@ -310,15 +314,16 @@ def _table(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
 def _split(key: str) -> tuple[str, str]:
     """A score's name and candidate: "psnr_linear" → ("psnr", "linear")."""
     for candidate in CANDIDATES:
-        if key.endswith(f"_{candidate}") and key.removesuffix(f"_{candidate}") in METRICS | SHARES:
-            return key.removesuffix(f"_{candidate}"), candidate
+        name = key.removesuffix(f"_{candidate}")
+        if name != key and name in METRICS | NETWORK_SCORES | SHARES:
+            return name, candidate
     return key, MODEL
 
 
-def _legend(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+def legend(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     """What the scores in the table mean."""
     keys = {key for scores in cases.values() for key in scores}
-    for name, meaning in (METRICS | SHARES | motion.SCORES | acting.SCORES).items():
+    for name, meaning in SCORES.items():
         if name in keys:
             unit = f", in {meaning.unit}" if meaning.unit else ""
             which = f"{meaning.better} is better" if "near" not in meaning.better else "1 is best"

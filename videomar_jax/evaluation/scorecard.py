@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from videomar_jax.evaluation.metrics import METRICS, Clips, Tally
+from videomar_jax.evaluation.metrics import METRICS, AnyMetric, Clips, Tally
 from videomar_jax.types import Bool, Float
 
 MODEL = ""
@@ -31,9 +31,14 @@ def copy_name(given: int) -> str:
 
 
 class Scorecard:
-    """Tallies of every candidate and row of `METRICS`, clip by clip."""
+    """Tallies of every candidate and metric, clip by clip.
 
-    def __init__(self):
+    Args:
+        more: metrics beside those of `METRICS`, such as one that needs the weights of a network.
+    """
+
+    def __init__(self, more: Mapping[str, AnyMetric] | None = None):
+        self._metrics = METRICS | dict(more or {})
         self._tallies: dict[tuple[str, str], list[Tally]] = {}
 
     def add(
@@ -50,10 +55,9 @@ class Scorecard:
             given: frames that are left out, since they were given.
             counted: name → clips that count; the others are left out of this candidate's scores.
         """
-        truth, last = reference[:, given:], reference[:, given - 1 : given]
-        for name, metric in METRICS.items():
+        for name, metric in self._metrics.items():
             for candidate, video in candidates.items():
-                tally = metric.tally(video[:, given:], truth, last)
+                tally = metric.tally(video, reference, given)
                 if counted and candidate in counted:
                     tally = Tally(*(part * counted[candidate] for part in tally))
                 self._tallies.setdefault((name, candidate), []).append(tally)
@@ -69,7 +73,7 @@ class Scorecard:
             amount, weight = self._tally(name, candidate, clips)
             if weight.sum() > 0:
                 key = f"{name}_{candidate}" if candidate else name
-                found[key] = METRICS[name].score(amount.sum() / weight.sum())
+                found[key] = self._metrics[name].score(amount.sum() / weight.sum())
         return found
 
     def wins(

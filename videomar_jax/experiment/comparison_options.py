@@ -1,8 +1,9 @@
 """What to say when two folders of videos are compared. Needs no JAX."""
 
 import dataclasses
+from typing import Literal
 
-from videomar_jax.checks import UserError, check_fields
+from videomar_jax.checks import Count, UserError, check_fields
 from videomar_jax.evaluation.protocols import ProtocolName
 
 
@@ -11,15 +12,22 @@ class ComparisonOptions:
     """Two folders, and how they are compared.
 
     Raises:
-        UserError: a folder or the network is not named, or a field has a value that makes no sense.
+        UserError: a folder is not named, or a field has a value that makes no sense.
     """
 
     generated: str | None = None
-    """Folder of generated videos, to be compared by FVD."""
+    """Folder of generated videos, to be compared with true ones."""
     reference: str | None = None
-    """Folder of true videos, to be compared by FVD."""
+    """Folder of true videos. Where both folders hold the same names, clips are compared in pairs,
+    too."""
     i3d: str | None = None
     """Weights of FVD's network; docs/evaluation.md says where they are to be had."""
+    lpips: str | None = None
+    """Folder with the weights of LPIPS; docs/evaluation.md says where they are to be had."""
+    lpips_network: Literal["alex", "vgg"] = "alex"
+    """Network of LPIPS."""
+    given: Count = 1
+    """Frames at the start of each video that were given: pairs are compared after them."""
     protocol: ProtocolName = "own"
     """What the clips have to be like for FVD to compare with published numbers."""
     few_clips: bool = False
@@ -27,11 +35,18 @@ class ComparisonOptions:
 
     def __post_init__(self):
         check_fields("", self)
-        named = {"generated": self.generated, "reference": self.reference, "i3d": self.i3d}
+        named = {"generated": self.generated, "reference": self.reference}
         missing = [f"--{flag}" for flag, value in named.items() if value is None]
         if missing:
             raise UserError(
-                f"Add {' and '.join(missing)}: FVD takes --generated=DIR, --reference=DIR and "
-                f"--i3d=FILE, the weights of its network. docs/evaluation.md says where these are "
-                f"to be had; nothing stands in for them."
+                f"Add {' and '.join(missing)}: two folders of videos are compared, "
+                f"--generated=DIR and --reference=DIR."
+            )
+        for_fvd = {"protocol": self.protocol != "own", "few_clips": self.few_clips}
+        unused = [f"--{flag}" for flag, is_set in for_fvd.items() if is_set]
+        if unused and self.i3d is None:
+            raise UserError(
+                f"{' and '.join(unused)} is about FVD, which takes --i3d=FILE, the weights of its "
+                f"network. docs/evaluation.md says where these are to be had; nothing stands in "
+                f"for them."
             )

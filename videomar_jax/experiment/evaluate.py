@@ -62,7 +62,7 @@ def evaluate_named(
     if config is None or checkpoint is None or output is None:
         raise UserError(
             "Name what is scored: --config=CONFIG, --checkpoint=DIR and --output=DIR; or two "
-            "folders of videos: --generated=DIR, --reference=DIR and --i3d=FILE; or a suite: "
+            "folders of videos: --generated=DIR and --reference=DIR; or a suite: "
             "--suite=vbench_i2v."
         )
     folder = user_path(checkpoint, "--checkpoint")
