@@ -57,7 +57,7 @@ def test_its_videos_follow_their_captions():
 
 
 def test_what_is_not_there_is_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="'forests'.*'scenes'"):
+    with pytest.raises(UserError, match=r"'forests'.*'scenes'"):
         shipped("forests")
     monkeypatch.setattr(videomar_jax, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(UserError, match=r"model\.json is missing: install"):
