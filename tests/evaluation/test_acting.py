@@ -50,9 +50,10 @@ def test_a_missing_object_is_missed():
 
 def test_an_object_off_its_place_is_that_far_off():
     truth, known = clips()
-    scores = acting(np.roll(truth, 2, axis=3), truth, known)
-    # The room moves too, so some pixels of it are taken for the object.
-    assert scores["place_error"] == pytest.approx(2, abs=0.7)
+    background = np.stack([facts.background for facts in known]).astype(int)
+    moved = background + np.roll(truth - background, 2, axis=3)
+    scores = acting(np.clip(moved, 0, 255).astype(np.uint8), truth, known)
+    assert scores["place_error"] == pytest.approx(2, abs=0.2)
 
 
 def test_noise_and_grain_change_little():
@@ -60,7 +61,7 @@ def test_noise_and_grain_change_little():
     noise = np.random.default_rng(0).normal(0, 6, truth.shape)
     grainy = np.clip(truth + noise, 0, 255).astype(np.uint8)
     scores = acting(grainy, truth, known)
-    assert scores["follows_caption"] == scores["object_there"] == 1
+    assert scores["follows_caption"] == 1 and scores["object_there"] > 0.95
     assert scores["place_error"] < 0.6
 
 
