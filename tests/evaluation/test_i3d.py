@@ -1,6 +1,7 @@
 """The I3D network against loops in NumPy, and its weights in every layout."""
 
 import inspect
+import json
 import pickle
 import re
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.golden import record_i3d
 from tests.helpers import i3d_files
 from videomar_jax.checks import UserError
 from videomar_jax.evaluation import i3d, i3d_weights
@@ -345,3 +347,14 @@ def test_layouts_have_one_rule_for_each_parameter():
     assert "Mixed_3b/Branch_1.Conv3d_0b_3x3/batch_norm/moving_variance" in keys["magvit"]
     assert "Mixed_4f.b2b.bn.running_mean" in keys["pytorch"]
     assert all(re.fullmatch(r"[\w./]+", key) for names in keys.values() for key in names)
+
+
+@pytest.mark.slow
+def test_features_agree_with_pytorch(tmp_path):
+    """Values from tests/golden/record_i3d.py, whose network is another implementation."""
+    path = i3d_files.write(tmp_path / "random.pt", record_i3d.random_state())
+    network = I3D(params=i3d_weights.load_i3d(path), batch_size=1)
+    recorded = np.array(json.loads(record_i3d.FILE.read_text())["features"])
+    found = network.features(record_i3d.random_clip())[0]
+    assert recorded.std() > 0.5
+    np.testing.assert_allclose(found, recorded, atol=1e-4)
