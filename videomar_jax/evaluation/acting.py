@@ -1,7 +1,7 @@
 """Does an object act as its caption says? For clips whose scene is known without the object.
 
-    cover     of a pixel: how far its colour lies from the background's towards the object's, 0..1;
-              below `FAINT` it is noise or a shadow and counts as 0.
+    cover     of a pixel: how far its colour lies from the background's in the direction in which
+              the object's do, 0..1; below `FAINT` it is noise or a shadow and counts as 0.
     area      of a frame: the sum of its cover, in pixels.
     place     the cover-weighted mean position (x, y) in pixels.
     present   a frame shows the object if its area is within `PRESENT` of the true one's, measured
@@ -121,26 +121,32 @@ def compare(
 ) -> tuple[Bool[np.ndarray, "F"], Float[np.ndarray, "F"], Bool[np.ndarray, "F"]]:
     """Of each frame: whether the object is there, how far it is off in pixels, and whether the
     frame counts, since the true object is in sight."""
-    colour = object_colour(truth[0], background[0])
-    true, found = (_measure(clip, background, colour) for clip in (truth, made))
+    contrast = object_contrast(truth[0], background[0])
+    true, found = (_measure(clip, background, contrast) for clip in (truth, made))
     share = found.area / np.maximum(true.area, 1e-6)
     present = (share >= PRESENT[0]) & (share <= PRESENT[1])
     distance = np.linalg.norm(found.place - true.place, axis=-1)
     return present, distance, true.area >= VISIBLE * true.area.max()
 
 
-def object_colour(
+def object_contrast(
     frame: UInt8[np.ndarray, "Hp Wp 3"], background: UInt8[np.ndarray, "Hp Wp 3"]
 ) -> Float[np.ndarray, "3"]:
-    """The mean difference from the background where it is large."""
+    """How the object's colours differ from the background: their main direction, as long as they
+    differ along it on average.
+
+    Marks may be brighter than the background where the rest is darker, so the sign is open.
+    """
     difference = frame.astype(np.float64) - background
     size = np.linalg.norm(difference, axis=-1)
-    return difference[size > 0.6 * size.max()].mean(axis=0)
+    strong = difference[size > 0.6 * size.max()]
+    direction = np.linalg.svd(strong, full_matrices=False)[2][0]
+    return direction * np.abs(strong @ direction).mean()
 
 
-def _measure(clip: np.ndarray, background: np.ndarray, colour: np.ndarray) -> _Measured:
+def _measure(clip: np.ndarray, background: np.ndarray, contrast: np.ndarray) -> _Measured:
     difference = clip.astype(np.float64) - background
-    cover = difference @ colour / max(float(colour @ colour), 1e-6)
+    cover = np.abs(difference @ contrast) / max(float(contrast @ contrast), 1e-6)
     cover = np.where(cover < FAINT, 0, np.clip(cover, 0, 1))
     area = cover.sum(axis=(1, 2))
     rows, columns = np.mgrid[0 : clip.shape[1], 0 : clip.shape[2]]
