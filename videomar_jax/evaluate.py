@@ -1,11 +1,12 @@
 r"""Score a checkpoint on held-out clips, compare two folders of videos, or run a published suite.
 
     python -m videomar_jax.evaluate --config=quickstart --checkpoint=DIR --output=DIR
-    python -m videomar_jax.evaluate --generated=DIR --reference=DIR [--i3d=FILE] [--lpips=DIR]
+    python -m videomar_jax.evaluate --generated=DIR --reference=DIR
     python -m videomar_jax.evaluate --suite=vbench_i2v --info=FILE --images=DIR \
         --checkpoint=DIR --output=DIR
     python -m videomar_jax.evaluate --suite=vbench_i2v --results=DIR
 
+The first two take --i3d=FILE and --lpips=DIR, the weights of networks, for FVD and LPIPS.
 --config.SECTION.KEY=VALUE changes one entry of the config.
 """
 
@@ -14,14 +15,16 @@ from videomar_jax.commands import interrupts
 if __name__ == "__main__":
     interrupts.watch("evaluate")  # before the imports below, which take seconds
 
+import dataclasses
 from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import config_flags
 
+from videomar_jax.checks import UserError
 from videomar_jax.commands import app
 from videomar_jax.commands.field_flags import FieldFlags
-from videomar_jax.experiment.comparison_options import ComparisonOptions
+from videomar_jax.experiment.comparison_options import ComparisonOptions, NetworkOptions
 from videomar_jax.experiment.suite_options import RESULT_FLAGS, SuiteOptions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Names the held-out clips.")
@@ -29,6 +32,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or one o
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for videos, report.json and report.md.")
 _COMPARISON = FieldFlags(ComparisonOptions)
 _SUITE = FieldFlags(SuiteOptions)
+_NETWORKS = {field.name for field in dataclasses.fields(NetworkOptions)}
 
 
 def main(_: Sequence[str]) -> None:
@@ -38,13 +42,15 @@ def main(_: Sequence[str]) -> None:
     keep_compiled()
     config = None if _CONFIG.value is None else _CONFIG.value.to_dict()
     compared, suite = _COMPARISON.given(), _SUITE.given()
-    if compared:
+    if compared and (_CHECKPOINT.value is None or not set(compared) <= _NETWORKS):
         app.refuse_others(main, [*compared, "output"], "Two folders are compared as they are")
         from videomar_jax.experiment.compare_folders import compare_folders
 
         print(compare_folders(ComparisonOptions(**compared), _OUTPUT.value))
     elif suite:
         options = SuiteOptions(**suite)
+        if compared:
+            raise UserError(f"--suite has no use for --{next(iter(compared))}: leave it out.")
         if options.results:
             app.refuse_others(main, RESULT_FLAGS, "Results are shown as they are")
         from videomar_jax.experiment.vbench_suite import run_suite
@@ -53,7 +59,8 @@ def main(_: Sequence[str]) -> None:
     else:
         from videomar_jax.experiment.evaluate import evaluate_named
 
-        evaluate_named(config, _CHECKPOINT.value, _OUTPUT.value)
+        networks = NetworkOptions(**compared)
+        evaluate_named(config, _CHECKPOINT.value, _OUTPUT.value, networks)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.shapes import Shapes
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.evaluation import metrics, report
+from videomar_jax.evaluation import metrics, networks, report
 from videomar_jax.evaluation.baselines import repeat_last
 from videomar_jax.evaluation.motion import direction_of, movement
 from videomar_jax.evaluation.report import (
@@ -23,8 +23,8 @@ from videomar_jax.evaluation.report import (
     quality,
     score,
     sheet_rows,
-    write_report,
 )
+from videomar_jax.evaluation.report_text import write_report
 
 
 def shapes_case(count=3):
@@ -293,3 +293,81 @@ def test_files(tmp_path):
         "a file's name breaks the link"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+
+
+def test_the_best_the_median_and_the_worst_clip_are_those():
+    """By the gain over repeating, which is the same still for all; clip i is off by `off[i]`."""
+    case = footage_case(count=5, parts=(), other_prompts=None)
+    off = dict(zip(case.prompts, [6, 2, 9, 4, 8], strict=True))
+    found = score(case, Model(case, off.__getitem__), lambda clips: clips)
+    numbers = {"best": 1, "median": 0, "worst": 2}
+    assert len(found.ranked) == 3
+    for shown, (label, number) in zip(found.ranked, numbers.items(), strict=True):
+        prompt = case.prompts[number]
+        assert shown.caption.startswith(f"{label}, {dB(off[prompt]):.1f} dB, repeating ")
+        assert shown.caption.endswith(f": {prompt or '(no caption)'}")
+        np.testing.assert_array_equal(shown.videos["truth"], case.reference[number])
+        difference = shown.videos["generated"].astype(int) - case.reference[number]
+        assert (difference[case.given :] == off[prompt]).all()
+
+
+def test_two_clips_have_no_median():
+    case = footage_case(count=2, parts=())
+    assert score(case, Model(case, lambda _: 1), lambda clips: clips).ranked == []
+
+
+def distances(video, reference):
+    """In place of LPIPS: the mean difference."""
+    return np.abs(video.astype(float) - reference).mean(axis=(1, 2, 3, 4))
+
+
+def frame_means(network, clips):
+    """In place of I3D: the mean of every frame, so that FVD can be computed by hand."""
+    means = clips.astype(np.float32).mean(axis=(2, 3))[..., 0]
+    return np.pad(means, [(0, 0), (0, 400 - means.shape[1])])
+
+
+def test_networks_score_what_they_can(monkeypatch):
+    monkeypatch.setattr(networks.I3D, "features", frame_means)
+    monkeypatch.setattr(networks.LPIPS, "__call__", lambda self, *pair: distances(*pair))
+    monkeypatch.setattr(networks, "check_size", lambda *_: None)
+    for name, value in (("LEAST_CLIPS", 4), ("LEAST_FRAMES", 6)):
+        monkeypatch.setattr(networks, name, value)
+    both = networks.Networks(
+        i3d=networks.I3D(params={}), lpips=networks.LPIPS(network="alex", params={})
+    )
+    case = footage_case(count=4, other_prompts=None)
+    case = dataclasses.replace(case, parts=(Part(name="some", title="S", clips=[1, 3]),))
+    found = score(case, Model(case, lambda _: 3), lambda clips: clips + 1, networks=both)
+    scores = found.scores["whole"]
+    # All clips are moved alike, so only the means differ: of 6 frames 3 are off by 3, or all by 1.
+    assert scores["fvd"] == pytest.approx(3 * 3**2)
+    assert scores["fvd_ceiling"] == pytest.approx(6 * 1**2)
+    assert scores["fvd_copy_last"] == pytest.approx(10**2 + 20**2 + 30**2)
+    assert "fvd" not in found.scores["some"], "FVD is of the case as a whole"
+    assert scores["lpips"] == pytest.approx(3) and scores["lpips_copy_last"] == pytest.approx(20)
+    assert found.scores["some"]["lpips"] == pytest.approx(3) and found.notes == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((399, 16, 64, 64, 3), [r"FVD was not computed: 399 clips, and it takes 400 or more"]),
+        ((400, 8, 64, 64, 3), [r"FVD was not computed: clips of 8 frames, and it takes 9 or"]),
+        ((400, 16, 30, 64, 3), [r"LPIPS was not computed: .* at least 31 pixels, not 30x64"]),
+        ((9, 16, 30, 64, 3), ["FVD", "LPIPS"]),
+        ((400, 9, 31, 31, 3), []),
+    ],
+)
+def test_clips_that_a_network_cannot_take_are_told(shape, says):
+    given = networks.Networks(
+        i3d=networks.I3D(params={}), lpips=networks.LPIPS(network="alex", params={})
+    )
+    suited, reasons = given.suited(shape)
+    assert len(reasons) == len(says)
+    for reason, pattern in zip(reasons, says, strict=True):
+        assert re.search(pattern, reason)
+    assert (suited.i3d is None) == any("FVD" in reason for reason in reasons)
+    assert (suited.lpips is None) == any("LPIPS" in reason for reason in reasons)
+    nothing, reasons = networks.Networks().suited(shape)
+    assert reasons == [] and nothing.metrics() == {}

@@ -54,6 +54,16 @@ def test_a_model_that_has_learnt_the_footage():
         ({"right_caption_better": 0.5}, "does not look at the caption"),
         ({"direction_accuracy": 0.98}, "98 % go where the caption says"),
         ({"object_present": 0.4}, "the object is lost in 60 %"),
+        ({"given_psnr": 26.3}, "the given frames come back changed (26.3 dB)"),
+        ({"first_step": 3.1}, "it jumps at the first new frame (310 % of the truth's step)"),
+        (
+            {"mean_drift": 7.1, "mean_drift_copy_last": 1.2},
+            "brightness or colour drifts (7.1 grey levels off, repeating 1.2)",
+        ),
+        ({"contrast_drift": 5.0}, "contrast drifts (5.0 grey levels off, repeating 0.0)"),
+        ({"lpips": 0.12, "lpips_copy_last": 0.2}, "LPIPS 0.120, repeating 0.200."),
+        ({"lpips": 0.3, "lpips_copy_last": 0.2}, "repeating 0.200, which is closer"),
+        ({"fvd": 120.4, "fvd_copy_last": 340.0}, "FVD 120, repeating 340"),
     ],
 )
 def test_claims(change, says):
@@ -77,3 +87,18 @@ def test_the_whole_is_judged_for_each_number_of_given_frames():
     assert "better than repeating the last frame by 0.6 dB" in overall_verdict(
         {1: {key: value for key, value in BETTER.items() if "linear" not in key}}
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"given_psnr": 100.0, "first_step": 1.3},
+        # The tokenizer's own blur is a step, too.
+        {"first_step": 5.0, "first_step_ceiling": 3.0},
+        # The truth itself becomes darker, which a still misses as well.
+        {"mean_drift": 7.1, "mean_drift_copy_last": 6.0},
+        {"contrast_drift": 2.0, "contrast_drift_copy_last": 0.0},
+    ],
+)
+def test_what_nobody_would_notice_is_not_said(change):
+    assert verdict(BETTER | change) == verdict(BETTER)

@@ -19,6 +19,7 @@ from videomar_jax.evaluation.fvd import Moments, frechet_distance
 from videomar_jax.evaluation.lpips_weights import load_lpips
 from videomar_jax.evaluation.metrics import METRICS
 from videomar_jax.experiment import compare_folders as module
+from videomar_jax.experiment import scoring_networks
 from videomar_jax.experiment.compare_folders import compare_folders
 from videomar_jax.experiment.comparison_options import ComparisonOptions
 from videomar_jax.io.media import write_mp4, write_webm
@@ -42,7 +43,7 @@ def plain_features(clips):
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Features are means of frames; reading the weights of the network is tested elsewhere."""
-    monkeypatch.setattr(module, "load_i3d", lambda path: {"path": path.read_bytes()})
+    monkeypatch.setattr(scoring_networks, "load_i3d", lambda path: {"path": path.read_bytes()})
     monkeypatch.setattr(module.I3D, "features", lambda self, clips: plain_features(clips))
 
 
@@ -125,7 +126,7 @@ def test_clips_of_one_name_are_compared_in_pairs(paired):
     assert report["scores"] == scores and "fvd" not in report and report["notes"]
     assert [len(digest) for digest in report["lpips"]["files"].values()] == [64, 64]
     text = (paired / "report" / "report.md").read_text()
-    assert "FVD was not computed: it takes --i3d=FILE" in text and "- lpips: LPIPS" in text
+    assert module.NO_FVD in text and "- lpips: LPIPS" in text
     assert f"**{report['verdict']}**" in text and "repeating the last frame" in text
 
 

@@ -17,6 +17,7 @@ from tests.helpers.tiny_run import STEPS, start, tiny, tiny_videos, write_clip
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.data.shapes import HELD_OUT
 from videomar_jax.evaluation.baselines import repeat_last
+from videomar_jax.evaluation.metrics import METRICS
 from videomar_jax.experiment import evaluate as evaluating
 from videomar_jax.experiment import run
 from videomar_jax.experiment.config import Experiment
@@ -49,7 +50,7 @@ def read_report(workdir):
 
 
 def linked_pictures(workdir):
-    links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (workdir / "report.md").read_text())
+    links = re.findall(r"!?\[[^\]]*\]\(([^)]*)\)", (workdir / "report.md").read_text())
     return [workdir / unquote(link) for link in links]
 
 
@@ -116,15 +117,18 @@ def test_a_stage_with_the_name_of_a_phase_keeps_its_own_time(tmp_path, monkeypat
 
 def test_the_report_shows_pictures(finished):
     pictures = linked_pictures(finished)
-    assert {path.stem for path in pictures} == set(CASES) and {
-        path.suffix for path in pictures
-    } == {".png", ".gif"}
+    # "longer" and "larger" have two clips, which have no median.
+    ranked = {f"{case}_ranked" for case in CASES} - {"longer_ranked", "larger_ranked"}
+    assert {path.stem for path in pictures} == {*CASES, *ranked, "loss"}
+    assert {path.suffix for path in pictures} == {".png", ".gif", ".mp4"}
     for path in pictures:
+        if path.suffix == ".mp4":
+            assert path.stat().st_size > 0
+            continue
         with Image.open(path) as picture:
             assert (
                 min(picture.size) > 60 and len(np.unique(np.array(picture.convert("RGB")))) > 10
             ), path
-        assert path.with_suffix(".mp4").stat().st_size > 0
 
 
 def test_strips_were_written_while_it_trained(finished):
@@ -231,7 +235,7 @@ def test_footage_is_scored_by_clip(footage):
     cases = list(report["cases"].values())
     for number, scores in enumerate(cases):
         expected = {"clips", "better_than_copy", "better_than_linear", "better_than_copy_linear"}
-        for metric in ("psnr", "ssim", "changed_psnr", "motion"):
+        for metric in METRICS:
             copy = "copy_first" if number < 3 else "copy_last"
             expected |= {metric, f"{metric}_{copy}", f"{metric}_linear", f"{metric}_ceiling"}
         assert set(scores) == expected, number
@@ -247,10 +251,28 @@ def test_footage_has_pictures_whatever_its_names(footage):
     workdir, _, _ = footage
     pictures = linked_pictures(workdir)
     names = {path.name.removesuffix(path.suffix) for path in pictures}
-    assert names == {"held_out", "held_out_given_3", "b (1)_given_3", file_name(f"{LONG}_given_3")}
-    assert len(pictures) == 8 and all(path.exists() for path in pictures), pictures
+    parts = {"b (1)_given_3", file_name(f"{LONG}_given_3")}
+    ranked = {"held_out_ranked", "held_out_given_3_ranked"}
+    assert names == {"held_out", "held_out_given_3", "loss"} | parts | ranked
+    assert len(pictures) == 19 and all(path.exists() for path in pictures), pictures
     with Image.open(workdir / "report" / "held_out.png") as picture:
         assert picture.size[0] > 5 * 128 and picture.size[1] > 4 * 4 * 128, "rows of 128 pixels"
+
+
+def test_the_report_says_what_was_not_computed_and_links_its_videos(footage):
+    workdir, report, _ = footage
+    assert [note.split()[0] for note in report["notes"]] == ["FVD", "LPIPS"]
+    text = (workdir / "report.md").read_text()
+    assert all(note in text for note in report["notes"])
+    assert "[The same as a video](report/held_out_ranked.mp4)" in text
+    assert "![The loss in training](report/loss.png)" in text
+    with Image.open(workdir / "report" / "held_out_ranked.png") as picture:
+        assert picture.size[1] > 3 * 2 * 128, "best, median and worst, each below the truth"
+    legend = text[text.index("## What the scores mean") :]
+    for scores in report["cases"].values():
+        for name in scores:
+            own = re.sub("_(copy_first|copy_last|linear|ceiling)$", "", name)
+            assert f"- {own}: " in legend or f"- {name}: " in legend, name
 
 
 def test_the_report_of_footage_begins_with_a_verdict(footage):

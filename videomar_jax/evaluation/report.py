@@ -6,25 +6,19 @@ the last given frame, which a model must beat, of the linear predictor where the
 should beat, and of encoding and decoding the truth, which no model over these latents can beat but
 by what `sampling.still_detail` adds.
 
-The report is report.json for machines and report.md, with pictures, for people.
+`report_text` writes them down.
 """
 
 import dataclasses
-import json
-import os
-from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-from urllib.parse import quote
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from videomar_jax.evaluation import acting, motion
 from videomar_jax.evaluation.baselines import repeat_last
-from videomar_jax.evaluation.metrics import METRICS, NETWORK_SCORES, Clips, Score, copy_first
+from videomar_jax.evaluation.metrics import Clips, copy_first
+from videomar_jax.evaluation.networks import FeatureCard, Networks
 from videomar_jax.evaluation.scorecard import (
-    CANDIDATES,
     CEILING,
     LINEAR,
     MODEL,
@@ -32,7 +26,6 @@ from videomar_jax.evaluation.scorecard import (
     Scorecard,
     copy_name,
 )
-from videomar_jax.io.files import atomic_write
 
 Generate = Callable[[np.ndarray, Sequence[str], int, Sequence[int]], np.ndarray]
 """(given frames [N, G, Hp, Wp, 3], prompts, frames in all, seeds) → clips."""
@@ -40,22 +33,6 @@ Measure = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 """(generated, true clips) → scores."""
 Reconstruct = Callable[[np.ndarray], np.ndarray]
 """Clips → encoded and decoded clips."""
-
-SHARES: dict[str, Score] = {
-    "better_than_copy": Score(
-        "", "higher", "share of the clips with a higher PSNR than repeating the last given frame"
-    ),
-    "better_than_linear": Score(
-        "", "higher", "share of the clips with a higher PSNR than the linear predictor"
-    ),
-    "right_caption_better": Score(
-        "", "higher", "share of the clips with a higher PSNR than with another clip's caption"
-    ),
-}
-"""Scores that compare the model with a baseline clip by clip."""
-
-SCORES: Mapping[str, Any] = ChainMap(METRICS, NETWORK_SCORES, SHARES, motion.SCORES, acting.SCORES)
-"""What the scores of a report mean, by name; a row that is added to `METRICS` is among them."""
 
 # Bytes of clips that are scored at a time, and of clips that are kept for pictures.
 _AT_A_TIME = 2**27
@@ -124,6 +101,11 @@ class Scored(NamedTuple):
     """By the name of the case and of its parts."""
     shown: dict[str, list[Shown]]
     """A few clips of the case and of its parts."""
+    ranked: list[Shown]
+    """The best, the median and the worst clip, by how much PSNR they gain over repeating the last
+    given frame; [] of fewer than three clips."""
+    notes: list[str]
+    """What was not computed, and why."""
 
 
 def quality(generated: Clips, reference: Clips, reconstruction: Clips) -> dict[str, float]:
@@ -145,6 +127,7 @@ def score(
     reconstruct: Reconstruct,
     *,
     linear: Generate | None = None,
+    networks: Networks | None = None,
     batch_size: int = 1,
     show: int = 4,
 ) -> Scored:
@@ -154,16 +137,21 @@ def score(
 
     Args:
         linear: the linear predictor, if there is one.
+        networks: for the scores that need one, of the clips that they can take.
         batch_size: clips that `generate` works on at a time, which is called for whole batches.
         show: clips to keep of the case, and of each part, for pictures; fewer if they are large.
     """
     count, frames = case.reference.shape[:2]
     clip_bytes = int(np.prod(case.reference.shape[1:]))
     step = max(1, _AT_A_TIME // clip_bytes // batch_size) * batch_size
-    card = Scorecard()
+    networks, notes = (networks or Networks()).suited(case.reference.shape)
+    card = Scorecard(networks.metrics())
+    features = None if networks.i3d is None else FeatureCard(networks.i3d)
     shown = _clips_to_show(case, show, clip_bytes)
     to_keep = set().union(*shown.values())
+    to_rank = set(_spread(range(count), max(1, _FOR_PICTURES // clip_bytes)))
     kept: dict[int, Shown] = {}
+    generated: dict[int, np.ndarray] = {}
     drawn: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, count, step):
         seeds = range(start, min(start + step, count))
@@ -179,7 +167,12 @@ def score(
         for number in to_keep.intersection(seeds):
             row = number - start
             kept[number] = Shown(case.prompts[number], _shown(case, reference, videos, row))
+        for number in to_rank.intersection(seeds):
+            generated[number] = videos[MODEL][number - start].copy()
         videos[CEILING] = reconstruct(reference)
+        if features is not None:
+            judged = (MODEL, copy_name(case.given), CEILING)
+            features.add({name: videos[name] for name in judged}, reference)
         counted = {}
         if case.other_prompts is not None:
             others = list(case.other_prompts[chosen])
@@ -189,12 +182,38 @@ def score(
         if case.measure is not None:
             drawn.append((videos[MODEL], reference))
     scores = {case.name: _scores(card, case, range(count))}
+    if features is not None:
+        scores[case.name] |= features.scores()
     if case.measure is not None:
-        generated, truth = (np.concatenate(clips) for clips in zip(*drawn, strict=True))
-        scores[case.name] |= case.measure(generated, truth)
+        made, truth = (np.concatenate(clips) for clips in zip(*drawn, strict=True))
+        scores[case.name] |= case.measure(made, truth)
     for part in case.parts:
         scores[part.name] = _scores(card, case, part.clips)
-    return Scored(scores, {name: [kept[i] for i in numbers] for name, numbers in shown.items()})
+    return Scored(
+        scores,
+        {name: [kept[i] for i in numbers] for name, numbers in shown.items()},
+        _ranked(case, card, generated),
+        notes,
+    )
+
+
+def _ranked(case: Case, card: Scorecard, generated: Mapping[int, np.ndarray]) -> list[Shown]:
+    """The best, median and worst of these generated clips (by number) beside the truth."""
+    if len(generated) < 3:
+        return []
+    numbers = sorted(generated)
+    ours = card.values("psnr", MODEL)[numbers]
+    copies = card.values("psnr", copy_name(case.given))[numbers]
+    order = np.argsort(ours - copies, kind="stable")
+    places = {"best": order[-1], "median": order[len(order) // 2], "worst": order[0]}
+    found = []
+    for label, place in places.items():
+        number = numbers[place]
+        caption = case.prompts[number] or "(no caption)"
+        title = f"{label}, {ours[place]:.1f} dB, repeating {copies[place]:.1f}: {caption}"
+        truth = np.asarray(case.reference[number : number + 1])[0]
+        found.append(Shown(title, {"truth": truth, "generated": generated[number]}))
+    return found
 
 
 def _scores(card: Scorecard, case: Case, clips: Sequence[int]) -> dict[str, float]:
@@ -262,86 +281,3 @@ def sheet_rows(shown: Sequence[Shown]) -> list[tuple[str, np.ndarray]]:
         for label, video in videos.items():
             rows.append((f"{label}: {caption or '(no caption)'}", video))
     return rows
-
-
-# Files
-
-
-def write_report(
-    folder: str | os.PathLike, report: Mapping[str, Any], pictures: Mapping[str, str]
-) -> None:
-    """Writes report.json and report.md into `folder`.
-
-    Args:
-        report: "cases" (name → scores) and further top-level entries; of these "verdict" (a
-            sentence) and "verdicts" (name of a case → sentence) stand first.
-        pictures: picture file (relative to the folder) → caption.
-    """
-    folder = Path(folder)
-    lines = ["# Report", ""]
-    if report.get("verdict"):
-        lines += [f"**{report['verdict']}**", ""]
-    lines += [*score_table(report["cases"]), ""]
-    for name, sentence in report.get("verdicts", {}).items():
-        lines.append(f"- {_escaped(name)}: {sentence}")
-    lines += ["", "## What the scores mean", "", *legend(report["cases"]), ""]
-    repeated = report["cases"].get("held_out", {})
-    for name, value in report.items():
-        if name not in ("cases", "verdict", "verdicts") and name not in repeated:
-            lines.append(f"- `{name}`: {_plain(value)}")
-    for file, caption in pictures.items():
-        lines += ["", f"## {caption}", "", f"![{caption}]({quote(file)})"]
-    atomic_write(folder / "report.json", json.dumps(report, indent=2) + "\n")
-    atomic_write(folder / "report.md", "\n".join(lines) + "\n")
-
-
-def score_table(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """For each case a row of the model and one of each baseline; a column for each score."""
-    columns = dict.fromkeys(_split(key)[0] for scores in cases.values() for key in scores)
-    yield "| case | " + " | ".join(columns) + " |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for name, scores in cases.items():
-        rows: dict[str, dict[str, float]] = {MODEL: {}}
-        for key, value in scores.items():
-            score_name, candidate = _split(key)
-            rows.setdefault(candidate, {})[score_name] = value
-        for candidate, values in rows.items():
-            label = f"– {CANDIDATES[candidate]}" if candidate else _escaped(name)
-            cells = [_plain(values.get(column, "")) for column in columns]
-            yield "| " + " | ".join([label, *cells]) + " |"
-
-
-def _split(key: str) -> tuple[str, str]:
-    """A score's name and candidate: "psnr_linear" → ("psnr", "linear")."""
-    for candidate in CANDIDATES:
-        name = key.removesuffix(f"_{candidate}")
-        if name != key and name in METRICS | NETWORK_SCORES | SHARES:
-            return name, candidate
-    return key, MODEL
-
-
-def legend(cases: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """What the scores in the table mean."""
-    keys = {key for scores in cases.values() for key in scores}
-    for name, meaning in SCORES.items():
-        if name in keys:
-            unit = f", in {meaning.unit}" if meaning.unit else ""
-            which = f"{meaning.better} is better" if "near" not in meaning.better else "1 is best"
-            yield f"- {name}: {meaning.description}{unit}; {which}"
-    candidates = {_split(key)[1] for key in keys}
-    for candidate, words in CANDIDATES.items():
-        if candidate in candidates:
-            yield f"- ..._{candidate} in report.json: the same score of {words}"
-
-
-def _escaped(name: str) -> str:
-    """A name as a cell of a table."""
-    return name.replace("|", "&#124;")
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}".rstrip("0").rstrip(".")
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
-    return str(value)

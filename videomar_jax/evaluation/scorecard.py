@@ -86,6 +86,10 @@ class Scorecard:
             return None
         return float(np.mean((ours > theirs)[weight > 0]))
 
+    def values(self, name: str, candidate: str) -> Float[np.ndarray, " N"]:
+        """What each clip has of a score that is a mean over clips."""
+        return self._tally(name, candidate, None)[0]
+
     def has(self, candidate: str) -> bool:
         """Whether this candidate was counted."""
         return ("psnr", candidate) in self._tallies

@@ -2,8 +2,9 @@
 
 A table can say "30.8 dB" where the picture says that the moving part is gone. So each sentence says
 first whether the model is worth more than doing nothing, then whether it beats the linear
-predictor, then what becomes of the part that moves, of motion and of the caption. Every claim
-carries its numbers.
+predictor, then what becomes of the part that moves, of motion and of the caption, then what a
+person would notice: a jump at the first new frame, colours that slip away, given frames that come
+back changed, and how it looks to the networks of LPIPS and FVD. Every claim carries its numbers.
 
 Scores are named as in a report: a row of METRICS, and "NAME_BASELINE" for a baseline's.
 """
@@ -21,12 +22,19 @@ _LEVEL = 0.1
 _STILL, _MOVES, _WILD = 0.5, 0.8, 1.5
 _FOLLOWS, _GUESSES = 0.75, 0.6
 _LOST = 0.8
+# A first step so much above the truth's, and the tokenizer's own, is seen as a jump.
+_JUMP = 2.0
+# Grey levels of drift that a person sees, and by how much it must exceed that of a still.
+_DRIFTS, _MORE_DRIFT = 4.0, 2.0
+# PSNR in dB below which a person tells the given frames from those in the video.
+_CHANGED_GIVEN = 30.0
 
 
 def verdict(scores: Scores) -> str:
     """One sentence of judgement on the clips of a case."""
     said = [_against_copy(scores), _against_linear(scores), _moving_part(scores)]
     said += [_amount_of_motion(scores), _caption(scores), _object(scores)]
+    said += [_first_frames(scores), _drift(scores), _to_networks(scores)]
     sentence = "; ".join(part for part in said if part)
     return sentence[:1].upper() + sentence[1:] + "." if sentence else ""
 
@@ -134,6 +142,42 @@ def _object(scores: Scores) -> str:
         said.append(f"{_percent(scores['direction_accuracy'])} go where the caption says")
     if scores.get("object_present", 1.0) < _LOST:
         said.append(f"the object is lost in {_percent(1 - scores['object_present'])}")
+    return ", ".join(said)
+
+
+def _first_frames(scores: Scores) -> str:
+    """Whether the video takes up the given frames; "" if it does."""
+    said = []
+    if scores.get("given_psnr", _CHANGED_GIVEN) < _CHANGED_GIVEN:
+        said.append(f"the given frames come back changed ({scores['given_psnr']:.1f} dB)")
+    step = scores.get("first_step", 1.0)
+    if step > _JUMP * max(1.0, scores.get("first_step_ceiling", 1.0)):
+        said.append(f"it jumps at the first new frame ({_percent(step)} of the truth's step)")
+    return ", ".join(said)
+
+
+def _drift(scores: Scores) -> str:
+    """What slips away over time; "" if nothing visible does."""
+    said = []
+    for name, words in (("mean_drift", "brightness or colour"), ("contrast_drift", "contrast")):
+        drift, copy = scores.get(name), copy_score(scores, name) or 0.0
+        if drift is not None and drift > max(_DRIFTS, copy + _MORE_DRIFT):
+            said.append(f"{words} drifts ({drift:.1f} grey levels off, repeating {copy:.1f})")
+    return ", ".join(said)
+
+
+def _to_networks(scores: Scores) -> str:
+    """How it looks to the networks of LPIPS and FVD, beside repeating."""
+    said = []
+    for name, digits in (("lpips", 3), ("fvd", 0)):
+        value, copy = scores.get(name), copy_score(scores, name)
+        if value is None:
+            continue
+        numbers = f"{value:.{digits}f}"
+        if copy is not None:
+            numbers += f", repeating {copy:.{digits}f}"
+        closer = copy is None or value < copy
+        said.append(f"{name.upper()} {numbers}" + ("" if closer else ", which is closer"))
     return ", ".join(said)
 
 

@@ -16,26 +16,17 @@ from videomar_jax.data.videos import video_files
 from videomar_jax.evaluation.baselines import repeat_last
 from videomar_jax.evaluation.fvd import FVD, Moments, as_report, fvd
 from videomar_jax.evaluation.i3d import I3D
-from videomar_jax.evaluation.i3d_weights import load_i3d
 from videomar_jax.evaluation.lpips import LPIPS, check_size
-from videomar_jax.evaluation.lpips_weights import find_weights, load_lpips
-from videomar_jax.evaluation.metrics import NETWORK_SCORES, Metric
+from videomar_jax.evaluation.lpips_weights import find_weights
+from videomar_jax.evaluation.networks import Networks
 from videomar_jax.evaluation.protocols import check_clip, check_counts
-from videomar_jax.evaluation.report import legend, score_table
+from videomar_jax.evaluation.report_text import legend, score_table
 from videomar_jax.evaluation.scorecard import MODEL, Scorecard, copy_name
 from videomar_jax.evaluation.verdict import verdict
 from videomar_jax.experiment.comparison_options import ComparisonOptions
+from videomar_jax.experiment.scoring_networks import NO_FVD, NO_LPIPS, open_i3d, open_lpips
 from videomar_jax.io.files import atomic_write, sha256
 from videomar_jax.io.paths import user_path
-
-NO_FVD = (
-    "FVD was not computed: it takes --i3d=FILE, the weights of its network, which "
-    "docs/evaluation.md says how to get."
-)
-NO_LPIPS = (
-    "LPIPS was not computed: it takes --lpips=DIR, the weights of its network, which "
-    "docs/evaluation.md says how to get."
-)
 
 
 class _Folders(NamedTuple):
@@ -101,7 +92,10 @@ def compare_folders(
         raise UserError(f"{pairing.reason} Or leave out --lpips, which compares pairs.")
     if not pairing.pairs and options.i3d is None:
         raise UserError(f"{pairing.reason} {NO_FVD}")
-    network, lpips = _load_i3d(options, folders), _load_lpips(options)
+    if options.i3d is not None:
+        counts = len(folders.ours), len(folders.theirs)
+        check_counts(*counts, protocol=options.protocol, few=options.few_clips)
+    network, lpips = open_i3d(options), open_lpips(options)
     _check_files([*folders.ours, *folders.theirs], options)
     notes = []
     distance = None
@@ -154,21 +148,6 @@ def find_pairs(folders: _Folders) -> Pairing:
         )
         return Pairing([], reason)
     return Pairing([(ours[name], theirs[name]) for name in sorted(ours)], "")
-
-
-def _load_i3d(options: ComparisonOptions, folders: _Folders) -> I3D | None:
-    """The network of FVD, once there are clips enough for it."""
-    if options.i3d is None:
-        return None
-    counts = len(folders.ours), len(folders.theirs)
-    check_counts(*counts, protocol=options.protocol, few=options.few_clips)
-    return I3D(params=load_i3d(user_path(options.i3d, "--i3d")))
-
-
-def _load_lpips(options: ComparisonOptions) -> LPIPS | None:
-    if options.lpips is None:
-        return None
-    return load_lpips(user_path(options.lpips, "--lpips"), options.lpips_network)
 
 
 def _check_files(files: Sequence[Path], options: ComparisonOptions) -> None:
@@ -257,8 +236,7 @@ def _pair_scores(
     pairs: Sequence[tuple[Path, Path]], given: int, lpips: LPIPS | None
 ) -> dict[str, float]:
     """All scores of the pairs, and of repeating the last given frame of the true clips."""
-    more = {} if lpips is None else {"lpips": Metric(lpips, *NETWORK_SCORES["lpips"])}
-    card = Scorecard(more)
+    card = Scorecard(Networks(lpips=lpips).metrics())
     both = _clips([file for pair in pairs for file in pair])
     for _ in tqdm(pairs, desc="pairs", unit="pair", disable=None):
         video, reference = next(both)[None], next(both)[None]

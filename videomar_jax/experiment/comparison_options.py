@@ -8,7 +8,28 @@ from videomar_jax.evaluation.protocols import ProtocolName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ComparisonOptions:
+class NetworkOptions:
+    """The weights of networks that scores need.
+
+    Raises:
+        UserError: a field has a value that makes no sense.
+    """
+
+    i3d: str | None = None
+    """Weights of FVD's network; docs/evaluation.md says where they are to be had."""
+    lpips: str | None = None
+    """Folder with the weights of LPIPS; docs/evaluation.md says where they are to be had."""
+    lpips_network: Literal["alex", "vgg"] = "alex"
+    """Network of LPIPS."""
+
+    def __post_init__(self):
+        check_fields("", self)
+        if self.lpips is None and self.lpips_network != "alex":
+            raise UserError("--lpips_network is about LPIPS: add --lpips=DIR, or leave it out.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparisonOptions(NetworkOptions):
     """Two folders, and how they are compared.
 
     Raises:
@@ -20,12 +41,6 @@ class ComparisonOptions:
     reference: str | None = None
     """Folder of true videos. Where both folders hold the same names, clips are compared in pairs,
     too."""
-    i3d: str | None = None
-    """Weights of FVD's network; docs/evaluation.md says where they are to be had."""
-    lpips: str | None = None
-    """Folder with the weights of LPIPS; docs/evaluation.md says where they are to be had."""
-    lpips_network: Literal["alex", "vgg"] = "alex"
-    """Network of LPIPS."""
     given: Count = 1
     """Frames at the start of each video that were given: pairs are compared after them."""
     protocol: ProtocolName = "own"
@@ -34,7 +49,7 @@ class ComparisonOptions:
     """Compute FVD of fewer clips than there should be, too."""
 
     def __post_init__(self):
-        check_fields("", self)
+        super().__post_init__()
         named = {"generated": self.generated, "reference": self.reference}
         missing = [f"--{flag}" for flag, value in named.items() if value is None]
         if missing:

@@ -11,13 +11,18 @@ import numpy as np
 from videomar_jax.checks import UserError
 from videomar_jax.data.sources import ClipSource
 from videomar_jax.evaluation.baselines import LinearPredictor
-from videomar_jax.evaluation.report import Case, Shown, score, sheet_rows, write_report
+from videomar_jax.evaluation.networks import Networks
+from videomar_jax.evaluation.report import Case, Scored, Shown, score, sheet_rows
+from videomar_jax.evaluation.report_text import write_report
 from videomar_jax.evaluation.verdict import overall_verdict, verdict
 from videomar_jax.experiment.budget import at_chosen_size
 from videomar_jax.experiment.cases import CaseSettings
+from videomar_jax.experiment.comparison_options import NetworkOptions
 from videomar_jax.experiment.config import Experiment
+from videomar_jax.experiment.curves import loss_curve, read_metrics
 from videomar_jax.experiment.data_sources import DATA_KINDS
 from videomar_jax.experiment.linear_baseline import linear_predictors
+from videomar_jax.experiment.scoring_networks import missing_networks, open_networks
 from videomar_jax.inference.requests import Output
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.log import log
@@ -33,6 +38,8 @@ SUMMARY = {
     "shuffled_caption_accuracy": "shuffled_captions",
 }
 """Entries of report.json that repeat the direction accuracy of a case."""
+METRICS_FILE = "metrics.jsonl"
+"""What a run wrote while it trained."""
 # Pixels of the shorter side of a frame in pictures; clips and frames of a contact sheet.
 _LEAST_SIDE = 128
 _SHEET_CLIPS, _SHEET_COLUMNS = 4, 17
@@ -44,7 +51,7 @@ class Evaluation:
     """What `evaluate` found.
 
     report: the scores of each case under "cases", and the most important ones above.
-    pictures: picture file in the folder → its caption.
+    pictures: file of a picture or video in the folder → its caption.
     """
 
     report: dict[str, Any]
@@ -52,7 +59,10 @@ class Evaluation:
 
 
 def evaluate_named(
-    config: Mapping[str, Any] | None, checkpoint: str | None, output: str | None
+    config: Mapping[str, Any] | None,
+    checkpoint: str | None,
+    output: str | None,
+    options: NetworkOptions | None = None,
 ) -> dict[str, Any]:
     """As `evaluate_checkpoint`, from what a person named, at the size that the run has chosen.
 
@@ -67,16 +77,22 @@ def evaluate_named(
         )
     folder = user_path(checkpoint, "--checkpoint")
     experiment = Experiment.from_config(at_chosen_size(config, run_folder(folder)))
-    return evaluate_checkpoint(experiment, user_path(output, "--output"), folder)
+    networks = open_networks(options or NetworkOptions())
+    return evaluate_checkpoint(experiment, user_path(output, "--output"), folder, networks)
 
 
 def evaluate_checkpoint(
-    experiment: Experiment, output: Path, checkpoint: str | os.PathLike
+    experiment: Experiment,
+    output: Path,
+    checkpoint: str | os.PathLike,
+    networks: Networks | None = None,
 ) -> dict[str, Any]:
     """Scores a checkpoint's averaged parameters on the experiment's held-out clips.
 
     Clips are sampled as the experiment says. Writes the report into `output` and returns it.
 
+    Args:
+        networks: for the scores that need one.
     Raises:
         UserError: `output` holds a report already.
     """
@@ -102,9 +118,9 @@ def evaluate_checkpoint(
     held_out = experiment.source("test", min_frames=experiment.final_stage.num_frames)
     is_compared = DATA_KINDS[experiment.data.kind].linear_predictor
     train = experiment.source("train") if is_compared else None
-    found = evaluate(experiment, sampler, held_out, output / "report", train)
+    found = evaluate(experiment, sampler, held_out, output / "report", train, networks)
     report = found.report | {"step": pretrained.step}
-    save_report(output, report, found.pictures)
+    save_report(output, report, found.pictures, run_folder(checkpoint) / METRICS_FILE)
     return report
 
 
@@ -114,13 +130,17 @@ def evaluate(
     held_out: ClipSource,
     folder: Path,
     train: ClipSource | None = None,
+    networks: Networks | None = None,
 ) -> Evaluation:
     """Generates and scores every case of this kind of data; writes pictures into `folder`.
 
     Args:
         train: the training clips, which the linear predictor of footage is fitted on; None: reports
             have no linear predictor.
+        networks: for the scores that need one.
     """
+    networks = networks or Networks()
+    notes = missing_networks(networks)
     kind = DATA_KINDS[experiment.data.kind]
     cases = kind.cases(held_out, case_settings(experiment, sampler.tokenizer))
     linear: Mapping[int, LinearPredictor] = {}
@@ -134,23 +154,15 @@ def evaluate(
             sampler,
             sampler.reconstruct,
             linear=linear.get(case.given),
+            networks=networks,
             batch_size=sampler.batch_size,
             show=_MOVING_CLIPS if case.measure else _SHEET_CLIPS,
         )
         scores |= found.scores
         shown = ", ".join(f"{key} {value:.3g}" for key, value in scores[case.name].items())
         log.info("%s: %s", case.title, shown)
-        titles = {case.name: case.title} | {part.name: part.title for part in case.parts}
-        for name, clips in found.shown.items():
-            stem = file_name(name)
-            try:
-                _write_pictures(folder / stem, clips, held_out.fps)
-            except (OSError, ValueError) as error:
-                log.warning("no pictures of %r: %s", name, error)  # the scores are worth more
-                continue
-            pictures[f"{stem}.png"] = titles[name]
-            rows = ", ".join(clips[0].videos)
-            pictures[f"{stem}.gif"] = f"{titles[name]}: {rows}, one below the other"
+        pictures |= _pictures_of(case, found, folder, held_out.fps)
+        notes += [f"{case.name}: {note}" for note in found.notes]
     summary: dict[str, Any] = {
         key: scores[name]["direction_accuracy"]
         for key, name in SUMMARY.items()
@@ -160,12 +172,35 @@ def evaluate(
     log.info("verdict: %s", overall)
     summary["verdict"] = overall
     summary["verdicts"] = {name: verdict(values) for name, values in scores.items()}
+    summary["notes"] = notes
     if linear:
         summary["linear_predictor"] = {
             case.name: f"{linear[case.given].kind}, {linear[case.given].windows} training windows"
             for case in cases
         }
     return Evaluation(report=scores["held_out"] | summary | {"cases": scores}, pictures=pictures)
+
+
+def _pictures_of(case: Case, found: Scored, folder: Path, fps: float) -> dict[str, str]:
+    """Writes the pictures of a case and its parts; file → caption of those that could be."""
+    titles = {case.name: case.title} | {part.name: part.title for part in case.parts}
+    sheets = {name: (titles[name], clips) for name, clips in found.shown.items()}
+    if found.ranked:
+        title = f"{case.title}: the best, the median and the worst by their gain over repeating"
+        sheets[f"{case.name}_ranked"] = (title, found.ranked)
+    pictures: dict[str, str] = {}
+    for name, (title, clips) in sheets.items():
+        stem = file_name(name)
+        try:
+            _write_pictures(folder / stem, clips, fps)
+        except (OSError, ValueError) as error:
+            log.warning("no pictures of %r: %s", name, error)  # the scores are worth more
+            continue
+        rows = ", ".join(clips[0].videos)
+        pictures[f"{stem}.png"] = title
+        pictures[f"{stem}.gif"] = f"{title}: {rows}, one below the other"
+        pictures[f"{stem}.mp4"] = "The same as a video"
+    return pictures
 
 
 def _linear_predictors(
@@ -209,9 +244,23 @@ def case_settings(experiment: Experiment, tokenizer: Tokenizer) -> CaseSettings:
     )
 
 
-def save_report(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, str]) -> None:
-    """Writes report.json and report.md; the pictures are those of FOLDER/report."""
-    write_report(folder, report, {f"report/{file}": text for file, text in pictures.items()})
+def save_report(
+    folder: Path,
+    report: Mapping[str, Any],
+    pictures: Mapping[str, str],
+    metrics: Path | None = None,
+) -> None:
+    """Writes report.json and report.md; the pictures are those of FOLDER/report.
+
+    Args:
+        metrics: metrics.jsonl of the run, whose loss becomes FOLDER/report/loss.png.
+    """
+    files = {f"report/{file}": text for file, text in pictures.items()}
+    curve = None if metrics is None else loss_curve(read_metrics(metrics))
+    if curve is not None:
+        write_png(folder / "report" / "loss.png", curve, overwrite=True)
+        files = {"report/loss.png": "The loss in training"} | files
+    write_report(folder, report, files)
 
 
 def preview(

@@ -34,6 +34,7 @@ from videomar_jax.experiment.budget import (
 from videomar_jax.experiment.config import Experiment
 from videomar_jax.experiment.data_sources import DATA_KINDS
 from videomar_jax.experiment.evaluate import (
+    METRICS_FILE,
     evaluate,
     save_report,
     write_preview,
@@ -222,7 +223,7 @@ def _run(
         source = unchanged(prepared.inputs.source)
         found = evaluate(experiment, sampler(ema), prepared.held_out, workdir / "report", source)
     report = found.report | {"seconds": seconds, "seconds_total": sum(seconds.values())}
-    save_report(workdir, report, found.pictures)
+    save_report(workdir, report, found.pictures, workdir / METRICS_FILE)
     log.info("report: %s", workdir / "report.md")
     return report
 
