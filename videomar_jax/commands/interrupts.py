@@ -43,7 +43,7 @@ def _convert() -> Ending:
 
 
 def _evaluate() -> Ending:
-    return Ending("stopped before the report was complete.", CTRL_C)
+    return Ending("stopped before its work was complete; finished videos stay.", CTRL_C)
 
 
 _ENDINGS: dict[str, Callable[[], Ending]] = {

@@ -10,7 +10,7 @@ from videomar_jax.data.decode import check_decodes, probe
 from videomar_jax.experiment.suite_prompts import SuitePrompt, some_of
 from videomar_jax.io.files import clear_leftovers
 from videomar_jax.io.log import log
-from videomar_jax.preparation.progress import read_ahead
+from videomar_jax.preparation.progress import Progress, read_ahead
 
 FPS = 12.0
 """Of the files. Dynamic degree takes every round(fps / 8)-th frame, so it is part of the number."""
@@ -46,14 +46,23 @@ class VideoForm:
 
 
 def check_videos(folder: Path, names: Sequence[str], form: VideoForm) -> list[str]:
-    """What is wrong with the videos of these names: missing, damaged, short, of another form."""
+    """What is wrong with the videos of these names: missing, damaged, short, of another form.
+
+    Logs how far it has come.
+    """
 
     def fault(name: str) -> str | None:
         found = form.fault(folder / f"{name}.mp4")
         return None if found is None else f"{name}.mp4: {found}"
 
     threads = min(8, os.cpu_count() or 1)
-    return [found for found in read_ahead(fault, names, threads=threads, ahead=64) if found]
+    progress = Progress("videos checked", len(names), every=30.0)
+    faults = []
+    for found in read_ahead(fault, names, threads=threads, ahead=64):
+        progress.add()
+        if found is not None:
+            faults.append(found)
+    return faults
 
 
 def check_set(
