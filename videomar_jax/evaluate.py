@@ -4,6 +4,7 @@
     python -m videomar_jax.evaluate --generated=DIR --reference=DIR
 
 Both take --i3d=FILE and --lpips=DIR, the weights of networks, for FVD and LPIPS.
+--all_checkpoints scores every checkpoint of a run and draws the scores over the steps.
 --config.SECTION.KEY=VALUE changes one entry of the config.
 """
 
@@ -25,6 +26,7 @@ from videomar_jax.experiment.comparison_options import ComparisonOptions, Networ
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Names the held-out clips.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for report.json, report.md and pictures.")
+_ALL = flags.DEFINE_bool("all_checkpoints", False, "Score all of a run's checkpoints, over steps.")
 _COMPARISON = FieldFlags(ComparisonOptions)
 _NETWORKS = {field.name for field in dataclasses.fields(NetworkOptions)}
 
@@ -42,10 +44,15 @@ def main(_: Sequence[str]) -> None:
 
         print(compare_folders(ComparisonOptions(**compared), _OUTPUT.value))
         return
-    from videomar_jax.experiment.evaluate import evaluate_named
-
     networks = NetworkOptions(**compared)
-    evaluate_named(config, _CHECKPOINT.value, _OUTPUT.value, networks)
+    if _ALL.value:
+        from videomar_jax.experiment.learning_curve import evaluate_all_named
+
+        evaluate_all_named(config, _CHECKPOINT.value, _OUTPUT.value, networks)
+    else:
+        from videomar_jax.experiment.evaluate import evaluate_named
+
+        evaluate_named(config, _CHECKPOINT.value, _OUTPUT.value, networks)
 
 
 if __name__ == "__main__":
