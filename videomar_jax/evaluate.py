@@ -7,6 +7,7 @@ r"""Score a checkpoint on held-out clips, compare two folders of videos, or run 
     python -m videomar_jax.evaluate --suite=vbench_i2v --results=DIR
 
 The first two take --i3d=FILE and --lpips=DIR, the weights of networks, for FVD and LPIPS.
+--all_checkpoints scores every checkpoint of a run and draws the scores over the steps.
 --config.SECTION.KEY=VALUE changes one entry of the config.
 """
 
@@ -30,6 +31,7 @@ from videomar_jax.experiment.suite_options import RESULT_FLAGS, SuiteOptions
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Names the held-out clips.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir, or one of its checkpoints.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for videos, report.json and report.md.")
+_ALL = flags.DEFINE_bool("all_checkpoints", False, "Score all of a run's checkpoints, over steps.")
 _COMPARISON = FieldFlags(ComparisonOptions)
 _SUITE = FieldFlags(SuiteOptions)
 _NETWORKS = {field.name for field in dataclasses.fields(NetworkOptions)}
@@ -48,14 +50,21 @@ def main(_: Sequence[str]) -> None:
 
         print(compare_folders(ComparisonOptions(**compared), _OUTPUT.value))
     elif suite:
-        options = SuiteOptions(**suite)
         if compared:
             raise UserError(f"--suite has no use for --{next(iter(compared))}: leave it out.")
+        if _ALL.value:
+            raise UserError("--suite takes one checkpoint: leave out --all_checkpoints.")
+        options = SuiteOptions(**suite)
         if options.results:
             app.refuse_others(main, RESULT_FLAGS, "Results are shown as they are")
         from videomar_jax.experiment.vbench_suite import run_suite
 
         run_suite(options, _CHECKPOINT.value, _OUTPUT.value, config)
+    elif _ALL.value:
+        from videomar_jax.experiment.learning_curve import evaluate_all_named
+
+        networks = NetworkOptions(**compared)
+        evaluate_all_named(config, _CHECKPOINT.value, _OUTPUT.value, networks)
     else:
         from videomar_jax.experiment.evaluate import evaluate_named
 

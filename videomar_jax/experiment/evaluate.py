@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,13 +58,20 @@ class Evaluation:
     pictures: dict[str, str]
 
 
-def evaluate_named(
-    config: Mapping[str, Any] | None,
-    checkpoint: str | None,
-    output: str | None,
-    options: NetworkOptions | None = None,
-) -> dict[str, Any]:
-    """As `evaluate_checkpoint`, from what a person named, at the size that the run has chosen.
+class NamedRun(NamedTuple):
+    """What a person named to be scored."""
+
+    config: Mapping[str, Any]
+    """At the size that the run has chosen."""
+    experiment: Experiment
+    checkpoint: Path
+    output: Path
+
+
+def named_run(
+    config: Mapping[str, Any] | None, checkpoint: str | None, output: str | None
+) -> NamedRun:
+    """What is scored, from flags.
 
     Raises:
         UserError: something is not named.
@@ -76,9 +83,25 @@ def evaluate_named(
             "--suite=vbench_i2v."
         )
     folder = user_path(checkpoint, "--checkpoint")
-    experiment = Experiment.from_config(at_chosen_size(config, run_folder(folder)))
+    config = at_chosen_size(config, run_folder(folder))
+    experiment = Experiment.from_config(config)
+    return NamedRun(config, experiment, folder, user_path(output, "--output"))
+
+
+def evaluate_named(
+    config: Mapping[str, Any] | None,
+    checkpoint: str | None,
+    output: str | None,
+    options: NetworkOptions | None = None,
+) -> dict[str, Any]:
+    """As `evaluate_checkpoint`, from what a person named, at the size that the run has chosen.
+
+    Raises:
+        UserError: something is not named.
+    """
+    named = named_run(config, checkpoint, output)
     networks = open_networks(options or NetworkOptions())
-    return evaluate_checkpoint(experiment, user_path(output, "--output"), folder, networks)
+    return evaluate_checkpoint(named.experiment, named.output, named.checkpoint, networks)
 
 
 def evaluate_checkpoint(
