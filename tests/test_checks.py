@@ -428,7 +428,10 @@ EXAMPLES = {
         device="cpu",
     ),
     "HashedTextEncoder": dict(max_tokens=8, width=16),
+    "ComparisonOptions": dict(generated="made", reference="true", i3d="i3d.ckpt", lpips="lpips"),
+    "Scenes": dict(seed=0, length=4, split="train"),
     "Shapes": dict(seed=0, length=4, split="train", bounce=True),
+    "SuiteOptions": dict(suite="vbench_i2v", info="info.json", images="crop"),
 }
 
 LATER = {  # classes that do not check or describe their fields yet

@@ -43,7 +43,7 @@ _MP4 = _Codec(
     container="mp4",
     codec="libx264",
     # With x264's macroblock tree, files of the same frames differed from call to call (31 of 80 at
-    # 264x264, single-threaded too); without it none of 1250 did.
+    # 264x264, single-threaded too); without it none of 890 did.
     codec_options={"crf": "12", "preset": "medium", "mbtree": "0"},
     # The index stands first, so that a browser can play before all has arrived.
     container_options={"movflags": "+faststart"},
