@@ -60,6 +60,14 @@ def test_panels_stand_below_each_other_in_colours_of_their_own():
     assert len(places(picture, ORANGE)) and len(places(picture, BLUE, slice(290, 450)))
 
 
+def test_only_whole_steps_are_marked():
+    """Of a curve from 4 to 6 there is one line down the panel inside: that of step 5."""
+    picture = plot([Panel("", {"a": Curve([4, 6], [1.0, 2.0])})])
+    is_line = (picture[60:200, 100:860] < 250).any(axis=-1).all(axis=0)
+    marked = np.flatnonzero(is_line) + 100
+    assert len(marked) and np.abs(marked - 480).max() < 4
+
+
 def test_faults_are_named():
     with pytest.raises(UserError, match="at least one panel"):
         plot([])

@@ -150,6 +150,8 @@ def _draw_grid(
         label = f"{10**value:.3g}" if logarithmic else f"{value:.6g}"
         draw.text((across.start - gap, y), label, fill=_INK, font=font, anchor="rm")
     for step in ticks(across.low, across.high, 8):
+        if step != round(step):
+            continue  # there are no half steps
         x = across.place(step)
         draw.line([(x, down.start), (x, down.end)], fill=_GRID, width=_DRAWN_TWICE)
         draw.text((x, down.start + gap), f"{step:.6g}", fill=_INK, font=font, anchor="ma")
