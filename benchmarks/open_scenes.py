@@ -36,7 +36,9 @@ import numpy as np
 
 from benchmarks.measuring import write_report
 from videomar_jax.checks import UserError, at_least
-from videomar_jax.data.scenes import SIDEWAYS, Scene, Scenes, possible_actions, render
+from videomar_jax.data.scene_objects import SIDEWAYS, Scene, possible_actions
+from videomar_jax.data.scene_pictures import render
+from videomar_jax.data.scenes import Scenes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation.acting import Known, acting, compare
 from videomar_jax.evaluation.metrics import CHANGED, changed_error, decibels

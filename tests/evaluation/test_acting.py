@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from videomar_jax.data.scenes import Scenes, possible_actions
+from videomar_jax.data.scene_objects import possible_actions
+from videomar_jax.data.scenes import Scenes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation.acting import acting, is_nearest
 from videomar_jax.experiment.scene_cases import draw_known

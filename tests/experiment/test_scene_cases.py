@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from videomar_jax.data.scenes import COMBINATIONS, HELD_OUT, IN_THE_AIR, Scenes
+from videomar_jax.data.scene_objects import IN_THE_AIR
+from videomar_jax.data.scenes import COMBINATIONS, HELD_OUT, Scenes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.experiment.cases import CaseSettings
 from videomar_jax.experiment.scene_cases import scene_cases

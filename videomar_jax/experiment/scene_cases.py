@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videomar_jax.data.scenes import Action, Scene, Scenes, possible_actions, render
+from videomar_jax.data.scene_objects import Action, Scene, possible_actions
+from videomar_jax.data.scene_pictures import render
+from videomar_jax.data.scenes import Scenes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation.acting import Known, acting
 from videomar_jax.evaluation.report import Case
