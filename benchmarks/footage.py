@@ -39,7 +39,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from benchmarks.measuring import write_report
+from benchmarks.measuring import argument_parser, run_command, write_report
 from videomar_jax.checks import UserError
 from videomar_jax.data.transforms import crop_center, resize_cover
 from videomar_jax.evaluation.baselines import Windows, fit_linear, repeat_last
@@ -499,9 +499,7 @@ def report_balls(args: argparse.Namespace) -> None:
 
 
 def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     balls = commands.add_parser("balls", help="clips of a bouncing ball")
@@ -546,7 +544,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

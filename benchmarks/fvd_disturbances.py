@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
-from benchmarks.measuring import write_report
+from benchmarks.measuring import argument_parser, run_command, write_report
 from videomar_jax.checks import UserError, at_least
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape, ClipSource
@@ -186,9 +186,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--clips", required=True, help="a folder of real clips")
     parser.add_argument("--i3d", required=True, help="the network's weights")
     parser.add_argument("--cache", required=True, help="a folder for the moments of features")
@@ -201,7 +199,4 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

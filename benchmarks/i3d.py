@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.measuring import write_report
+from benchmarks.measuring import argument_parser, run_command, write_report
 from videomar_jax.checks import UserError, at_least
 from videomar_jax.evaluation.i3d import I3D
 from videomar_jax.evaluation.i3d_weights import LAYOUTS, load_i3d
@@ -109,9 +109,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--i3d", required=True, help="the network's weights")
     parser.add_argument("--python", default=sys.executable, help="an interpreter with PyTorch")
     parser.add_argument("--clips", type=int, default=8, help="clips of 16 frames of 64x64")
@@ -121,7 +119,4 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

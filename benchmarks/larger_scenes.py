@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measuring import write_report
-from videomar_jax.checks import UserError, at_least
+from benchmarks.measuring import checkpoint_parser, run_command, write_report
+from videomar_jax.checks import at_least
 from videomar_jax.data.scenes import Scenes
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.evaluation.report import Case
@@ -133,19 +133,12 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, help="a run's folder")
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--clips", type=int, default=32, help="of each case")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     parser.add_argument("--pictures", help="a folder for a sheet of each case")
-    parser.add_argument("--out", help="a file for the figures, as JSON")
     return parser.parse_args(words)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.measuring import write_report
+from benchmarks.measuring import checkpoint_parser, run_command, write_report
 from videomar_jax.checks import UserError, at_least
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
@@ -148,22 +148,15 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, help="a run's folder")
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--clips", required=True, help="a folder of clips it was not trained on")
     parser.add_argument("--frames", type=int, help="four times the trained length unless set")
     parser.add_argument("--given", type=int, default=5, help="frames to continue from")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--show", type=int, default=0, help="the window of the picture")
     parser.add_argument("--picture", help="a PNG of the truth and each option")
-    parser.add_argument("--out", help="the JSON file")
     return parser.parse_args(words)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)

@@ -1,5 +1,6 @@
-"""What the benchmarks share: the best rates of the device, and where a report is written."""
+"""What the benchmarks share: their command lines, the device's best rates, where reports go."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from videomar_jax.checks import UserError
 
 
 def matmul_peak(dtype: str) -> float:
@@ -73,3 +76,26 @@ def write_report(report: dict[str, Any], out: str | None, name: str) -> None:
     with open(path, "x", encoding="utf-8") as file:
         json.dump(report, file, indent=2)
     print(path)
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help begins with the text of a benchmark as it stands."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
+    """The same for a benchmark of a model, which takes --checkpoint and --out."""
+    parser = argument_parser(description)
+    parser.add_argument("--checkpoint", required=True, help="a run's folder")
+    parser.add_argument("--out", help="a file for the figures, as JSON")
+    return parser
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a benchmark; what the user can mend ends it with one line."""
+    try:
+        main()
+    except (UserError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

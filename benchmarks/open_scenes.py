@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.measuring import write_report
+from benchmarks.measuring import checkpoint_parser, run_command, write_report
 from videomar_jax.checks import UserError, at_least
 from videomar_jax.data.scene_objects import SIDEWAYS, Scene, possible_actions
 from videomar_jax.data.scene_pictures import render
@@ -257,22 +257,15 @@ def milliseconds(sampler: VideoSampler, told: Told) -> float:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, help="a run's folder")
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--clips", type=int, default=32, help="with captions that fix everything")
     parser.add_argument("--scenes", type=int, default=8, help="with captions that leave the side")
     parser.add_argument("--seeds", type=int, default=8, help="for each of these")
     parser.add_argument("--batch", type=int, default=32, help="videos at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     parser.add_argument("--picture", help="a file for four seeds of three first frames")
-    parser.add_argument("--out", help="a file for the figures, as JSON")
     return parser.parse_args(words)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run_command(main)
