@@ -47,34 +47,26 @@ def main(_: Sequence[str]) -> None:
     checkpoint = user_path(_CHECKPOINT.value, "--checkpoint")
     if (output is None) == (export is None):
         raise UserError(
-            "Name the result: --output=DIR for a published file, --export=FILE for a trained model."
+            "Name the result: --output=DIR, a folder from a published file or of a trained model; "
+            "or --export=FILE, the published form of a trained model."
         )
+    importing, exporting = _IMPORT_OPTIONS.given(), _EXPORT_OPTIONS.given()
+    settings = _MODEL_SETTINGS.given()
+    # A trained model has averaged parameters and those of its last step.
+    weights = "ema" if importing.get("weights", "ema") == "ema" else "params"
     if output is not None and is_model(checkpoint):
         allowed = ["checkpoint", "output", "weights", "param_dtype"]
         app.refuse_others(main, allowed, "A trained model is packed as it is")
-        options = ImportOptions(**_IMPORT_OPTIONS.given())
-        weights = "ema" if options.weights == "ema" else "params"
-        pack(
-            checkpoint,
-            user_path(output, "--output"),
-            weights=weights,
-            param_dtype=options.param_dtype,
-        )
+        dtype = importing.get("param_dtype")
+        pack(checkpoint, user_path(output, "--output"), weights=weights, param_dtype=dtype)
         return
-    importing, exporting = _IMPORT_OPTIONS.given(), _EXPORT_OPTIONS.given()
-    settings = _MODEL_SETTINGS.given()
     if export is not None:
         if settings:
             raise UserError(
                 f"--{next(iter(settings))} belongs to --output=DIR: a trained model says it itself."
             )
-        last = importing.get("weights", "ema") != "ema"
-        export_official(
-            checkpoint,
-            user_path(export, "--export"),
-            ExportOptions(**exporting),
-            weights="params" if last else "ema",
-        )
+        file = user_path(export, "--export")
+        export_official(checkpoint, file, ExportOptions(**exporting), weights=weights)
         return
     if exporting:
         raise UserError(f"--{next(iter(exporting))} belongs to --export=FILE; leave it out.")

@@ -86,12 +86,11 @@ def pack(
         UserError, OSError: there is no model, it does not fit the type, or another process is
             making `output`.
     """
-    folder, params, step = load_params(checkpoint, weights)
-    bundle = load_bundle(folder)
-    dtype = param_dtype or "bfloat16"
 
     def fill(part: Path) -> None:
-        save_bundle(bundle, part)
+        folder, params, step = load_params(checkpoint, weights)
+        save_bundle(load_bundle(folder), part)
+        dtype = param_dtype or "bfloat16"
         write_weights(part, params, step=step, weights=weights, dtype=dtype)
 
     _make_folder(user_path(output, "--output"), fill)
