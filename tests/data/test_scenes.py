@@ -60,7 +60,7 @@ def test_a_larger_picture_shows_the_same_scene():
 def test_a_larger_room_leaves_objects_their_pixels():
     found, index, _scene = first_of("moves")
     large = dataclasses.replace(SHAPE, height=72, width=72)
-    near, far = found.path(index, SHAPE), dataclasses.replace(found, extent=1.5).path(index, large)
+    near, far = found.path(index, SHAPE), dataclasses.replace(found, unit=48).path(index, large)
     np.testing.assert_allclose(near.radius, far.radius)
 
 
@@ -191,7 +191,7 @@ def test_digests_tell_sources_apart():
         source("train"),
         source(seed=4),
         source(open_captions=0.5),
-        source(extent=1.5),
+        source(unit=48),
     ]
     assert len({found.digest() for found in kinds}) == len(kinds)
 

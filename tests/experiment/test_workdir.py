@@ -43,6 +43,7 @@ def as_earlier_versions_wrote_it(config):
         "flip",
         "augment_probability",
         "open_captions",
+        "unit",
     ):
         del values["data"][key]
     for key in ("linear_prior", "previous_frame", "residual", "forecast", "bilinear_units"):

@@ -1,7 +1,7 @@
 """Objects of a drawn scene, what they do, and where that takes them.
 
-Lengths are shares of the shorter side of the canvas, times are frames, so a clip is the same scene
-at every size. y grows downwards.
+The unit of length is the shorter side of the canvas (or `Scenes.unit`), that of time a frame, so a
+clip is the same scene at every size. y grows downwards.
 
 What an object does, from frame t = 0 on, with its centre (x, y) and radius r:
 
@@ -39,14 +39,14 @@ SIDEWAYS = ("moves", "rolls", "turns", "passes behind")
 IN_THE_AIR = ("falls", "bounces")
 SIZES = {"small": 0.11, "": 0.14, "large": 0.17}
 """Radius by the word in the caption."""
-SPEEDS = {"slowly": 1.0, "quickly": 2.2}
-VELOCITY = 0.016
+SPEEDS = {"slowly": 1.0, "quickly": 2.0}
+VELOCITY = 0.012
 """Of what moves slowly, a frame."""
-TURN = np.radians(4.0)
+TURN = np.radians(3.0)
 """Of what turns slowly, a frame."""
-GROWTH = 0.02
+GROWTH = 0.016
 GROWN = 1.7
-GRAVITY = 0.006
+GRAVITY = 0.004
 RESTITUTION = 0.75
 
 
@@ -114,7 +114,7 @@ class Scene:
 
 
 class Path(NamedTuple):
-    """Where an object is in each frame, in shares of the canvas's shorter side."""
+    """Where an object is in each frame, in units of length."""
 
     x: Float[np.ndarray, "F"]
     y: Float[np.ndarray, "F"]

@@ -30,15 +30,15 @@ BEVEL = {"ball": 1.0, "cube": 0.35, "star": 0.45, "cone": 0.6}
 
 
 def render(
-    scene: Scene, shape: ClipShape, *, extent: float = 1.0, actor: bool = True
+    scene: Scene, shape: ClipShape, *, unit: int = 0, actor: bool = True
 ) -> UInt8[np.ndarray, "F Hp Wp 3"]:
     """The pictures of a scene.
 
     Args:
-        extent: see `Scenes.extent`.
+        unit: see `Scenes.unit`.
         actor: False leaves the acting object out.
     """
-    canvas = _canvas(shape, extent)
+    canvas = _canvas(shape, unit)
     width = shape.width * canvas.pixel
     paths = {thing: path_of(thing, None, 1, width) for thing in scene.others}
     if actor:
@@ -56,15 +56,20 @@ def render(
 
 
 class _Canvas(NamedTuple):
-    """Pixel centres in shares of the shorter side."""
+    """Pixel centres in units of length."""
 
     x: Float[np.ndarray, "1 Wp"]
     y: Float[np.ndarray, "Hp 1"]
     pixel: float
 
 
-def _canvas(shape: ClipShape, extent: float) -> _Canvas:
-    pixel = extent / min(shape.height, shape.width)
+def pixel_size(shape: ClipShape, unit: int) -> float:
+    """The side of a pixel in units of length; `unit` as in `Scenes`."""
+    return 1 / (unit or min(shape.height, shape.width))
+
+
+def _canvas(shape: ClipShape, unit: int) -> _Canvas:
+    pixel = pixel_size(shape, unit)
     x = (np.arange(shape.width, dtype=np.float32) + 0.5) * np.float32(pixel)
     y = (np.arange(shape.height, dtype=np.float32) + 0.5) * np.float32(pixel)
     # The floor stays at the lower edge, however high the room is.

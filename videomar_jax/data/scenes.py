@@ -13,11 +13,12 @@ of colour, kind and action.
 
 import colorsys
 import dataclasses
+import math
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from videomar_jax.checks import Count, Fraction, Natural, Positive, UserError, check_fields
+from videomar_jax.checks import Count, Fraction, Natural, UserError, check_fields
 from videomar_jax.data.scene_objects import (
     ACTIONS,
     COLOURS,
@@ -33,12 +34,14 @@ from videomar_jax.data.scene_objects import (
     Thing,
     path_of,
 )
-from videomar_jax.data.scene_pictures import render
+from videomar_jax.data.scene_pictures import pixel_size, render
 from videomar_jax.data.sources import Clip, ClipShape, SourceKind, check_index, short_digest
 
 FLOOR = (0.74, 0.93)
 """Where objects stand, from back to front."""
 MIN_SIDE = 32
+MIN_WIDTH = 0.6
+"""Of a room, in units: what grows fits in."""
 
 Split = Literal["train", "test", "unseen"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -94,9 +97,9 @@ class Scenes:
     each from its own random stream; "unseen" from those held out."""
     open_captions: Fraction = 0.0
     """The share of the captions that leave the side, the speed or both to chance."""
-    extent: Positive = 1.0
-    """How large a room the picture shows: at 1.5, on a canvas 1.5 times as large, objects have as
-    many pixels as at 1."""
+    unit: Natural = 0
+    """Pixels of the unit of length: objects then have as many pixels on every canvas, and a wider
+    one shows a wider room. 0: the shorter side of the canvas is the unit."""
 
     def __post_init__(self):
         check_fields("Scenes", self)
@@ -112,19 +115,19 @@ class Scenes:
         """Clip number `index`; `rng` is not used.
 
         Raises:
-            UserError: the canvas is too small, see `MIN_SIDE`.
+            UserError: the canvas is too small, see `MIN_SIDE` and `MIN_WIDTH`.
         """
         scene = self.scene(index, shape)
         chance = self._stream(index, kind=1)
         left_out = chance.random() < self.open_captions
         side, speed = [(False, True), (True, False), (False, False)][chance.integers(3)]
         caption = scene.caption(side=side or not left_out, speed=speed or not left_out)
-        return Clip(video=render(scene, shape, extent=self.extent), caption=caption)
+        return Clip(video=render(scene, shape, unit=self.unit), caption=caption)
 
     def scene(self, index: int, shape: ClipShape) -> Scene:
         """What clip number `index` shows on a canvas of this shape."""
         check_index(index, self.length)
-        _check_canvas(shape)
+        _check_canvas(shape, self.unit)
         rng = self._stream(index, kind=0)
         combinations = HELD_OUT if self.split == "unseen" else SEEN
         verbs = list(dict.fromkeys(found.action for found in combinations))
@@ -132,13 +135,13 @@ class Scenes:
         # Actions come equally often, whatever number of kinds can do them.
         fitting = [found for found in combinations if found.action == verb]
         chosen = fitting[rng.integers(len(fitting))]
-        width = shape.width * self.extent / min(shape.height, shape.width)
+        width = shape.width * pixel_size(shape, self.unit)
         return _random_scene(chosen, rng, width)
 
     def path(self, index: int, shape: ClipShape) -> Path:
         """Where the acting object of clip `index` is, in pixels."""
         scene = self.scene(index, shape)
-        pixel = self.extent / min(shape.height, shape.width)
+        pixel = pixel_size(shape, self.unit)
         found = path_of(scene.actor, scene.action, shape.num_frames, shape.width * pixel)
         below = shape.height * pixel - 1.0
         return Path(found.x / pixel, (found.y + below) / pixel, found.radius / pixel, found.angle)
@@ -147,11 +150,17 @@ class Scenes:
         return np.random.default_rng([self.seed, SPLITS.index(self.split), kind, index])
 
 
-def _check_canvas(shape: ClipShape) -> None:
+def _check_canvas(shape: ClipShape, unit: int) -> None:
     if min(shape.height, shape.width) < MIN_SIDE:
         raise UserError(
             f"A canvas of {shape.height} x {shape.width} px has no room for a scene: ask for at "
             f"least {MIN_SIDE} x {MIN_SIDE}, or for data.kind='shapes'."
+        )
+    if shape.height < unit or shape.width < MIN_WIDTH * unit:
+        raise UserError(
+            f"A canvas of {shape.height} x {shape.width} px does not hold a scene whose unit is "
+            f"{unit} px: ask for at least {unit} x {math.ceil(MIN_WIDTH * unit)}, or for a smaller "
+            "data.unit."
         )
 
 
@@ -197,7 +206,7 @@ def _random_actor(chosen: Combination, rng: np.random.Generator, width: float) -
         size=size,
         x=rng.uniform(SIZES[size], width - SIZES[size]),
         floor=floor,
-        height=rng.uniform(0.25, 0.45) if verb in IN_THE_AIR else 0.0,
+        height=rng.uniform(0.18, 0.36) if verb in IN_THE_AIR else 0.0,
     )
 
 

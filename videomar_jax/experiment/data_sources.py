@@ -188,6 +188,9 @@ class DataConfig:
     """shapes, scenes: distinct training clips."""
     open_captions: Fraction = 0.0
     """scenes: the share of the training captions that leave open where to, how fast, or both."""
+    unit: Natural = 0
+    """scenes: pixels of the unit of length, so that objects are as large on every canvas, and a
+    wider one shows a wider room. 0: the shorter side of the canvas."""
     threads: Natural = 2
     """Threads that read clips; 0: none beside the one that asks."""
 
@@ -241,6 +244,7 @@ class _Scenes(DataKind):
             length=config.length if is_train else request.drawn,
             split=request.split,
             open_captions=config.open_captions if is_train else 0.0,
+            unit=config.unit,
         )
 
     def cases(self, held_out: ClipSource, settings: CaseSettings) -> Sequence[Case]:

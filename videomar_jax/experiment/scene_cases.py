@@ -34,9 +34,7 @@ def scene_cases(held_out: Scenes, settings: CaseSettings) -> list[Case]:
     frames = 1 + stride * round(LONGER * (shape.num_frames - 1) / stride)
     longer = dataclasses.replace(shape, num_frames=frames)
     larger = larger_shape(shape, settings.token_side)
-    roomier = dataclasses.replace(
-        held_out, extent=min(larger.height, larger.width) / min(shape.height, shape.width)
-    )
+    roomier = dataclasses.replace(held_out, unit=held_out.unit or min(shape.height, shape.width))
     unseen = dataclasses.replace(held_out, split="unseen")
     return [
         _case("held_out", "Held-out clips", held_out, shape, count),
@@ -80,7 +78,7 @@ def _case(
         if other_action and len(actions) > 1:
             chosen = 1 + np.random.default_rng([source.seed, index]).integers(len(actions) - 1)
             actions = [actions[chosen], *actions[:chosen], *actions[chosen + 1 :]]
-        video, facts = draw_known(scene, actions, shape, extent=source.extent)
+        video, facts = draw_known(scene, actions, shape, unit=source.unit)
         videos.append(video)
         prompts.append(dataclasses.replace(scene, action=actions[0]).caption())
         known.append(facts)
@@ -94,13 +92,13 @@ def _case(
 
 
 def draw_known(
-    scene: Scene, actions: Sequence[Action], shape: ClipShape, *, extent: float = 1.0
+    scene: Scene, actions: Sequence[Action], shape: ClipShape, *, unit: int = 0
 ) -> tuple[np.ndarray, Known]:
     """The clip [F, Hp, Wp, 3] of a scene with the first of the actions, and what is known of it.
 
-    actions: all that could begin with the scene's first picture.
+    actions: all that could begin with the scene's first picture; unit: see `Scenes.unit`.
     """
-    draw = functools.partial(render, shape=shape, extent=extent)
+    draw = functools.partial(render, shape=shape, unit=unit)
     shown = actions[0]
     other_actions, other_speeds = [], []
     for action in actions[1:]:
