@@ -74,8 +74,8 @@ def use_scenes(config: ConfigDict) -> None:
     config.data.update(kind="scenes", open_captions=0.25, unit=64)
     # Four frames a token: half the tokens, and half as many frames that are drawn from drawn ones.
     config.tokenizer.update(temporal_stride=4, channels=192)
-    # With 512 units the model would take more than 10 MB in bfloat16.
-    config.model.update(latent_channels=192, bilinear_units=320)
+    # With more units the model would take more than 10 MB in bfloat16.
+    config.model.update(latent_channels=192, bilinear_units=240)
     # As many latent frames as the last stage has, but one.
     config.sampling.window = 4
     # Captions have up to 15 words.
