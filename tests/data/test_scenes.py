@@ -202,6 +202,14 @@ def test_digests_tell_sources_apart():
         (lambda: source(seed=-1), "seed"),
         (lambda: source(open_captions=1.5), "open_captions"),
         (lambda: read(source(), 0, ClipShape(num_frames=3, height=16, width=64)), "no room"),
+        (
+            lambda: read(source(unit=64), 0, ClipShape(num_frames=3, height=64, width=32)),
+            "whose unit is 64 px: ask for at least 64 x 39",
+        ),
+        (
+            lambda: read(source(unit=64), 0, ClipShape(num_frames=3, height=56, width=64)),
+            "data.unit",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_named(call, message):
