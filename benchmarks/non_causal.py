@@ -99,7 +99,7 @@ def every_frame_loss(
     counts = jnp.where(jnp.arange(frames) > 0, draws.num_masked[:, 1:2], 0)
     mask = masking.hide_last(draws.orders, counts)
     supervised = jnp.broadcast_to(jnp.arange(1, frames), (len(mask), frames - 1))
-    return _loss(model, batch, draws, config, Hidden(mask, supervised), causal)
+    return hidden_loss(model, batch, draws, config, Hidden(mask, supervised), causal)
 
 
 def next_frame_loss(
@@ -121,10 +121,10 @@ def next_frame_loss(
     in_current = jnp.take_along_axis(draws.num_masked, current, axis=1)[:, 0]
     counts = masking.one_frame_counts(draws.current, in_current, frames, tokens)
     mask = masking.hide_last(draws.orders, counts)
-    return _loss(model, batch, draws, config, Hidden(mask, current), causal)
+    return hidden_loss(model, batch, draws, config, Hidden(mask, current), causal)
 
 
-def _loss(
+def hidden_loss(
     model: VideoMAR,
     batch: Batch,
     draws: LossDraws,
@@ -132,7 +132,11 @@ def _loss(
     hidden: Hidden,
     causal: bool,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
-    """Diffusion and readout losses of the hidden tokens in supervised frames."""
+    """The mean loss of the hidden tokens in supervised frames, and what it consists of.
+
+    Args:
+        draws: with R rows of noise a clip, those of the supervised frames in their order.
+    """
     check_plain(model.config)
     size = model.config.patch_size
     grid = (batch.latents.shape[2] // size, batch.latents.shape[3] // size)
@@ -188,13 +192,16 @@ def sample(
     if config.guided:
         contexts.append(model.context(text, text_mask, jnp.ones(batch, bool)))
     plan = schedules.reveal_plan(num_tokens, config)
-    head_steps = schedules.head_step_names(config, len(plan.count))
+    names = schedules.head_step_names(config, len(plan.count))
+    heads = [solver_timesteps(model.process, name, config.head_solver) for name in names]
+    # Noise for each evaluation of the head, where its process adds noise on the way.
+    noisy = max(len(head.time) for head in heads) if model.process.stochastic else 0
     temperatures = schedules.temperatures(generated, config)
     bounds = schedules.clip_bounds(generated, config)
     for index in range(generated):
         number = num_given + index
-        draws = draw_frame(keys, jnp.asarray(number), num_tokens, width, 0)
-        for step, name in enumerate(head_steps):
+        draws = draw_frame(keys, jnp.asarray(number), num_tokens, width, noisy)
+        for step, head in enumerate(heads):
             turn = Turn(
                 number=jnp.asarray(number),
                 start=jnp.asarray(plan.start[step]),
@@ -202,7 +209,7 @@ def sample(
                 guidance=jnp.asarray(plan.guidance[step]),
                 temperature=jnp.asarray(temperatures[index]),
                 bound=jnp.asarray(bounds[index]),
-                head=solver_timesteps(model.process, name, config.head_solver),
+                head=head,
             )
             tokens = _reveal(model, tokens, draws, turn, contexts, grid=grid, causal=causal)
     return unpatchify(tokens, grid, patch)
@@ -251,7 +258,13 @@ def _reveal(
     z = [model(tokens, hidden, context, grid, causal=causal) for context in contexts]
     z = jnp.concatenate([jnp.take(each, turn.number, axis=1) for each in z])
     new = draw_tokens(
-        model, z, draws.noise, draws.step_noise, turn.head, turn.guidance, turn.temperature
+        model,
+        z,
+        draws.noise,
+        draws.step_noise[: len(turn.head.time)],
+        turn.head,
+        turn.guidance,
+        turn.temperature,
     )
     new = jnp.clip(new, -turn.bound, turn.bound)
     is_due = (rank >= turn.start) & (rank < turn.start + turn.count)

@@ -1,7 +1,7 @@
 """Models that come with the package, packed (`packed`), in the folder assets.
 
-scenes    shaded objects in a room, 17 frames of 64x64 pixels from an image and a caption
-          (docs/scenes.md says how it was trained and what it can do)
+    scenes    shaded objects in a room, 17 frames of 64x64 pixels from an image and a caption
+              (docs/scenes.md says how it was trained and what it can do)
 """
 
 from pathlib import Path
