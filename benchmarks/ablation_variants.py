@@ -76,9 +76,9 @@ VARIANTS = {
 STRIDE, PATCH = 2, 4
 """Pixel frames of a latent frame, and rows and columns of a token."""
 MODEL = dataclasses.replace(PRESETS["quickstart"], latent_channels=32, text_tokens=16)
-"""The quick start's model, without what it takes from the frame before where clips are scenes: only
-the paper's parts are to differ. It has more channels, which the shading of the objects needs, and
-room for captions of 15 words."""
+"""The quick start's model, without what it takes from a finished frame before where clips are
+scenes: without the next-frame loss there is none. It has more channels, which the shading of the
+objects needs, and room for captions of 15 words."""
 OPTIMIZER = OptimizerConfig(
     name="muon",
     schedule="cosine",
