@@ -227,12 +227,10 @@ def train(name: str, seed: int, settings: Settings, world: World, progress: Prog
     step_function = make_train_step(
         graph, optimizer, training.loss, config, loss_function=training.function
     )
-    seconds = 0.0
     stage = curriculum.stages[0]
-    update = None
-    with contextlib.closing(
-        training_batches(seed, 0, stage, world.inputs, 0, lookahead=True)
-    ) as batches:
+    stream = training_batches(seed, 0, stage, world.inputs, 0, lookahead=True)
+    update, seconds = None, 0.0
+    with contextlib.closing(stream) as batches:
         start = time.perf_counter()
         for step, batch in enumerate(batches, start=1):
             if update is None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -304,7 +305,8 @@ def test_the_trained_variants_use_the_packages_loss():
 
 def test_progress_says_how_long_it_will_take(capsys, monkeypatch):
     now = iter([0.0, 1.0, 20.0])
-    monkeypatch.setattr(ablation_variants.time, "monotonic", lambda: next(now))
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(ablation_variants, "time", clock)
     progress = ablation_variants.Progress(200)
     for step in (1, 2, 3):
         progress.count("causal, seed 0", step, 0.5, 60.0)
