@@ -73,12 +73,13 @@ VARIANTS = {
     "all_frames": Variant("all next frames at once (ours)", "all_frames", "paper", None),
 }
 
-STRIDE, PATCH = 2, 4
-"""Pixel frames of a latent frame, and rows and columns of a token."""
-MODEL = dataclasses.replace(PRESETS["quickstart"], latent_channels=32, text_tokens=16)
-"""The quick start's model, without what it takes from a finished frame before where clips are
-scenes: without the next-frame loss there is none. It has more channels, which the shading of the
-objects needs, and room for captions of 15 words."""
+STRIDE, PATCH = 2, 8
+"""Pixel frames of a latent frame, and rows and columns of a token: the quick start's for scenes."""
+MODEL = dataclasses.replace(
+    PRESETS["quickstart"], latent_channels=160, head_width=256, text_tokens=16
+)
+"""The quick start's model for scenes, without what it takes from a finished frame before: without
+the next-frame loss there is none."""
 OPTIMIZER = OptimizerConfig(
     name="muon",
     schedule="cosine",
@@ -108,7 +109,7 @@ class Settings:
         UserError: a value that is not possible, by the name of its flag.
     """
 
-    steps: Count = 1500
+    steps: Count = 1000
     """Updates of each training."""
     batch: Count = 16
     """Clips in a batch."""
