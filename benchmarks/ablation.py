@@ -19,6 +19,7 @@ FVD       Fréchet video distance, with --i3d (docs/evaluation.md says where the
 changed   PSNR over the pixels that differ visibly from the first frame.
 there     share of the frames that show the object (`evaluation.acting`).
 acts      share of the clips that are nearer to the true clip than to all of another verb or side.
+follows   the same, and nearer than to all of another speed as well.
 
 Prints a Markdown table of means and standard deviations over the seeds, with the paper's figures
 and the training time beside them, and writes everything as JSON (--out).
@@ -31,7 +32,6 @@ size that costs a few minutes at most. Further seeds, and --i3d, can be added la
 import argparse
 import dataclasses
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -47,10 +47,10 @@ from benchmarks.ablation_variants import (
     World,
     draw_videos,
     make_world,
-    score,
     train,
 )
-from benchmarks.measuring import write_report
+from benchmarks.measuring import argument_parser, run_command, write_report
+from benchmarks.told_scenes import score_videos
 from videomar_jax.checks import UserError, at_least
 from videomar_jax.evaluation.fvd import Moments, fvd
 from videomar_jax.evaluation.i3d import I3D
@@ -68,6 +68,7 @@ COLUMNS = {
     "changed": ("changed, dB", ".2f"),
     "there": ("there", ".1%"),
     "acts": ("acts", ".1%"),
+    "follows": ("follows", ".1%"),
 }
 """Scores of the table → heading and format."""
 HEADER = ["variant", "VBench-I2V Total (paper)"]
@@ -108,7 +109,7 @@ def train_missing(results: Results, seeds: int, settings: Settings, world: World
         trained = train(training, seed, settings, world, progress)
         for name in wanted:
             videos = draw_videos(name, trained.params, world)
-            scores = score(videos, world.held_out)
+            scores = score_videos(videos, world.held_out)
             result = Result(variant=name, seed=seed, seconds=trained.seconds, scores=scores)
             results.save(result, videos)
             print(f"{name}, seed {seed}: {_in_words(scores)}", flush=True)
@@ -149,7 +150,7 @@ def measure_baselines(world: World, network: Network | None) -> dict[str, dict[s
         "first frame repeated": copy_first(truth),
         "tokenizer alone": np.concatenate([truth[:, :1], decoded[:, 1:]], axis=1),
     }
-    scores = {name: score(made, world.held_out) for name, made in videos.items()}
+    scores = {name: score_videos(made, world.held_out) for name, made in videos.items()}
     if network is not None:
         true = network.moments(truth)
         for name, made in videos.items():
@@ -266,9 +267,7 @@ def _check(args: argparse.Namespace, settings: Settings) -> Network | None:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
     default = Settings()
 
@@ -290,10 +289,4 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command continues with what is finished.", file=sys.stderr)
-        raise SystemExit(130) from None
+    run_command(main, resumes=True)

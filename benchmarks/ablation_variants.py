@@ -1,4 +1,4 @@
-"""What `benchmarks.ablation` compares: how each variant is trained, sampled and scored."""
+"""What `benchmarks.ablation` compares: how each variant is trained and sampled."""
 
 import contextlib
 import dataclasses
@@ -13,13 +13,11 @@ import optax
 from flax import nnx
 
 from benchmarks import non_causal
-from benchmarks.open_scenes import Told, told_clips
+from benchmarks.told_scenes import Told, told_clips
 from videomar_jax.checks import Count, Natural, Positive, UserError, check_value
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.scenes import MIN_SIDE, Scenes
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.evaluation.acting import acting
-from videomar_jax.evaluation.metrics import METRICS
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.models.config import PRESETS, ModelConfig
 from videomar_jax.models.params import Params, abstract_model
@@ -148,6 +146,9 @@ class Settings:
             "losses": {name: dataclasses.asdict(way.loss) for name, way in TRAININGS.items()},
             "optimizer": dataclasses.asdict(OPTIMIZER),
             "sampling": dataclasses.asdict(SAMPLING),
+            "temperature_laws": {name: row.temperature_law for name, row in VARIANTS.items()},
+            "tokenizer": {"patch": PATCH, "temporal_stride": STRIDE, "fitted_clips": FITTED_CLIPS},
+            "open_captions": OPEN_CAPTIONS,
         }
         # Through JSON, so that tuples and lists are equal.
         return json.loads(json.dumps(values))
@@ -278,7 +279,7 @@ def _curriculum(name: str, settings: Settings) -> Curriculum:
     return Curriculum.from_rows([row])
 
 
-# Videos and scores
+# Videos
 
 
 def draw_videos(name: str, params: Params, world: World) -> np.ndarray:
@@ -294,17 +295,3 @@ def draw_videos(name: str, params: Params, world: World) -> np.ndarray:
     is_causal = TRAININGS[variant.training].causal
     sampler = VideoSampler(**parts) if is_causal else non_causal.NonCausalSampler(**parts)
     return sampler(held.video[:, :1], held.captions, held.video.shape[1])
-
-
-_ACTING = {"there": "object_there", "acts": "follows_action", "follows": "follows_caption"}
-
-
-def score(made: np.ndarray, held_out: Told) -> dict[str, float]:
-    """`changed`, `there`, `acts` and `follows` of videos; one that no clip can have is left out."""
-    metric, truth = METRICS["changed_psnr"], held_out.video
-    tally = metric.tally(
-        np.ascontiguousarray(made[:, 1:]), np.ascontiguousarray(truth[:, 1:]), truth[:, :1]
-    )
-    scores = {"changed": metric.score(tally.amount.sum() / tally.weight.sum())}
-    acts = acting(made, truth, held_out.known)
-    return scores | {ours: acts[name] for ours, name in _ACTING.items() if name in acts}

@@ -41,7 +41,8 @@ from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.draws import FrameDraws, draw_frame
 from videomar_jax.sampling.reference import draw_tokens
 from videomar_jax.text_encoders import TextEncoder
-from videomar_jax.tokenizers import Tokenizer, finite_clips, latent_shape, to_pixels, to_video
+from videomar_jax.tokenizers import Tokenizer, finite_clips, latent_shape, to_video
+from videomar_jax.training.batches import encode
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.draws import Batch, LossDraws
 from videomar_jax.training.loss import diffusion_losses
@@ -62,9 +63,12 @@ from videomar_jax.types import (
 
 def check_plain(config: ModelConfig) -> None:
     """Raises a UserError for a model with a field that this module takes no account of."""
+    # forecast and bilinear_units need the linear prior.
     for name in ("linear_prior", "previous_frame", "residual", "history_levels"):
         if getattr(config, name):
             raise UserError(f"model.{name} has no form without causality: turn it off.")
+    if config.rope_frame_origin != "absolute":
+        raise UserError("Without causality, model.rope_frame_origin must be 'absolute'.")
 
 
 # Losses
@@ -138,6 +142,7 @@ def hidden_loss(
         draws: with R rows of noise a clip, those of the supervised frames in their order.
     """
     check_plain(model.config)
+    _check_loss(config)
     size = model.config.patch_size
     grid = (batch.latents.shape[2] // size, batch.latents.shape[3] // size)
     tokens = patchify(batch.latents, size)
@@ -154,6 +159,15 @@ def hidden_loss(
         metrics["regression_loss"] = jnp.sum(error * inside) / count
         loss = loss + config.regression_weight * metrics["regression_loss"]
     return loss, metrics | {"loss": loss}
+
+
+def _check_loss(config: LossConfig) -> None:
+    """Raises a UserError for a setting that would otherwise be passed over."""
+    if config.normaliser != "supervised":
+        raise UserError("Without causality, loss.normaliser must be 'supervised'.")
+    for name in ("truncate", "history_noise"):
+        if getattr(config, name):
+            raise UserError(f"loss.{name} has no form without causality: leave it out.")
 
 
 def _frames_of(x: Array, frames: Int[Array, "B R"]) -> Array:
@@ -215,12 +229,28 @@ def sample(
     return unpatchify(tokens, grid, patch)
 
 
+HONOURED = frozenset(
+    {
+        "steps",
+        "head_steps",
+        "head_solver",
+        "guidance",
+        "guidance_schedule",
+        "guidance_interval",
+        "temperature",
+        "temperature_law",
+        "latent_clip",
+        "clip_first",
+    }
+)
+"""The sampling settings that `sample` takes account of."""
+
+
 def _check_sampling(config: SamplingConfig) -> None:
     """Raises a UserError for a setting that would otherwise be passed over."""
-    plain = SamplingConfig()
-    for name in ("window", "history_noise", "token_dtype", "still_detail"):
-        if getattr(config, name) != getattr(plain, name):
-            raise UserError(f"sampling.{name} cannot be had without causality: leave it out.")
+    for field in dataclasses.fields(config):
+        if field.name not in HONOURED and getattr(config, field.name) != field.default:
+            raise UserError(f"sampling.{field.name} cannot be had without causality: leave it out.")
 
 
 class Turn(NamedTuple):
@@ -307,7 +337,7 @@ class NonCausalSampler:
             keys = jax.vmap(jax.random.key)(jnp.asarray(chosen, jnp.uint32))
             latents = sample(
                 self.model,
-                _encode(self.tokenizer, given[chosen]),
+                encode(self.tokenizer, given[chosen]),
                 jnp.asarray(text),
                 jnp.asarray(mask),
                 keys,
@@ -322,11 +352,6 @@ class NonCausalSampler:
         made = np.concatenate(videos)
         # What was given comes back as it was given.
         return np.concatenate([given, made[:, given.shape[1] :]], axis=1)
-
-
-@jax.jit
-def _encode(tokenizer: Tokenizer, video: UInt8[Array, "B F Hp Wp 3"]) -> Latents:
-    return tokenizer.encode(to_pixels(video))
 
 
 @jax.jit

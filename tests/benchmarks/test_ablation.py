@@ -181,6 +181,9 @@ def test_other_settings_need_another_folder(copy, monkeypatch):
     monkeypatch.setattr(ablation_variants, "SAMPLING", sampling)
     with pytest.raises(UserError, match=r"other settings \(sampling\)"):
         run(copy)
+    monkeypatch.setattr(ablation_variants, "OPEN_CAPTIONS", 0.5)
+    with pytest.raises(UserError, match=r"other settings \(open_captions, sampling\)"):
+        run(copy)
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path, monkeypatch):
@@ -290,10 +293,10 @@ def test_means_and_spreads_of_the_table():
         result(variant="none", seed=1, seconds=20.0, scores={"changed": 22.0, "acts": 0.5}),
     ]
     lines = list(ablation.table(ablation.rows_of(results), {"floor": {"changed": 11.0}}))
-    assert lines[2] == "| none of them | 78.81 | 100 | 21.00 ± 1.41 | - | 50.0% | 15 ± 7 |"
-    assert lines[3] == "| + next-frame loss | 79.76 | - | - | - | - | - |"
-    assert lines[-1] == "| floor | - | - | 11.00 | - | - | - |"
-    assert {line.count("|") for line in lines} == {8}
+    assert lines[2] == "| none of them | 78.81 | 100 | 21.00 ± 1.41 | - | 50.0% | - | 15 ± 7 |"
+    assert lines[3] == "| + next-frame loss | 79.76 | - | - | - | - | - | - |"
+    assert lines[-1] == "| floor | - | - | 11.00 | - | - | - | - |"
+    assert {line.count("|") for line in lines} == {9}
 
 
 def test_the_trained_variants_use_the_packages_loss():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import non_causal
-from tests.helpers.tiny_model import GRID, tiny_model, tiny_text
+from tests.helpers.tiny_model import GRID, tiny_config, tiny_model, tiny_text
 from tests.helpers.tiny_video import by_reference, generated, given_latents, sample_keys
 from videomar_jax.checks import UserError
 from videomar_jax.diffusion.solver import solver_timesteps
@@ -150,10 +150,32 @@ def make_batch_of_first(frames):
     return dataclasses.replace(batch, latents=batch.latents[:, :frames])
 
 
-@pytest.mark.parametrize("field", ["linear_prior", "previous_frame", "history_levels"])
-def test_what_has_no_form_without_causality_is_refused(field):
-    with pytest.raises(UserError, match=rf"model\.{field} has no form"):
-        non_causal.check_plain(tiny_model(**{field: True}).config)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(linear_prior=True),
+        dict(previous_frame=True),
+        dict(history_levels=True),
+        dict(residual=True, regression=True),
+        dict(rope_frame_origin="restart"),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_model_that_has_no_form_without_causality_is_refused(changes):
+    field = next(iter(changes))
+    with pytest.raises(UserError, match=rf"model\.{field} (has no form|must be 'absolute')"):
+        non_causal.check_plain(tiny_config(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(normaliser="all_masked"), dict(truncate=True), dict(history_noise=0.2)],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_settings_of_the_loss_that_it_has_not_are_refused(changes):
+    config, draws = dataclasses.replace(ONE, **changes), make_draws(ONE)
+    with pytest.raises(UserError, match=rf"loss\.{next(iter(changes))} "):
+        non_causal.next_frame_loss(make_model(), make_batch(), draws, config)
 
 
 # ---- the sampler
@@ -165,6 +187,11 @@ CASES = {
     "two given frames": (dict(), dict(guidance=1.0)),
     "the paper's temperature": (dict(), dict(guidance=1.0, temperature_law="paper")),
     "fewer head steps later": (dict(), dict(guidance=1.0, head_steps="4-2")),
+    "guided in the later half": (dict(), dict(guidance=2.0, guidance_interval=(0.5, 1.0))),
+    "the first frame clipped, by Heun": (
+        dict(),
+        dict(guidance=1.0, clip_first=True, latent_clip=0.8, head_solver="heun"),
+    ),
     "ddpm": (dict(head="ddpm"), dict(guidance=2.0, head_steps="ddim4")),
 }
 
@@ -230,20 +257,26 @@ def test_without_the_mask_it_is_a_whole_pass_for_each_token_step():
     np.testing.assert_allclose(video, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        dict(window=2),
-        dict(history_noise=0.1),
-        dict(token_dtype="bfloat16"),
-        dict(still_detail=True),
-    ],
-    ids=lambda changes: next(iter(changes)),
+OTHER_SETTINGS = dict(
+    window=2,
+    keep_first=False,
+    first_frame_position="absolute",
+    history_noise=0.1,
+    token_dtype="bfloat16",
+    dtype="bfloat16",
+    head_dtype="bfloat16",
+    still_detail=True,
+    spatial_rope_scaling="interpolate",
+    temporal_rope_scaling="interpolate",
 )
-def test_settings_that_it_has_not_are_refused(changes):
-    config = dataclasses.replace(CONFIG, **changes)
-    with pytest.raises(UserError, match=rf"sampling\.{next(iter(changes))} cannot be had"):
-        sampled(config, num_frames=2, model=tiny_model())
+
+
+def test_every_setting_is_honoured_or_refused():
+    assert non_causal.HONOURED | set(OTHER_SETTINGS) == set(vars(SamplingConfig()))
+    for name, value in OTHER_SETTINGS.items():
+        config = dataclasses.replace(CONFIG, **{name: value})
+        with pytest.raises(UserError, match=rf"sampling\.{name} cannot be had"):
+            sampled(config, num_frames=2, model=tiny_model())
 
 
 def test_from_pictures_and_prompts_to_videos():
