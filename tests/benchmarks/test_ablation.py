@@ -1,6 +1,7 @@
 """The ablation as a whole: a tiny one runs, is interrupted and resumed, and says what is wrong."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import types
@@ -29,11 +30,12 @@ FLAGS = ["--steps=2", "--batch=2", "--clips=2", "--frames=9", "--seeds=1"]
 
 @pytest.fixture(scope="module")
 def tiny():
-    """The command with a tiny model."""
+    """The command with a tiny model, which makes the same clips and tokenizer once only."""
     with pytest.MonkeyPatch.context() as patch:
         model = dataclasses.replace(ablation_variants.MODEL, **TINY)
         patch.setattr(ablation_variants, "MODEL", model)
         patch.setattr(ablation_variants, "FITTED_CLIPS", 10)
+        patch.setattr(ablation, "make_world", functools.cache(ablation_variants.make_world))
         yield patch
 
 
@@ -269,8 +271,8 @@ def test_a_report_is_never_overwritten(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tiny, monkeypatch):
-    settings = ablation_variants.Settings(steps=3, batch=2, clips=1)
-    world = ablation_variants.make_world(settings)
+    settings = ablation_variants.Settings(steps=2, batch=2, clips=2)
+    world = ablation.make_world(settings)
 
     def broken(*args):
         loss, metrics = next_frame_loss(*args)
@@ -278,7 +280,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tiny, monkeypatch):
 
     training = ablation_variants.TRAININGS["causal"]._replace(function=broken)
     monkeypatch.setitem(ablation_variants.TRAININGS, "causal", training)
-    progress = ablation_variants.Progress(3)
+    progress = ablation_variants.Progress(2)
     with pytest.raises(UserError, match="causal, seed 4: the loss of step 1 is nan; lower the"):
         ablation_variants.train("causal", 4, settings, world, progress)
 

@@ -140,7 +140,7 @@ def test_open_scenes_are_scored_by_side_and_by_the_best_seed():
 def test_a_score_that_no_clip_can_have_is_left_out():
     bench = load("told_scenes")
     shape = ClipShape(num_frames=5, height=32, width=32)
-    told = bench.told_clips(Scenes(seed=0, length=4, split="test"), shape, 2)
+    told = bench.told_clips(Scenes(seed=0, length=400, split="test"), shape, 4)
     still = np.repeat(told.video[:, :1], 5, axis=1)
     unknown = [facts._replace(other_actions=(), other_speeds=()) for facts in told.known]
     scores = bench.score_videos(still, told._replace(video=still, known=unknown))
