@@ -6,13 +6,16 @@ import json
 import shutil
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import ablation, ablation_results, ablation_variants
 from tests.benchmarks.test_benchmarks import load
+from tests.helpers.paths import ROOT
 from videomar_jax.checks import UserError
 from videomar_jax.evaluation.fvd import Moments
+from videomar_jax.models.params import abstract_model, count_params
 from videomar_jax.training.loss import next_frame_loss
 
 TINY = dict(
@@ -25,6 +28,7 @@ TINY = dict(
     rope_split=None,
     unroll=1,
 )
+STUDY = ROOT / "docs" / "studies" / "ablation.md"
 FLAGS = ["--steps=2", "--batch=2", "--clips=2", "--frames=9", "--seeds=1"]
 
 
@@ -306,6 +310,43 @@ def test_the_trained_variants_use_the_packages_loss():
         assert ablation_variants.TRAININGS[name].function is next_frame_loss
     variants = ablation_variants.VARIANTS
     assert variants["temperature"].training == variants["causal"].training == "causal"
+
+
+def test_all_trainings_start_alike_and_see_the_same_clips(tiny, monkeypatch):
+    """For one seed; another seed has other parameters and other clips."""
+    seen = []
+
+    class Recorder:
+        """In place of a training step: keeps what it is given, and learns nothing."""
+
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            return self
+
+        def __call__(self, state, batch, key):
+            first = np.asarray(jax.tree.leaves(state.params)[0])
+            seen[-1].append((first, np.asarray(batch.latents), jax.random.key_data(key)))
+            return state, {"loss": 0.5}
+
+    monkeypatch.setattr(ablation_variants, "make_train_step", lambda *_, **__: Recorder())
+    settings = ablation_variants.Settings(steps=2, batch=2, clips=2)
+    world = ablation.make_world(settings)
+    for name, seed in (("none", 0), ("causal", 0), ("all_frames", 0), ("causal", 1)):
+        seen.append([])
+        progress = ablation_variants.Progress(2)
+        ablation_variants.train(name, seed, settings, world, progress)
+    assert [len(steps) for steps in seen] == [2, 2, 2, 2]
+    for other in seen[1:3]:
+        jax.tree.map(np.testing.assert_array_equal, other, seen[0])
+    for own, other in zip(seen[3][0], seen[0][0], strict=True):
+        assert (own != other).any()
+
+
+def test_the_size_of_the_model_is_the_one_in_the_study():
+    _, params = abstract_model(load("ablation_variants").MODEL)
+    assert f"{count_params(params) / 1e6:.1f} M parameters" in STUDY.read_text()
 
 
 def test_progress_says_how_long_it_will_take(capsys, monkeypatch):
