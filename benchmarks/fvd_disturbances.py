@@ -34,7 +34,7 @@ from videomar_jax.evaluation.fvd import Moments, frechet_distance, load_moments
 from videomar_jax.evaluation.i3d import I3D
 from videomar_jax.evaluation.i3d_weights import load_i3d
 from videomar_jax.evaluation.protocols import LEAST_CLIPS
-from videomar_jax.io.files import atomic_write, read_json, sha256
+from videomar_jax.io.files import atomic_write, clear_leftovers, read_json, sha256
 from videomar_jax.io.paths import user_path
 
 Disturb = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
@@ -91,10 +91,19 @@ def spoilt(
         yield clip
 
 
-def moments_of(network: I3D, clips: Iterator[np.ndarray], kept: Path, label: str) -> Moments:
-    """The moments of the clips' features, from the file `kept` if it is there."""
+def moments_of(
+    network: I3D, clips: Iterator[np.ndarray], count: int, kept: Path, label: str
+) -> Moments:
+    """The moments of the features of so many clips, from the file `kept` if it is there.
+
+    Raises:
+        UserError: the file is damaged, or of another number of clips.
+    """
     if kept.exists():
-        return load_moments(kept)
+        moments = load_moments(kept)
+        if moments.count != count:
+            raise UserError(f"{kept} is of {moments.count} clips, not {count}: remove it.")
+        return moments
     moments = Moments.empty()
     with tqdm(desc=label, unit="clip", disable=None) as progress:
         for features in network.of_stream(clips):
@@ -128,6 +137,7 @@ def check_cache(cache: Path, settings: Mapping[str, Any]) -> None:
         atomic_write(file, json_text(settings))
     elif read_json(file) != settings:
         raise UserError(f"{cache} holds features of other clips or settings: choose another.")
+    clear_leftovers(cache)
 
 
 def json_text(values: Mapping[str, Any]) -> str:
@@ -167,7 +177,8 @@ def main(words: Sequence[str] | None = None) -> None:
     def measured(name: str, strength: float = 0.0) -> Moments:
         spoilt_clips = spoilt(source, windows, shape, name, strength)
         label = f"{name} {strength:g}" if strength else name
-        return moments_of(network, spoilt_clips, cache / f"{label.replace(' ', '-')}.npz", label)
+        kept = cache / f"{label.replace(' ', '-')}.npz"
+        return moments_of(network, spoilt_clips, len(windows), kept, label)
 
     true = measured(UNDISTURBED)
     distances: dict[str, list[float]] = {}
@@ -199,4 +210,4 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, resumes=True)

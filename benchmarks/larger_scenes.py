@@ -99,7 +99,7 @@ def cells(row: dict[str, float]) -> list[str]:
     return [
         f"{row['object_there']:.0%} ({row['object_there_last']:.0%})",
         f"{found('place_error', '.1f')} ({found('place_error_last', '.1f')})",
-        f"{row['follows_action']:.0%}",
+        found("follows_action", ".0%"),
         f"{row['mean']:.1%}",
         f"{row['contrast']:.1%}",
     ]

@@ -93,9 +93,17 @@ def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Runs a benchmark; what the user can mend ends it with one line."""
+def run_command(main: Callable[[], None], *, resumes: bool = False) -> None:
+    """Runs a benchmark; what the user can mend, and Ctrl-C, end it with one line.
+
+    Args:
+        resumes: the benchmark keeps what it has measured, and is continued by the same command.
+    """
     try:
         main()
     except (UserError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        hint = "; the same command continues with what is finished" if resumes else ""
+        print(f"\nInterrupted{hint}.", file=sys.stderr)
+        raise SystemExit(130) from None

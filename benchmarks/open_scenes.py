@@ -35,14 +35,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.measuring import checkpoint_parser, run_command, write_report
+from benchmarks.told_scenes import Told, changed_psnr, score_videos, told_clips
 from videomar_jax.checks import UserError, at_least
-from videomar_jax.data.scene_objects import SIDEWAYS, Scene, possible_actions
+from videomar_jax.data.scene_objects import SIDEWAYS, Scene
 from videomar_jax.data.scene_pictures import render
 from videomar_jax.data.scenes import Scenes
 from videomar_jax.data.sources import ClipShape
-from videomar_jax.evaluation.acting import Known, acting, compare
-from videomar_jax.evaluation.metrics import CHANGED, changed_error, decibels
-from videomar_jax.experiment.scene_cases import draw_known
+from videomar_jax.evaluation.acting import compare
+from videomar_jax.evaluation.metrics import CHANGED
 from videomar_jax.inference.stream import VideoSampler
 from videomar_jax.io.media import contact_sheet, write_png
 from videomar_jax.pretrained.bundle import load_pretrained
@@ -50,6 +50,8 @@ from videomar_jax.pretrained.bundle import load_pretrained
 WHOLE = 0.9
 HEADER = ["option", "acts", "follows", "there", "changed, dB", "sides, bits", "whole", "best, dB"]
 HEADER += ["over the mean, dB", "ms a video"]
+TOLD_SCORES = {"acts": ".0%", "follows": ".0%", "there": ".0%", "changed": ".1f"}
+"""The scores of captions that fix everything, with their formats."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "as trained with": {},
@@ -79,14 +81,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """What is changed of the model's own sampling settings."""
 
 
-class Told(NamedTuple):
-    """Clips whose captions fix everything."""
-
-    video: np.ndarray
-    captions: list[str]
-    known: list[Known]
-
-
 class Open(NamedTuple):
     """A first frame, a caption that leaves the side open, and both ways on."""
 
@@ -95,17 +89,6 @@ class Open(NamedTuple):
     truth: np.ndarray
     ways: list[np.ndarray]
     background: np.ndarray
-
-
-def told_clips(source: Scenes, shape: ClipShape, count: int) -> Told:
-    videos, captions, known = [], [], []
-    for index in range(count):
-        scene = source.scene(index, shape)
-        video, facts = draw_known(scene, possible_actions(scene), shape)
-        videos.append(video)
-        captions.append(scene.caption())
-        known.append(facts)
-    return Told(np.stack(videos), captions, known)
 
 
 def open_scenes(source: Scenes, shape: ClipShape, count: int) -> list[Open]:
@@ -133,14 +116,8 @@ def open_scenes(source: Scenes, shape: ClipShape, count: int) -> list[Open]:
 
 
 def score_told(sampler: VideoSampler, told: Told) -> dict[str, float]:
-    made = sampler(told.video[:, :1], told.captions, told.video.shape[1])
-    scores = acting(made, told.video, told.known)
-    return {
-        "acts": scores["follows_action"],
-        "follows": scores["follows_caption"],
-        "there": scores["object_there"],
-        "changed": _changed(made, told.video).item(),
-    }
+    """The scores of `told_scenes.score_videos`."""
+    return score_videos(sampler(told.video[:, :1], told.captions, told.video.shape[1]), told)
 
 
 def score_open(
@@ -161,7 +138,7 @@ def score_open(
             present, _, counted = compare(video, scene.ways[way], scene.background)
             whole.append(np.mean(present[1:][counted[1:]]) >= WHOLE)
         truth = np.broadcast_to(scene.truth, videos.shape)
-        values = [_changed(video[None], truth[:1]).item() for video in videos]
+        values = [changed_psnr(video[None], truth[:1]) for video in videos]
         best.append(max(values))
         mean.append(np.mean(values))
     scores = {
@@ -192,13 +169,6 @@ def fair_entropy(throws: int) -> float:
     return sum(ways) / 2**throws
 
 
-def _changed(made: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    tally = changed_error(
-        np.ascontiguousarray(made[:, 1:]), np.ascontiguousarray(truth[:, 1:]), truth[:, :1]
-    )
-    return np.asarray(decibels(tally.amount.sum() / tally.weight.sum()))
-
-
 # The command
 
 
@@ -227,10 +197,9 @@ def main(words: Sequence[str] | None = None) -> None:
         row |= opened | {"ms": milliseconds(sampler, told)}
         rows[name] = row
         cells = [
-            f"{row['acts']:.0%}",
-            f"{row['follows']:.0%}",
-            f"{row['there']:.0%}",
-            f"{row['changed']:.1f}",
+            format(row[name], form) if name in row else "-" for name, form in TOLD_SCORES.items()
+        ]
+        cells += [
             f"{row['sides']:.2f} ({fair:.2f})",
             f"{row['whole']:.0%}",
             f"{row['best']:.1f}",

@@ -59,6 +59,20 @@ def test_a_measurement_is_never_overwritten(tmp_path):
     assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"steps": []}
 
 
+def test_ctrl_c_ends_with_a_line_and_the_usual_status(capsys):
+    run_command = load("measuring").run_command
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    for resumes in (False, True):
+        with pytest.raises(SystemExit) as ended:
+            run_command(interrupted, resumes=resumes)
+        assert ended.value.code == 130
+        said = capsys.readouterr().err
+        assert "Interrupted" in said and ("the same command continues" in said) == resumes
+
+
 def test_the_input_pipeline_is_measured(monkeypatch):
     bench = load("train_step")
     monkeypatch.setitem(bench.SHAPES, "tiny", ["2x4x4"])
@@ -121,6 +135,17 @@ def test_open_scenes_are_scored_by_side_and_by_the_best_seed():
     assert bench.score_open(still, scenes, seeds=4)[0]["over_mean"] == 0
     assert bench.fair_entropy(1) == 0 and bench.fair_entropy(2) == 0.5
     assert 0.9 < bench.fair_entropy(8) < 0.91
+
+
+def test_a_score_that_no_clip_can_have_is_left_out():
+    bench = load("told_scenes")
+    shape = ClipShape(num_frames=5, height=32, width=32)
+    told = bench.told_clips(Scenes(seed=0, length=400, split="test"), shape, 4)
+    still = np.repeat(told.video[:, :1], 5, axis=1)
+    unknown = [facts._replace(other_actions=(), other_speeds=()) for facts in told.known]
+    scores = bench.score_videos(still, told._replace(video=still, known=unknown))
+    assert scores.keys() == {"there"}
+    assert bench.score_videos(still, told).keys() == {"acts", "follows", "there", "changed"}
 
 
 def test_longer_and_larger_scenes_are_scored():

@@ -11,6 +11,7 @@ from tests.golden import record_i3d
 from tests.helpers import i3d_files
 from videomar_jax.checks import UserError
 from videomar_jax.evaluation import i3d_weights
+from videomar_jax.evaluation.fvd import Moments
 from videomar_jax.io.media import write_mp4
 
 RNG = np.random.default_rng(0)
@@ -99,6 +100,36 @@ def test_what_was_measured_is_not_measured_again(measured, capsys, monkeypatch):
     assert first == second and min(min(values) for values in first["fvd"].values()) > 0
     with pytest.raises(UserError, match="features of other clips or settings"):
         run("--out", str(folder / "c.json"), "--windows=3")
+
+
+def test_an_interrupted_measurement_is_continued(measured, monkeypatch):
+    run, counted, folder = measured
+    monkeypatch.setattr(bench, "check_rising", lambda distances: None)
+    features = bench.I3D.features
+
+    def interrupted(self, clips):
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        return features(self, clips)
+
+    monkeypatch.setattr(bench.I3D, "features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("--out", str(folder / "a.json"))
+    kept = sorted(path.name for path in (folder / "kept").iterdir())
+    assert kept == ["blur-0.5.npz", "blur-1.npz", "settings.json", "undisturbed.npz"]
+    before = (folder / "kept" / "blur-1.npz").read_bytes()
+    monkeypatch.setattr(bench.I3D, "features", features)
+    run("--out", str(folder / "a.json"))
+    assert len(counted) == 1 + 4 * 3 and (folder / "a.json").is_file()
+    assert (folder / "kept" / "blur-1.npz").read_bytes() == before
+    # A file of another number of clips, and one that is cut.
+    (folder / "kept" / "noise-5.npz").unlink()
+    Moments.of(RNG.normal(size=(7, 400))).save(folder / "kept" / "noise-5.npz")
+    with pytest.raises(UserError, match=r"noise-5\.npz is of 7 clips, not 4"):
+        run("--out", str(folder / "b.json"))
+    (folder / "kept" / "noise-5.npz").write_bytes(before[:100])
+    with pytest.raises(UserError, match=r"noise-5\.npz does not hold"):
+        run("--out", str(folder / "b.json"))
 
 
 def test_the_state_for_pytorch_is_the_one_that_was_read(tmp_path):

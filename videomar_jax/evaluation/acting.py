@@ -11,7 +11,8 @@ Frames in which the true object is hidden for the most part, behind another one,
 
 A clip follows its caption if, over the pixels in which the alternatives differ visibly, it is
 nearer to the true clip than to every clip of another caption that begins with the same frame. It
-follows the action if that holds for the captions that name another verb or side.
+follows the action if that holds for the captions that name another verb or side. Both are shares of
+the clips of which some other action can be told apart.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
 """Scores of generated clips, and the report that shows them.
 
-A `Case` holds true clips and the prompts they are regenerated from, given their first frames. All
-scores leave the given frames out. Beside each score of `metrics.METRICS` stand those of repeating
-the last given frame, which a model must beat, of the linear predictor where there is one, which it
-should beat, and of encoding and decoding the truth, which no model over these latents can beat but
-by what `sampling.still_detail` adds.
+A `Case` holds true clips and the prompts they are regenerated from, given their first frames.
+Scores leave the given frames out, but for `given_psnr`, which is theirs, and FVD, which is of whole
+clips. Beside each score of `metrics.METRICS` stand those of repeating the last given frame, which a
+model must beat, of the linear predictor where there is one, which it should beat, and of encoding
+and decoding the truth, which no model over these latents can beat but by what
+`sampling.still_detail` adds.
 
 `report_text` writes them down.
 """

@@ -26,6 +26,8 @@ from videomar_jax.training.state import TrainState
 from videomar_jax.types import Array, Key
 
 TrainStep = Callable[[TrainState, Batch, Key], tuple[TrainState, dict[str, Any]]]
+LossFunction = Callable[..., tuple[Array, dict[str, Any]]]
+"""With the arguments and results of `next_frame_loss`."""
 
 
 def make_train_step(
@@ -37,6 +39,7 @@ def make_train_step(
     accumulate: int = 1,
     shardings: TrainState | None = None,
     rule: Rule | None = None,
+    loss_function: LossFunction = next_frame_loss,
 ) -> TrainStep:
     """The update function, compiled at its first call. It donates the state; the draws of step s
     come from fold_in(key, s).
@@ -45,6 +48,7 @@ def make_train_step(
         accumulate: parts that a batch is worked on in; they must divide the number of its clips.
         shardings: how the arrays of the state are sharded, and stay so.
         rule: how those of the computation are sharded (`parallel.sharding.layout_rule`).
+        loss_function: what is minimised; another one serves ablations (benchmarks/ablation.py).
     """
     out_shardings = None
     if shardings is not None:
@@ -61,7 +65,7 @@ def make_train_step(
         def gradients_of_part(batch, draws):
             def loss_of(params):
                 model = nnx.merge(graph, constrain("outside", params))
-                return next_frame_loss(model, batch, draws, loss_config, normaliser)
+                return loss_function(model, batch, draws, loss_config, normaliser)
 
             with sharding_rule(rule):
                 (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
