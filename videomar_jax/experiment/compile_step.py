@@ -64,7 +64,7 @@ class CompiledStep:
     seconds: float
     refusal: str | None = None
     memory: Memory | None = None
-    cost: Cost = Cost()
+    cost: Cost = dataclasses.field(default_factory=Cost)
     temporaries: tuple[Temporary, ...] = ()
 
     @property
@@ -78,18 +78,21 @@ class CompiledStep:
         if self.memory is None:
             yield f"{start}: refused, it does not fit: {self.refusal}"
             return
-        memory = self.memory
+        memory, cost, chip = self.memory, self.cost, self.chip
         yield (
-            f"{start}: arguments {_bytes(memory.arguments)} ({_bytes(memory.in_place)} of them updated "
-            f"in place), temporaries {_bytes(memory.temporaries)}, peak {_bytes(memory.peak)} of "
-            f"{_bytes(self.chip.memory)}: {'it fits' if self.fits else 'it does not fit'}"
+            f"{start}: arguments {_bytes(memory.arguments)} ({_bytes(memory.in_place)} of them "
+            f"updated in place), temporaries {_bytes(memory.temporaries)}, peak "
+            f"{_bytes(memory.peak)} of {_bytes(chip.memory)}: "
+            f"{'it fits' if self.fits else 'it does not fit'}"
         )
-        planned = self.plan.flops / self.num_devices
+        times = cost.flops / (self.plan.flops / self.num_devices)
         yield (
-            f"on each device {self.cost.flops / 1e12:.3g} TFLOP in products "
-            f"({self.cost.flops / planned:.2f} x the plan's), {_bytes(self.cost.read_written)} read "
-            f"and written: at least {1e3 * self.cost.seconds:.3g} ms, of which products "
-            f"{1e3 * self.cost.flops / self.chip.flops:.3g} ms; collectives not included"
+            f"on each device {cost.flops / 1e12:.3g} TFLOP in products ({times:.2f} x the plan's), "
+            f"{_bytes(cost.read_written)} read and written"
+        )
+        yield (
+            f"at least {1e3 * cost.seconds:.3g} ms, of which products "
+            f"{1e3 * cost.flops / chip.flops:.3g} ms; without collectives"
         )
         for kind, count in sorted(self.cost.collectives.items()):
             yield f"{kind}: {count} a step, {_bytes(self.cost.moved[kind])}"
