@@ -123,6 +123,8 @@ class Target:
         self.require()
         # Outside of Google's cloud libtpu would wait for a server that says where it runs.
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        # It lets one process use a machine's TPUs; none is used here.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         try:
             return self._topology().devices
         except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:

@@ -116,10 +116,10 @@ def compile_dry_run(experiment: Experiment, target: Target) -> list[CompiledStep
     planned = plan(experiment, len(devices))
     for line in str(planned).splitlines():
         log.info("%s", line)
-    mesh = make_mesh(experiment.recipe.mesh, devices)
+    mesh, chip = make_mesh(experiment.recipe.mesh, devices), chip_of_devices(devices)
     results = []
     for step in _different(planned.steps):
-        result = compile_step(experiment, step, mesh, target)
+        result = compile_step(experiment, step, mesh, target, chip)
         first, *others = result.lines()
         log.info("%s, %s: %s", step.stage, _size(step), first)
         for line in others:
@@ -135,12 +135,13 @@ def compile_dry_run(experiment: Experiment, target: Target) -> list[CompiledStep
 
 
 def compile_step(
-    experiment: Experiment, step: StepPlan, mesh: Mesh, target: Target
+    experiment: Experiment, step: StepPlan, mesh: Mesh, target: Target, chip: Chip
 ) -> CompiledStep:
     """Compiles the training step for batches of one shape.
 
     Args:
         mesh: over devices of the target.
+        chip: what one of them can do.
     """
     recipe = experiment.recipe
     update, state, key = abstract_update(recipe, mesh)
@@ -148,7 +149,6 @@ def compile_step(
     devices = list(mesh.devices.flat)
     start = time.monotonic()
     refusal, memory, cost, temporaries = None, None, Cost(), ()
-    chip = chip_of_devices(devices)
     with compile_for(target.platform):
         lowered = update.trace(state, batch, key).lower(lowering_platforms=(target.compiler,))
     try:
