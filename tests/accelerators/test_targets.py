@@ -85,7 +85,7 @@ def test_a_machine_that_the_compiler_does_not_know_is_an_error(monkeypatch):
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: not divisible by 2x2x1\nmore")
 
     monkeypatch.setattr(targets.topologies, "get_topology_desc", unknown)
-    with pytest.raises(ValueError, match="There is no machine tpu:v5e:3x5: .*divisible by 2x2x1$"):
+    with pytest.raises(ValueError, match=r"There is no machine tpu:v5e:3x5: .*divisible by 2x2x1$"):
         Target.parse("tpu:v5e:3x5").devices()
 
 
