@@ -27,8 +27,8 @@ COMMANDS = (
 )
 
 LEVELS = (
-    ("types", "checks"),
-    ("io",),
+    ("types", "checks", "platforms"),
+    ("io", "accelerators"),
     ("interop.formats",),
     ("checkpoints", "diffusion", "tokenizers", "text_encoders", "data", "evaluation"),
     ("models",),
