@@ -72,7 +72,7 @@ VARIANTS = {
 }
 
 STRIDE, PATCH = 2, 8
-"""Pixel frames of a latent frame, and rows and columns of a token: the quick start's for scenes."""
+"""Pixel frames of a latent frame, and rows and columns of a token."""
 MODEL = dataclasses.replace(
     PRESETS["quickstart"], latent_channels=160, head_width=256, text_tokens=16
 )
