@@ -48,16 +48,22 @@ def test_the_state_is_updated_in_place(compiled):
     assert step.memory.outputs < 0.1 * planned.state
 
 
-def test_products_are_those_of_the_plan(compiled):
-    _, step = compiled
-    assert 0.8 < step.cost.flops / (step.plan.flops / 8) < 1.6
-    assert step.cost.endless == 0
-
-
-def test_a_mesh_communicates_and_one_device_does_not(compiled):
+@pytest.fixture(scope="module")
+def alone():
+    """The same step on one device."""
     experiment = Experiment.from_config(tiny(mesh=dict(data=1)))
     mesh = make_mesh(experiment.recipe.mesh, jax.devices()[:1])
-    alone = compile_step.compile_step(experiment, plan(experiment, 1).steps[-1], mesh, TARGET, CHIP)
+    planned = plan(experiment, 1)
+    return compile_step.compile_step(experiment, planned.steps[-1], mesh, TARGET, CHIP)
+
+
+def test_products_are_those_of_the_plan(alone):
+    # The plan leaves out small products, which count in a model as small as this.
+    assert 1 <= alone.cost.flops / alone.plan.flops < 1.3
+    assert alone.cost.endless == 0
+
+
+def test_a_mesh_communicates_and_one_device_does_not(compiled, alone):
     assert not alone.cost.collectives
     assert {"all-gather", "all-reduce"} <= set(compiled[1].cost.collectives)
 
