@@ -326,8 +326,8 @@ def test_all_trainings_start_alike_and_see_the_same_clips(tiny, monkeypatch):
             return self
 
         def __call__(self, state, batch, key):
-            first = np.asarray(jax.tree.leaves(state.params)[0])
-            seen[-1].append((first, np.asarray(batch.latents), jax.random.key_data(key)))
+            parameters = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
+            seen[-1].append((parameters, np.asarray(batch.latents), jax.random.key_data(key)))
             return state, {"loss": 0.5}
 
     monkeypatch.setattr(ablation_variants, "make_train_step", lambda *_, **__: Recorder())
