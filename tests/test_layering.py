@@ -27,7 +27,7 @@ COMMANDS = (
 )
 
 LEVELS = (
-    ("types", "checks"),
+    ("types", "checks", "platforms"),
     ("io",),
     ("interop.formats",),
     ("checkpoints", "diffusion", "tokenizers", "text_encoders", "data", "evaluation"),

@@ -259,7 +259,7 @@ def test_a_faulty_video_leaves_the_others_of_its_batch_as_they_are(pipe, monkeyp
 
 
 def test_more_than_memory_holds_is_refused_before_it_is_started(pipe, monkeypatch):
-    monkeypatch.setattr("videomar_jax.sampling.generate.free_bytes", lambda: 10_000)
+    monkeypatch.setattr("videomar_jax.sampling.generate.free_bytes", lambda device: 10_000)
     with pytest.raises(
         ValueError, match=r"3 latent frames of 6x6 tokens need about .* GiB .*Ask for fewer frames"
     ):

@@ -113,7 +113,7 @@ def test_too_long_a_video_is_refused_with_the_length_that_would_fit():
 
 
 def test_memory_is_checked_before_anything_is_computed(monkeypatch):
-    monkeypatch.setattr(generate_module, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(generate_module, "free_bytes", lambda device: 1000)
     started = lambda *_: pytest.fail("started")  # noqa: E731
     monkeypatch.setattr(generate_module, "start_decoding", started)
     with pytest.raises(UserError, match="not even two frames fit"):

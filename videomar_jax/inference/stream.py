@@ -22,6 +22,7 @@ from videomar_jax.inference.still_detail import StillPicture, still_picture, wit
 from videomar_jax.inference.video import Video
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.sharding import CLIPS, replicated
+from videomar_jax.platforms import compile_for, platform_of
 from videomar_jax.pretrained.bundle import ModelBundle
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.generate import decode_frames, plan_generation, start
@@ -130,8 +131,10 @@ class VideoSampler:
         """
         videos = []
         for row in range(0, len(video), self.batch_size):
-            latents = _encode(self.tokenizer, jnp.asarray(video[row : row + self.batch_size]))
-            decoded, finite = _decode(self.tokenizer, latents)
+            part = jnp.asarray(video[row : row + self.batch_size])
+            with compile_for(platform_of(self.tokenizer)):
+                latents = _encode(self.tokenizer, part)
+                decoded, finite = _decode(self.tokenizer, latents)
             finite = np.asarray(finite & finite_clips(latents))
             if not finite.all():
                 clips = ", ".join(str(row + i) for i in np.flatnonzero(~finite))
@@ -185,7 +188,9 @@ class FrameStream:
         mesh = _mesh(sampler.model)
         if mesh is not None:
             tokenizer = jax.device_put(tokenizer, replicated(mesh))
-        first = _spread(_encode(tokenizer, jnp.asarray(given)), mesh, "context")
+        with compile_for(platform_of(tokenizer)):
+            first = _encode(tokenizer, jnp.asarray(given))
+        first = _spread(first, mesh, "context")
         self._latents = [np.asarray(first)]
         self._check_finite(finite_clips(first), "given latents")
         text, mask = sampler.text_encoder.encode(self.prompts)

@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from videomar_jax.platforms import platform
 from videomar_jax.types import Array, Bool, Float
 
 Kernel = Literal["auto", "xla", "cudnn"]
@@ -30,7 +31,7 @@ def attend(
         kernel: one of the module's table; "cudnn" raises where it is not supported.
     """
     if kernel == "auto":
-        kernel = "cudnn" if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 else "xla"
+        kernel = "cudnn" if platform() == "gpu" and q.dtype.itemsize == 2 else "xla"
     if kernel == "xla":
         return plain_attention(q, k, v, key_mask)
     if kernel != "cudnn":

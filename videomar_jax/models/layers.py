@@ -4,11 +4,11 @@ Linear layers multiply in the compute dtype. Norms work in float32: their statis
 all channels, in which bfloat16 would lose the small ones.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.platforms import platform
 from videomar_jax.types import Array
 
 
@@ -21,7 +21,7 @@ class Linear(nnx.Linear):
     """
 
     def __call__(self, x: Array, out_sharding=None) -> Array:
-        if jax.default_backend() != "cpu":
+        if platform() != "cpu":
             return super().__call__(x, out_sharding)
         rows = x.reshape(-1, x.shape[-1])
         return super().__call__(rows).reshape(*x.shape[:-1], -1)

@@ -18,6 +18,7 @@ from videomar_jax.checks import UserError, at_least
 from videomar_jax.data.records import DTYPES, PreparedClip, to_record
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.data.windows import Window, read_window
+from videomar_jax.platforms import compile_for, platform_of
 from videomar_jax.preparation.plan import Settings, ShardPlan
 from videomar_jax.preparation.progress import read_ahead
 from videomar_jax.text_encoders import TextEncoder
@@ -72,7 +73,9 @@ class LatentEncoder:
             UserError: the batch does not fit into memory.
         """
         try:
-            return np.asarray(self._encode(self._tokenizer, jax.device_put(video, self._split)))
+            placed = jax.device_put(video, self._split)
+            with compile_for(platform_of(self._split)):
+                return np.asarray(self._encode(self._tokenizer, placed))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -19,6 +19,7 @@ from videomar_jax.diffusion.plans import SolverPlan, evaluations, with_length
 from videomar_jax.diffusion.solver import init_state, solver_step
 from videomar_jax.models.diffusion_head import DiffusionHead
 from videomar_jax.models.layers import Linear
+from videomar_jax.platforms import platform
 from videomar_jax.sampling.speed import ceil_div
 from videomar_jax.types import Array, Float, Int
 
@@ -32,7 +33,7 @@ class Dense(NamedTuple):
     def __call__(self, x: Float[Array, "*rows in"]) -> Float[Array, "*rows out"]:
         x = x.astype(self.kernel.dtype)
         # XLA on a CPU has a fast product for matrices, and none for more axes.
-        flat = x.reshape(-1, x.shape[-1]) if jax.default_backend() == "cpu" else x
+        flat = x.reshape(-1, x.shape[-1]) if platform() == "cpu" else x
         product = jax.lax.dot_general(flat, self.kernel, (((flat.ndim - 1,), (1,)), ((), ())))
         return product.reshape(*x.shape[:-1], -1) + self.bias
 

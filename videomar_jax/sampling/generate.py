@@ -23,6 +23,7 @@ from videomar_jax.diffusion.plans import SolverPlan, plan_steps
 from videomar_jax.io.log import warn_once
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import VideoMAR
+from videomar_jax.platforms import compile_for, device_of, platform_of
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.decoder import (
     DecodeState,
@@ -84,6 +85,8 @@ class GenerationPlan:
     """Number, temperature, clip bound and noise of the generated frames, numpy [T - G] each."""
     static: StaticConfig
     """What the compiled program depends on, for a frame that sees a full cache."""
+    platform: str
+    """Where the model's parameters lie: what the programs are compiled for."""
 
     def static_config(self, number: int) -> StaticConfig:
         """The program of frame `number`, which looks at the filled part of the cache."""
@@ -132,19 +135,21 @@ def plan_generation(
     if scale is None:
         scale = position_scale(config, (num_frames, *grid), trained)
     length = cache_length(config, num_frames - 1)
-    if speed is None:
-        speed = SpeedOptions.for_request(model.config, tokens, len(reveal.count), length)
+    platform = platform_of((model, given))
     # Many devices share the cache and the work on it, and so the memory.
     place = placement(model, model.config, given, tokens)
-    check_memory(
-        model.config,
-        config,
-        batch=batch,
-        frames=num_frames,
-        grid=grid,
-        free=free_bytes(),
-        shards=cache_shards(place),
-    )
+    with compile_for(platform):
+        if speed is None:
+            speed = SpeedOptions.for_request(model.config, tokens, len(reveal.count), length)
+        check_memory(
+            model.config,
+            config,
+            batch=batch,
+            frames=num_frames,
+            grid=grid,
+            free=free_bytes(device_of((model, given))),
+            shards=cache_shards(place),
+        )
     keep_first = config.keep_first and config.window is not None
     # What is static decides which program runs; values that may vary freely are arrays.
     static = StaticConfig(
@@ -180,6 +185,7 @@ def plan_generation(
         scale=scale,
         settings=settings,
         static=static,
+        platform=platform,
     )
 
 
@@ -215,9 +221,10 @@ def start(
     Raises:
         UserError: text of another size than the model was built for.
     """
-    context, head, timesteps, state = start_decoding(
-        plan.model, given, text, text_mask, plan.timesteps, plan.scale, plan.static
-    )
+    with compile_for(plan.platform):
+        context, head, timesteps, state = start_decoding(
+            plan.model, given, text, text_mask, plan.timesteps, plan.scale, plan.static
+        )
     return SharedInputs(context, head, timesteps, plan.reveal, plan.scale, keys), state
 
 
@@ -237,9 +244,11 @@ def decode_frames(
         settings = jax.tree.map(lambda values, i=index: values[i], plan.settings)
         frame_draws = jax.tree.map(lambda values, i=index: values[i], draws)
         static = plan.static_config(int(number))
-        state, latents, trace = compiled_frame(
-            plan.model, shared, state, settings, frame_draws, static
-        )
+        # Around the call alone: a generator must not leave a context open while it waits.
+        with compile_for(plan.platform):
+            state, latents, trace = compiled_frame(
+                plan.model, shared, state, settings, frame_draws, static
+            )
         yield latents, trace
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from videomar_jax.checks import UserError
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.platforms import platform
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.decoder import cache_length
 
@@ -99,7 +100,7 @@ def check_memory(
         return
     # cuDNN's attention, which does not hold the scores, takes 16-bit numbers only.
     half = model.dtype == "bfloat16"
-    fused = jax.default_backend() == "gpu" and half and model.attention != "xla"
+    fused = platform() == "gpu" and half and model.attention != "xla"
 
     def needed(frames: int) -> int:
         parts = request_bytes(model, config, batch=batch, frames=frames, grid=grid, fused=fused)

@@ -17,10 +17,10 @@ docs/speed.md shows what it found.
 import dataclasses
 import itertools
 
-import jax
 import numpy as np
 
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.platforms import platform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class SpeedOptions:
         if linear * model.depth * steps < 5e9:
             return cls(token_buckets=1, cache_lengths=1, skip_unused_tokens=False)
         # Cutting apart is compiled once for each layer: too much for deep models.
-        unstack = jax.default_backend() == "cpu" and model.depth <= 12
+        unstack = platform() == "cpu" and model.depth <= 12
         return cls(cache_lengths=cache_lengths, unstack_layers=unstack)
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from videomar_jax.models.params import Params
 from videomar_jax.models.partitioning import Rule, constrain, sharding_rule
+from videomar_jax.platforms import compile_for, platform_of
 from videomar_jax.training.config import LossConfig, OptimizerConfig
 from videomar_jax.training.draws import Batch, LossDraws, draw
 from videomar_jax.training.loss import next_frame_loss
@@ -46,8 +47,9 @@ def make_train_step(
         shardings: how the arrays of the state are sharded, and stay so.
         rule: how those of the computation are sharded (`parallel.sharding.layout_rule`).
     """
-    out_shardings = None
+    out_shardings, platform = None, None
     if shardings is not None:
+        platform = platform_of(shardings)
         # Metrics are scalars, replicated like the step.
         out_shardings = (shardings, jax.tree.leaves(shardings.step)[0])
 
@@ -63,7 +65,7 @@ def make_train_step(
                 model = nnx.merge(graph, constrain("outside", params))
                 return next_frame_loss(model, batch, draws, loss_config, normaliser)
 
-            with sharding_rule(rule):
+            with sharding_rule(rule), compile_for(platform):
                 (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             if shardings is not None:
                 gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)

@@ -15,7 +15,8 @@ from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.models.params import Params
 from videomar_jax.parallel.multihost import process_share
-from videomar_jax.parallel.sharding import batch_shardings, place
+from videomar_jax.parallel.sharding import batch_shardings, place, replicated
+from videomar_jax.platforms import compile_for, platform_of
 from videomar_jax.training.batches import TrainingInputs, encoded_at_once, to_batch
 from videomar_jax.training.config import LossConfig
 from videomar_jax.training.draws import Batch, draw
@@ -79,5 +80,6 @@ class Validation:
 
     def __call__(self, params: Params) -> float:
         """The mean loss over the clips."""
-        losses = [self._loss(params, batch, i) for i, batch in enumerate(self._batches)]
+        with compile_for(platform_of(replicated(self._mesh))):
+            losses = [self._loss(params, batch, i) for i, batch in enumerate(self._batches)]
         return float(np.mean(losses))

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from videomar_jax.platforms import platform
 from videomar_jax.types import Array, Float
 
 _LARGE = 1500
@@ -80,7 +81,7 @@ def winograd_conv(
 def _suits_winograd(x: Array, kernel: Array) -> bool:
     large = math.prod(x.shape[:3]) >= _LARGE and min(kernel.shape[2:]) >= _WIDE
     even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
-    return jax.default_backend() == "cpu" and x.dtype == jnp.float32 and large and even
+    return platform() == "cpu" and x.dtype == jnp.float32 and large and even
 
 
 def _inputs(d: Sequence[Array]) -> list[Array]:

@@ -25,6 +25,7 @@ from flax import nnx, traverse_util
 
 from videomar_jax.checks import Count, Positive, UserError, check_value
 from videomar_jax.io.hub import local_folder
+from videomar_jax.platforms import compile_for, platform_of
 from videomar_jax.tokenizers import base
 from videomar_jax.tokenizers.cosmos.config import RELEASES, CosmosConfig
 from videomar_jax.tokenizers.cosmos.model import CosmosNetwork, abstract_network
@@ -125,7 +126,8 @@ class CosmosTokenizer:
             else:
                 new = base.latent_shape(self, frames + 1, *piece.shape[2:4])[0] - 1
             seen = _count(seen, new, max_frames)
-            latents, state = _encode_chunk(self, piece, state, max_frames)
+            with compile_for(platform_of(self.params)):
+                latents, state = _encode_chunk(self, piece, state, max_frames)
             yield latents
 
     def decode_stream(
@@ -141,7 +143,8 @@ class CosmosTokenizer:
         for piece in latents:
             self._check_latents(piece)
             seen = _count(seen, piece.shape[1], max_frames)
-            pixels, state = _decode_chunk(self, piece, state, max_frames)
+            with compile_for(platform_of(self.params)):
+                pixels, state = _decode_chunk(self, piece, state, max_frames)
             yield pixels
 
     @classmethod
