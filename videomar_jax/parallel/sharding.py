@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from videomar_jax.models.partitioning import Rule
+from videomar_jax.models.partitioning import HeadLayout, Rule
 from videomar_jax.parallel.config import MeshConfig
 
 CLIPS = ("data", "fsdp")
@@ -108,12 +108,13 @@ def layout_rule(mesh: Mesh, config: MeshConfig) -> Rule:
         spec = spec_for(name, leaf.shape, sizes, config.min_size)
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
-    def rule(name: str, tree: Any) -> Any:
+    def constrain(name: str, tree: Any) -> Any:
         if name == "stream":
             return jax.lax.with_sharding_constraint(tree, stream)
         return jax.tree_util.tree_map_with_path(gathered_along_fsdp, tree)
 
-    return rule
+    heads = HeadLayout(mesh=mesh, samples=CLIPS, tokens=("context",), heads=("tensor",))
+    return Rule(constrain=constrain, heads=heads)
 
 
 def batch_shardings(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
