@@ -36,11 +36,17 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Report what the run needs, read 
 _DEVICES = flags.DEFINE_integer(
     "devices", None, "With --dry_run: plan for this number of devices instead of those here."
 )
+_COMPILE = flags.DEFINE_string(
+    "compile", "", "With --dry_run: compile for a machine, such as tpu:v5e:16x16 or gpu:h100:8."
+)
 flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> None:
     """Trains through the config's curriculum and reports."""
+    if _COMPILE.value:
+        _compile()
+        return
     launch.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     from videomar_jax.experiment.config import Experiment
     from videomar_jax.experiment.run import run
@@ -56,6 +62,18 @@ def main(_: Sequence[str]) -> None:
         raise UserError("Name the folder of the run: --workdir=DIR.")
     profile = Profile.parse(_PROFILE.value) if _PROFILE.value else None
     run(experiment, _WORKDIR.value, _CONFIG.value.to_dict(), profile)
+
+
+def _compile() -> None:
+    """Compiles the step for a machine that need not be here."""
+    if not _DRY_RUN.value or _DEVICES.value:
+        raise UserError("--compile goes with --dry_run, and without --devices: it names them.")
+    from videomar_jax.accelerators.targets import Target
+    from videomar_jax.experiment.compile_step import compile_dry_run
+    from videomar_jax.experiment.config import Experiment
+
+    target = Target.parse(_COMPILE.value)
+    compile_dry_run(Experiment.from_config(_CONFIG.value), target)
 
 
 if __name__ == "__main__":

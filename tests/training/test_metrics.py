@@ -11,7 +11,7 @@ from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.training import logging
 from videomar_jax.training.logging import Progress, RunLog
-from videomar_jax.training.metrics import Meters, StageClock, StepReport, peak_flops
+from videomar_jax.training.metrics import Meters, StageClock, StepReport
 from videomar_jax.training.preemption import any_process_stopped, stop_signals
 
 
@@ -101,16 +101,3 @@ def test_a_signal_asks_once_and_stops_at_the_second():
 def test_a_process_alone_votes_at_once():
     mesh = make_mesh(MeshConfig(data=8))
     assert any_process_stopped(mesh, True) is True and any_process_stopped(mesh, False) is False
-
-
-@pytest.mark.parametrize(
-    ("kind", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("TPU v5 lite", 197e12),
-        ("TPU v6 lite", 918e12),
-        ("cpu", None),
-    ],
-)
-def test_peaks_of_known_devices(kind, peak):
-    assert peak_flops(kind) == peak

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -265,6 +266,29 @@ def time_steps(
     return StepTime(compile_s=times[0], step_s=float(np.median(later)))
 
 
+def abstract_update(
+    recipe: Recipe, mesh: Mesh
+) -> tuple[TrainStep, TrainState, jax.ShapeDtypeStruct]:
+    """The update of a run, the shapes of its state, and that of its key, for a mesh whose devices
+    need not be here: what it takes to compile the step."""
+    graph, _ = abstract_model(_model_on(mesh, recipe.model))
+    optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda: init_state(recipe.model, optimizer, jax.random.key(0)))
+    shardings = state_shardings(state, mesh, recipe.mesh)
+    update = _make_update(recipe, mesh, graph, optimizer, shardings)
+    return update, _placed(state, shardings), _placed(key, replicated(mesh))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    """Abstract arrays with where they lie."""
+
+    def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, shapes, shardings)
+
+
 # Where a start begins
 
 
@@ -306,11 +330,7 @@ def _resume_or_start(
         state = init_state(recipe.model, optimizer, init_key, params, shardings, prior)
         position = {"step": 0, "seconds": {}}
     else:
-        like = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            abstract.parts(),
-            shardings.parts(),
-        )
+        like = _placed(abstract.parts(), shardings.parts())
         parts, position = checkpoints.restore(step, like)
         log.info("continuing from the checkpoint of step %d", step)
         state = TrainState(place(np.int32(position["step"]), shardings.step), **parts)

@@ -8,31 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from videomar_jax.accelerators.chips import chip_of
 from videomar_jax.training.logging import Progress, RunLog, check_finite
-
-PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "V100": 125e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-}
-"""Dense 16-bit matmul peaks in FLOP/s from the makers' data sheets, by a part of the device's name;
-the first name that matches counts."""
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s that a device's maker promises in 16 bit, None for a device that is not listed."""
-    for name, peak in PEAK_FLOPS.items():
-        if name in device_kind:
-            return peak
-    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +46,8 @@ class Meters:
 
     def __init__(self, log: RunLog, progress: Progress, every: int, rate: Callable[[int], Any]):
         self._log, self._progress, self._every, self._rate = log, progress, every, rate
-        self._peak = peak_flops(jax.local_devices()[0].device_kind)
+        chip = chip_of(jax.local_devices()[0].device_kind)
+        self._peak = None if chip is None else chip.flops
         self._pending: StepReport | None = None
         # For each binned loss an array [2, n] of sums and counts since the last line.
         self._bins: dict[str, np.ndarray] = {}

@@ -1,0 +1,1 @@
+"""Programs compiled for accelerators that need not be here, and what they cost."""
