@@ -115,7 +115,7 @@ def join_frames(x: Heads) -> Float[Array, "B N n d"]:
     return rearrange(x, "b t s n d -> b (t s) n d")
 
 
-def _visible(x: Heads, row: np.ndarray) -> Heads:
+def _visible(x: Heads, row: np.ndarray) -> Float[Array, "B _ S n d"]:
     """The frames where `row` is True."""
     numbers = np.flatnonzero(row)
     # Runs of neighbours are slices, which copy less than a list of indices.
