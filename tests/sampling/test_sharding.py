@@ -102,9 +102,7 @@ def frame_program(speed: SpeedOptions, head_steps: str) -> Program:
     mesh = make_mesh(mesh_config, jax.devices()[:4])
     graph, state = nnx.split(tiny_model(num_heads=4))
     params = nnx.to_pure_dict(state)
-    model = nnx.merge(
-        graph, jax.device_put(params, param_shardings(params, mesh, mesh_config))
-    )
+    model = nnx.merge(graph, jax.device_put(params, param_shardings(params, mesh, mesh_config)))
     given = jax.device_put(given_latents(1), NamedSharding(mesh, PartitionSpec()))
     config = dataclasses.replace(CONFIG, head_steps=head_steps)
     plan = plan_generation(model, given, num_frames=2, config=config, speed=speed)

@@ -94,7 +94,7 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, config: MeshConfig) -
 def layout_rule(mesh: Mesh, config: MeshConfig) -> Rule:
     """What a model that is traced on this mesh constrains (`models.partitioning`).
 
-    Activations follow the batch. What is split along `fsdp` is gathered where it is used: the
+    Activations follow the batch; attention is spread over clips, heads and queries. What is split along `fsdp` is gathered where it is used: the
     parameters of a layer inside the loop over layers, one layer at a time; the few parameters
     outside of that loop once ("outside", called by the training step).
     """
