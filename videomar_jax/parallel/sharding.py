@@ -94,9 +94,10 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, config: MeshConfig) -
 def layout_rule(mesh: Mesh, config: MeshConfig) -> Rule:
     """What a model that is traced on this mesh constrains (`models.partitioning`).
 
-    Activations follow the batch; attention is spread over clips, heads and queries. What is split along `fsdp` is gathered where it is used: the
-    parameters of a layer inside the loop over layers, one layer at a time; the few parameters
-    outside of that loop once ("outside", called by the training step).
+    Activations follow the batch; attention is spread over clips, heads and queries. What is split
+    along `fsdp` is gathered where it is used: the parameters of a layer inside the loop over
+    layers, one layer at a time; the few parameters outside of that loop once ("outside", called by
+    the training step).
     """
     sizes = {axis: size if axis != "fsdp" else 1 for axis, size in mesh.shape.items()}
     stream = NamedSharding(mesh, PartitionSpec(CLIPS, None, "context"))
