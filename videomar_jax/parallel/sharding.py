@@ -114,8 +114,14 @@ def layout_rule(mesh: Mesh, config: MeshConfig) -> Rule:
             return jax.lax.with_sharding_constraint(tree, stream)
         return jax.tree_util.tree_map_with_path(gathered_along_fsdp, tree)
 
-    heads = HeadLayout(mesh=mesh, samples=CLIPS, tokens=("context",), heads=("tensor",))
-    return Rule(constrain=constrain, heads=heads)
+    return Rule(constrain=constrain, heads=head_layout(mesh))
+
+
+def head_layout(mesh: Mesh) -> HeadLayout | None:
+    """How attention is spread over the mesh; None on one device."""
+    if mesh.size == 1:
+        return None
+    return HeadLayout(mesh=mesh, samples=CLIPS, tokens=("context",), heads=("tensor",))
 
 
 def batch_shardings(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
