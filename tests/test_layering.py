@@ -28,7 +28,7 @@ COMMANDS = (
 
 LEVELS = (
     ("types", "checks", "platforms"),
-    ("io",),
+    ("io", "accelerators"),
     ("interop.formats",),
     ("checkpoints", "diffusion", "tokenizers", "text_encoders", "data", "evaluation"),
     ("models",),

@@ -78,9 +78,7 @@ class Target:
         known = TPUS if platform == "tpu" else ("h100",)
         if model not in known:
             hint = did_you_mean(model, known)
-            raise UserError(
-                f"There is no {platform} {model!r} to compile for.{hint} Write {_FORM}."
-            )
+            raise UserError(f"No {platform} {model!r} is known here.{hint} Write {_FORM}.")
         shape = tuple(int(size) for size in match[3].split("x"))
         axes = {"v5e": 2, "v5p": 3, "v6e": 2, "h100": 1}[model]
         if len(shape) != axes or min(shape) < 1:

@@ -222,7 +222,7 @@ def _size(step: StepPlan) -> str:
     return f"{shape.batch_size} clips of {shape.num_frames} x {shape.height} x {shape.width}"
 
 
-def _bytes(size: float) -> str:
+def _bytes(size: int | float) -> str:
     """A size in the unit that suits it."""
     if size < _GIB:
         return f"{size / 2**20:.1f} MiB"
