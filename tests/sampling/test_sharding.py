@@ -10,12 +10,15 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.helpers.tiny_model import tiny_model, tiny_text
+from videomar_jax.accelerators.chips import Chip
+from videomar_jax.accelerators.cost import cost_of
+from videomar_jax.accelerators.hlo import Program, parse
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.parallel.mesh import make_mesh
 from videomar_jax.parallel.sharding import param_shardings
 from videomar_jax.sampling import decoder
 from videomar_jax.sampling.config import SamplingConfig
-from videomar_jax.sampling.generate import SpeedOptions, generate
+from videomar_jax.sampling.generate import SpeedOptions, generate, plan_generation, start
 from videomar_jax.sampling.sharding import cache_shards, placement
 
 CONFIG = SamplingConfig(steps=3, head_steps="3", guidance=2.0, latent_clip=0.0)
@@ -91,6 +94,32 @@ def test_the_cache_lies_as_its_arguments_do():
         placement(tiny_model(), tiny_model().config, given_latents(), 16) is None
         and cache_shards(None) == 1
     )
+
+
+def frame_program(speed: SpeedOptions, head_steps: str) -> Program:
+    """The compiled program of a frame on four devices that share each layer."""
+    mesh_config = MeshConfig(data=1, tensor=4, min_size=1)
+    mesh = make_mesh(mesh_config, jax.devices()[:4])
+    graph, state = nnx.split(tiny_model(num_heads=4))
+    params = nnx.to_pure_dict(state)
+    model = nnx.merge(graph, jax.device_put(params, param_shardings(params, mesh, mesh_config)))
+    given = jax.device_put(given_latents(1), NamedSharding(mesh, PartitionSpec()))
+    config = dataclasses.replace(CONFIG, head_steps=head_steps)
+    plan = plan_generation(model, given, num_frames=2, config=config, speed=speed)
+    shared, state = start(plan, given, *tiny_text(1), jax.random.split(jax.random.key(0), 1))
+    settings = jax.tree.map(lambda values: values[0], plan.settings)
+    compiled = decoder.compiled_frame.lower(
+        plan.model, shared, state, settings, None, plan.static_config(1)
+    ).compile()
+    return parse(compiled.as_text())
+
+
+@pytest.mark.parametrize("speed", [SpeedOptions.plain(), SpeedOptions()], ids=["plain", "fast"])
+def test_devices_that_share_layers_do_not_share_the_head(speed):
+    """However many steps the head takes, the devices do not wait for each other in between."""
+    chip = Chip("any", flops=1.0, memory=1.0, bandwidth=1.0)
+    few, many = (cost_of(frame_program(speed, steps), chip) for steps in ("2", "9"))
+    assert few.collectives == many.collectives and sum(few.collectives.values()) > 0
 
 
 def test_two_meshes_are_one_too_many():

@@ -8,24 +8,24 @@ With q, k, v linear in the input, cut into n heads of width d:
 The root mean square runs over the d channels; the gains g are learned. Cross attention is the same
 without rotation, its keys and values those of the text.
 
-Which frames see which is structure, not a boolean matrix: each function below cuts queries and keys
-into frames and calls the dense `kernels.attend` on what is visible (paper, section 3.1).
+Which frames see which is structure, not a mask of tokens: each function below says it by frames,
+and `frame_attention` computes no more than what is visible (paper, section 3.1).
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.models.kernels import Kernel, attend
+from videomar_jax.models.frame_attention import Heads, attend_frames
+from videomar_jax.models.kernels import Kernel
 from videomar_jax.models.layers import linear
 from videomar_jax.models.rope import Rotary, rotate
 from videomar_jax.types import Array, Bool, Float
-
-Heads = Float[Array, "B T S n d"]
 
 AttentionFn = Callable[[Heads, Heads, Heads], Heads]
 """Maps queries, keys and values, all cut into frames, to the attended values."""
@@ -48,30 +48,9 @@ class TextKV(NamedTuple):
 # Which frames see which
 
 
-def join_frames(x: Heads) -> Float[Array, "B N n d"]:
-    """All tokens of all frames in one row, N = T * S."""
-    return rearrange(x, "b t s n d -> b (t s) n d")
-
-
-def attend_frames(
-    q: Float[Array, "B Tq Q n d"], k: Heads, v: Heads, **options
-) -> Float[Array, "B Tq Q n d"]:
-    """All tokens of the frames of `q` see all those of the frames of `k` and `v`.
-
-    For a whole clip this is attention without causality, the paper's ablation. Options as in
-    `attend`.
-    """
-    return attend(join_frames(q), join_frames(k), join_frames(v), **options).reshape(q.shape)
-
-
 def frame_causal(q: Heads, k: Heads, v: Heads, *, kernel: Kernel = "auto") -> Heads:
     """Frame t sees all tokens of frames 0..t: causal in time, bidirectional in space."""
-    # One dense call a frame skips the half of all products that a mask would throw away.
-    out = []
-    for t in range(q.shape[1]):
-        seen = slice(0, t + 1)
-        out.append(attend_frames(q[:, t : t + 1], k[:, seen], v[:, seen], kernel=kernel))
-    return jnp.concatenate(out, axis=1)
+    return attend_frames(q, k, v, sees=np.tri(q.shape[1], dtype=bool), kernel=kernel)
 
 
 def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: Kernel = "auto") -> Heads:
@@ -80,15 +59,11 @@ def teacher_forcing(q: Heads, k: Heads, v: Heads, *, clean: int, kernel: Kernel 
 
     The copies are those of the frames 1, 2, ...; with no clean frame there is one, of frame 0.
     """
-    out = []
-    if clean:
-        out.append(frame_causal(q[:, :clean], k[:, :clean], v[:, :clean], kernel=kernel))
-    for i in range(clean, q.shape[1]):
-        own, before = slice(i, i + 1), i - clean + min(clean, 1)
-        # What frame t would see in a clip whose frames before it are clean.
-        keys, values = (jnp.concatenate([x[:, :before], x[:, own]], axis=1) for x in (k, v))
-        out.append(attend_frames(q[:, own], keys, values, kernel=kernel))
-    return jnp.concatenate(out, axis=1)
+    sees = np.eye(q.shape[1], dtype=bool)
+    sees[:clean, :clean] = np.tri(clean)
+    # The copy of frame t is number t - 1 of the copies, and sees t clean frames.
+    sees[clean:, :clean] = np.tri(len(sees) - clean, clean)
+    return attend_frames(q, k, v, sees=sees, kernel=kernel)
 
 
 # Layers
@@ -153,7 +128,8 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T S D"], text: TextKV, text_mask: Bool[Array, "B K"] | None
     ) -> Array:
-        q = rearrange(self.q(x), "b t s (n d) -> b (t s) n d", n=self.config.num_heads)
+        q = rearrange(self.q(x), "b t s (n d) -> b t s n d", n=self.config.num_heads)
         q = self.q_norm(q).astype(text.values.dtype)
-        y = attend(q, text.keys, text.values, key_mask=text_mask, kernel=self.config.attention)
+        k, v = text.keys[:, None], text.values[:, None]
+        y = attend_frames(q, k, v, key_mask=text_mask, kernel=self.config.attention)
         return self.out(y.reshape(x.shape))

@@ -100,7 +100,7 @@ class ModelConfig:
     """What the backward pass computes again to save memory."""
     unroll: Size = 1
     """Layers per turn of the layer loop: more runs faster on a CPU and compiles slower."""
-    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """The attention kernel (`models.kernels`)."""
 
     def __post_init__(self):

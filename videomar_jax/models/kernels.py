@@ -2,10 +2,11 @@
 
 "xla"     plain products and a float32 softmax; runs everywhere
 "cudnn"   the fused kernel of NVIDIA GPUs; 16-bit types only
-"auto"    cudnn where it runs, xla elsewhere
+"splash"  the fused kernel of TPUs (`splash`)
+"auto"    cudnn or splash where they run and pay, xla elsewhere
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from videomar_jax.platforms import platform
 from videomar_jax.types import Array, Bool, Float
 
-Kernel = Literal["auto", "xla", "cudnn"]
+Kernel = Literal["auto", "xla", "cudnn", "splash"]
 
 
 def attend(
@@ -28,18 +29,43 @@ def attend(
 
     Args:
         key_mask: False at keys that nobody sees; each row needs at least one True.
-        kernel: one of the module's table; "cudnn" raises where it is not supported.
+        kernel: one of the module's table; a fused one raises where it is not supported.
     """
-    if kernel == "auto":
-        kernel = "cudnn" if platform() == "gpu" and q.dtype.itemsize == 2 else "xla"
+    kernel = choose_kernel(kernel, q.shape[1], k.shape[1], q.shape[-1], q.dtype)
+    if kernel == "splash":
+        # Imported late: nothing else needs the language that kernels for TPUs are written in.
+        from videomar_jax.models.splash import splash_attention
+
+        frame = (x[:, None] for x in (q, k, v))
+        return splash_attention(*frame, key_mask=key_mask)[:, 0]
     if kernel == "xla":
         return plain_attention(q, k, v, key_mask)
     if kernel != "cudnn":
-        raise ValueError(f"There is no attention kernel {kernel!r}; use auto, xla or cudnn.")
+        raise ValueError(
+            f"There is no attention kernel {kernel!r}; use auto, xla, cudnn or splash."
+        )
     mask = None
     if key_mask is not None:
         mask = jnp.broadcast_to(key_mask[:, None, None], (len(q), 1, q.shape[1], k.shape[1]))
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+
+
+def choose_kernel(kernel: Kernel, queries: int, keys: int, width: int, dtype: Any) -> Kernel:
+    """The kernel that "auto" stands for on the platform that is compiled for; others as they are.
+
+    Args:
+        queries, keys: their numbers, of a frame where frames are told apart.
+        width: d, channels of a head.
+        dtype: of queries and keys.
+    """
+    if kernel != "auto":
+        return kernel
+    if platform() == "gpu" and jnp.dtype(dtype).itemsize == 2:
+        return "cudnn"
+    # Padded to blocks of 128 or more, fewer would be more than twice the work. Other widths than
+    # multiples of 64 are not tried.
+    fits = min(queries, keys) >= 64 and width % 64 == 0
+    return "splash" if platform() == "tpu" and fits else "xla"
 
 
 def plain_attention(

@@ -6,7 +6,8 @@ fsdp      clips of the batch too, and each large parameter (with its average and
           (Zhao et al. 2023, "PyTorch FSDP")
 tensor    channels of a layer: the products in front of a nonlinearity are split by column,
           those behind it by row (Shoeybi et al. 2019, "Megatron-LM")
-context   tokens of a frame, by rows of the latents; keys and values are gathered for attention
+context   tokens of a frame, by rows of the latents; keys and values are gathered for attention,
+          once a layer (`models.frame_attention`)
 """
 
 import math

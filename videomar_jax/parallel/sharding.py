@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from videomar_jax.models.partitioning import Rule
+from videomar_jax.models.partitioning import HeadLayout, Rule
 from videomar_jax.parallel.config import MeshConfig
 
 CLIPS = ("data", "fsdp")
@@ -94,9 +94,10 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, config: MeshConfig) -
 def layout_rule(mesh: Mesh, config: MeshConfig) -> Rule:
     """What a model that is traced on this mesh constrains (`models.partitioning`).
 
-    Activations follow the batch. What is split along `fsdp` is gathered where it is used: the
-    parameters of a layer inside the loop over layers, one layer at a time; the few parameters
-    outside of that loop once ("outside", called by the training step).
+    Activations follow the batch; attention is spread over clips, heads and queries. What is split
+    along `fsdp` is gathered where it is used: the parameters of a layer inside the loop over
+    layers, one layer at a time; the few parameters outside of that loop once ("outside", called by
+    the training step).
     """
     sizes = {axis: size if axis != "fsdp" else 1 for axis, size in mesh.shape.items()}
     stream = NamedSharding(mesh, PartitionSpec(CLIPS, None, "context"))
@@ -108,12 +109,19 @@ def layout_rule(mesh: Mesh, config: MeshConfig) -> Rule:
         spec = spec_for(name, leaf.shape, sizes, config.min_size)
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
-    def rule(name: str, tree: Any) -> Any:
+    def constrain(name: str, tree: Any) -> Any:
         if name == "stream":
             return jax.lax.with_sharding_constraint(tree, stream)
         return jax.tree_util.tree_map_with_path(gathered_along_fsdp, tree)
 
-    return rule
+    return Rule(constrain=constrain, heads=head_layout(mesh))
+
+
+def head_layout(mesh: Mesh) -> HeadLayout | None:
+    """How attention is spread over the mesh; None on one device."""
+    if mesh.size == 1:
+        return None
+    return HeadLayout(mesh=mesh, samples=CLIPS, tokens=("context",), heads=("tensor",))
 
 
 def batch_shardings(batch: Any, mesh: Mesh | AbstractMesh) -> Any:

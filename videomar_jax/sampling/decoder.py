@@ -23,6 +23,7 @@ from videomar_jax.models.attention import KVCache
 from videomar_jax.models.forecast import with_forecast
 from videomar_jax.models.history_noise import add_history_noise
 from videomar_jax.models.incremental import VisibleCache
+from videomar_jax.models.partitioning import sharding_rule
 from videomar_jax.models.patchify import patchify, unpatchify
 from videomar_jax.models.rope import PositionScale
 from videomar_jax.models.videomar import Context, VideoMAR
@@ -38,7 +39,7 @@ from videomar_jax.sampling.reveal import (
     reveal_frame,
 )
 from videomar_jax.sampling.rope_scaling import shift_first
-from videomar_jax.sampling.sharding import constrain
+from videomar_jax.sampling.sharding import attention_rule, constrain, with_whole_head
 from videomar_jax.types import Array, Float, Int, TextFeatures, TextMask
 
 
@@ -96,6 +97,7 @@ def start_decoding(
         embeddings, and the state before the first new frame: all given frames but the last are
         in the cache.
     """
+    model = with_whole_head(static.placement, model)
     given = patchify(given, model.config.patch_size)
     batch, num_given, tokens, _ = given.shape
     own_text = (text, text_mask)
@@ -137,6 +139,7 @@ def decode_frame(
     Returns:
         the next state, the new frame's latents, and its trace if `static.trace`.
     """
+    model = with_whole_head(static.placement, model)
     _, tokens, width = state.last.shape
     number = settings.number
     scale = shared.scale
@@ -157,7 +160,8 @@ def decode_frame(
     slots = None if static.all_visible else _filled(number, static)
     visible = VisibleCache(_view(model, cache, number, scale, static), slots)
     inputs = FrameInputs(model, shared, visible, settings, static, last)
-    new, trace = reveal_frame(inputs, draws)
+    with sharding_rule(attention_rule(static.placement)):
+        new, trace = reveal_frame(inputs, draws)
     state = DecodeState(*constrain(static.placement, cache, new))
     latents = unpatchify(new[:, None], static.grid, model.config.patch_size)[:, 0]
     return state, latents, trace
@@ -208,6 +212,7 @@ def _commit_frame(
         noise_level = jnp.tile(noise_level, copies)
     past = VisibleCache(_view(model, cache, number, scale, static), _filled(number, static))
     rotary = incremental.frame_rotary(model, number, static.grid, scale)
-    new = incremental.clean_frame_kv(model, tokens, rotary, context, past, noise_level)
+    with sharding_rule(attention_rule(static.placement)):
+        new = incremental.clean_frame_kv(model, tokens, rotary, context, past, noise_level)
     slot = slot_of(number, static.cache_length, static.keep_first)
     return incremental.write_slot(cache, new, slot)

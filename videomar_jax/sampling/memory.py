@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from videomar_jax.checks import UserError
 from videomar_jax.models.config import ModelConfig
-from videomar_jax.platforms import platform
+from videomar_jax.models.kernels import choose_kernel
 from videomar_jax.sampling.config import SamplingConfig
 from videomar_jax.sampling.decoder import cache_length
 
@@ -50,7 +50,7 @@ def request_bytes(
     Args:
         frames: latent frames in all.
         grid: token rows and columns.
-        fused: attention does not hold its scores (cuDNN).
+        fused: attention does not hold its scores.
     """
     tokens = math.prod(grid)
     # Guidance computes every token twice, with and without text.
@@ -98,9 +98,10 @@ def check_memory(
     """
     if free is None:
         return
-    # cuDNN's attention, which does not hold the scores, takes 16-bit numbers only.
-    half = model.dtype == "bfloat16"
-    fused = platform() == "gpu" and half and model.attention != "xla"
+    # Only plain attention holds the scores.
+    tokens = math.prod(grid)
+    kernel = choose_kernel(model.attention, tokens, tokens, model.head_dim, model.dtype)
+    fused = kernel != "xla"
 
     def needed(frames: int) -> int:
         parts = request_bytes(model, config, batch=batch, frames=frames, grid=grid, fused=fused)

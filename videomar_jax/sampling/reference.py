@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from videomar_jax.checks import UserError
 from videomar_jax.diffusion.base import Timesteps
 from videomar_jax.diffusion.solver import init_state, solver_step, solver_timesteps
-from videomar_jax.models.attention import join_frames
 from videomar_jax.models.forecast import with_forecast
+from videomar_jax.models.frame_attention import join_frames
 from videomar_jax.models.kernels import attend
 from videomar_jax.models.linear_prior import Standardised, add_hint, complete, frame_prior
 from videomar_jax.models.patchify import patchify, unpatchify

@@ -31,7 +31,7 @@ from videomar_jax.sampling.draws import FrameDraws
 from videomar_jax.sampling.fused_head import FusedHead, cut_chunks, draw_tokens_fused
 from videomar_jax.sampling.reference import draw_tokens
 from videomar_jax.sampling.schedules import RevealPlan
-from videomar_jax.sampling.sharding import Placement
+from videomar_jax.sampling.sharding import Placement, with_whole_rows
 from videomar_jax.sampling.speed import SpeedOptions, chunk_size
 from videomar_jax.types import Array, Bool, Float
 
@@ -242,7 +242,8 @@ def drawer(inputs: FrameInputs, guided: bool, bucket: int) -> Callable:
     chunk = chunk_size(evaluations(timesteps), rows * bucket, varying)
 
     def draw(z, noise, step_noise, step, prior):
-        z, noise_used = z[:rows, :bucket], noise[:, :bucket]
+        z = with_whole_rows(static.placement, z[:rows, :bucket])
+        noise_used = noise[:, :bucket]
         if prior is not None:
             prior = _of_tokens(prior, lambda values: values[:, :bucket])
         step_noise = step_noise[:, :, :bucket]

@@ -3,7 +3,9 @@
 The model's parameters and the given latents say what they are spread over; XLA does the same with
 what is computed from them. Only what lives from one frame to the next is laid out here, so that it
 stays where it is and can be donated: samples as the given latents have them, tokens along the mesh
-axis `context`, heads along `tensor`.
+axis `context`, heads along `tensor`; and the diffusion head, which is copied to every device. It
+runs hundreds of times a frame on a few dozen rows, so that split along `tensor` it would do little
+but wait for the other devices.
 """
 
 import math
@@ -15,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from videomar_jax.checks import UserError
 from videomar_jax.models.attention import KVCache
 from videomar_jax.models.config import ModelConfig
+from videomar_jax.models.partitioning import HeadLayout, Rule
+from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.types import Array
 
 
@@ -76,14 +80,49 @@ def constrain(place: Placement | None, cache: KVCache, tokens: Array) -> tuple[K
     return cache, keep(tokens, place.tokens)
 
 
+def attention_rule(place: Placement | None) -> Rule | None:
+    """The rule under which attention is spread as its cache is."""
+    if place is None:
+        return None
+    _, samples, _, tokens, heads, _ = (_axes(entry) for entry in place.cache.spec)
+    layout = HeadLayout(mesh=place.cache.mesh, samples=samples, tokens=tokens, heads=heads)
+    return Rule(heads=layout)
+
+
+def with_whole_head(place: Placement | None, model: VideoMAR) -> VideoMAR:
+    """The model with its diffusion head copied to every device."""
+    if place is None:
+        return model
+    whole = NamedSharding(place.cache.mesh, PartitionSpec())
+
+    def copied(path: tuple, leaf: Array) -> Array:
+        if jax.tree_util.keystr(path[:1], simple=True) != "head":
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, whole)
+
+    return jax.tree_util.tree_map_with_path(copied, model)
+
+
+def with_whole_rows(place: Placement | None, z: Array) -> Array:
+    """What the head is given, [rows, tokens, D]: split by samples only."""
+    if place is None:
+        return z
+    samples = place.tokens.spec[0]
+    return jax.lax.with_sharding_constraint(
+        z, NamedSharding(place.tokens.mesh, PartitionSpec(samples))
+    )
+
+
 def cache_shards(place: Placement | None) -> int:
     """Over how many devices the cache is split."""
     if place is None:
         return 1
-    names: list[str] = []
-    for entry in place.cache.spec:
-        if isinstance(entry, str):
-            names.append(entry)
-        elif entry is not None:
-            names.extend(entry)
+    names = [name for entry in place.cache.spec for name in _axes(entry)]
     return math.prod(place.cache.mesh.shape[name] for name in names)
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """One entry of a `PartitionSpec` as the mesh axes that it names."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)

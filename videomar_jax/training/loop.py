@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 
 from videomar_jax.checkpoints.manager import Checkpoints
 from videomar_jax.io.log import log
-from videomar_jax.models.config import ModelConfig
 from videomar_jax.models.flops import forward_flops
 from videomar_jax.models.params import Params, abstract_model, count_params
 from videomar_jax.parallel.mesh import describe_mesh, make_mesh
@@ -232,7 +231,7 @@ def time_steps(
     mesh = make_mesh(recipe.mesh)
     share, shares = process_share(mesh)
     init_key, step_key = _keys(recipe.seed, mesh)
-    graph, _ = abstract_model(_model_on(mesh, recipe.model))
+    graph, _ = abstract_model(recipe.model)
     optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
     abstract = jax.eval_shape(lambda: init_state(recipe.model, optimizer, init_key))
     shardings = state_shardings(abstract, mesh, recipe.mesh)
@@ -271,7 +270,7 @@ def abstract_update(
 ) -> tuple[TrainStep, TrainState, jax.ShapeDtypeStruct]:
     """The update of a run, the shapes of its state, and that of its key, for a mesh whose devices
     need not be here: what it takes to compile the step."""
-    graph, _ = abstract_model(_model_on(mesh, recipe.model))
+    graph, _ = abstract_model(recipe.model)
     optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda: init_state(recipe.model, optimizer, jax.random.key(0)))
@@ -316,7 +315,7 @@ def _resume_or_start(
 ) -> _Start:
     """The state of the newest checkpoint, or a fresh one."""
     init_key, step_key = _keys(recipe.seed, mesh)
-    graph, _ = abstract_model(_model_on(mesh, recipe.model))
+    graph, _ = abstract_model(recipe.model)
     optimizer = make_optimizer(recipe.optimizer, recipe.learning_rate())
     abstract = jax.eval_shape(lambda: init_state(recipe.model, optimizer, init_key))
     shardings = state_shardings(abstract, mesh, recipe.mesh)
@@ -372,13 +371,6 @@ def _keys(seed: int, mesh: Mesh) -> tuple[Key, Key]:
         return jax.random.fold_in(root, 0), jax.random.fold_in(root, 1)
 
     return jax.jit(keys, out_shardings=replicated(mesh))()
-
-
-def _model_on(mesh: Mesh, model: ModelConfig) -> ModelConfig:
-    """The model as this mesh can run it: cuDNN's attention cannot split the tokens of a frame."""
-    if mesh.shape["context"] > 1 and model.attention == "auto":
-        return dataclasses.replace(model, attention="xla")
-    return model
 
 
 def _make_validation(

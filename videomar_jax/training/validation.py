@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from videomar_jax.data.loader import fixed_clips
 from videomar_jax.data.sources import ClipShape
 from videomar_jax.models.params import Params
+from videomar_jax.models.partitioning import Rule, sharding_rule
 from videomar_jax.parallel.multihost import process_share
-from videomar_jax.parallel.sharding import batch_shardings, place, replicated
+from videomar_jax.parallel.sharding import batch_shardings, head_layout, place, replicated
 from videomar_jax.platforms import compile_for, platform_of
 from videomar_jax.training.batches import TrainingInputs, encoded_at_once, to_batch
 from videomar_jax.training.config import LossConfig
@@ -76,7 +77,8 @@ class Validation:
         model = nnx.merge(self._graph, params)
         shape = token_shape(batch, model.config.patch_size)
         draws = draw(jax.random.fold_in(jax.random.key(0), number), model, shape, self._config)
-        return next_frame_loss(model, batch, draws, self._config)[0]
+        with sharding_rule(Rule(heads=head_layout(self._mesh))):
+            return next_frame_loss(model, batch, draws, self._config)[0]
 
     def __call__(self, params: Params) -> float:
         """The mean loss over the clips."""
