@@ -18,6 +18,7 @@ from videomar_jax.io.pictures import MOST_PIXELS
 from videomar_jax.models.videomar import VideoMAR
 from videomar_jax.parallel.config import MeshConfig
 from videomar_jax.pretrained.bundle import ModelBundle, load_pretrained
+from videomar_jax.pretrained.shipped import shipped
 from videomar_jax.sampling.config import SamplingConfig, with_preset
 from videomar_jax.sampling.schedules import head_step_names, reveal_plan
 from videomar_jax.tokenizers import latent_shape
@@ -95,6 +96,17 @@ class VideoMARPipeline:
             weights=weights,
             mesh=mesh,
         )
+
+    @classmethod
+    def from_pretrained(cls, name: str = "scenes") -> "VideoMARPipeline":
+        """A model that comes with the package.
+
+        Args:
+            name: one of `pretrained.shipped.SHIPPED`.
+        Raises:
+            UserError: another name, or the installation lacks the model's files.
+        """
+        return cls.from_checkpoint(shipped(name))
 
     def __call__(
         self,
