@@ -104,6 +104,11 @@ def test_a_kernel_that_cannot_run_here_fails_loudly(heads):
         attend(*(x[:, 0] for x in heads), kernel="cudnn")
 
 
+def test_the_kernel_of_tpus_fails_loudly_elsewhere(heads):
+    with pytest.raises(Exception, match=r"(?i)interpret|tpu"):
+        jax.block_until_ready(attention.frame_causal(*heads, kernel="splash"))
+
+
 def test_an_unknown_kernel_is_refused(heads):
     with annotations_off(), pytest.raises(ValueError, match=r"no attention kernel 'flash'"):
         attend(*(x[:, 0] for x in heads), kernel="flash")

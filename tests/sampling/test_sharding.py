@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.helpers.tiny_model import tiny_model, tiny_text
+from tests.helpers.tiny_model import annotations_off, tiny_model, tiny_text
 from videomar_jax.accelerators.chips import Chip
 from videomar_jax.accelerators.cost import cost_of
 from videomar_jax.accelerators.hlo import Program, parse
@@ -108,9 +108,10 @@ def frame_program(speed: SpeedOptions, head_steps: str) -> Program:
     plan = plan_generation(model, given, num_frames=2, config=config, speed=speed)
     shared, state = start(plan, given, *tiny_text(1), jax.random.split(jax.random.key(0), 1))
     settings = jax.tree.map(lambda values: values[0], plan.settings)
-    compiled = decoder.compiled_frame.lower(
-        plan.model, shared, state, settings, None, plan.static_config(1)
-    ).compile()
+    arguments = plan.model, shared, state, settings, None, plan.static_config(1)
+    # Lowering describes the arguments in records of their own types.
+    with annotations_off():
+        compiled = decoder.compiled_frame.lower(*arguments).compile()
     return parse(compiled.as_text())
 
 

@@ -68,9 +68,10 @@ def splash_attention(
         keys=keys.shape[2],
     )
     kernel = _kernel(frame_mask, q.shape[3], q_block, k_block, interpret)
-    out = jax.vmap(kernel)(
-        _heads_first(queries), _heads_first(keys), _heads_first(values), segments
-    )
+    arrays = _heads_first(queries), _heads_first(keys), _heads_first(values)
+    out = jax.vmap(kernel)(*arrays, segments)
+    # A kernel that saves residuals would return a pair.
+    assert isinstance(out, jax.Array)
     out = jnp.swapaxes(out, 1, 2).reshape(queries.shape)
     return out[:, :, : q.shape[2]].reshape(shape)
 
